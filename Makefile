@@ -1,0 +1,60 @@
+# Everything a person does with this project, by name. `make help` lists it.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PRESET ?= sample
+ARGS ?=
+RUNS ?= runs
+PORT ?= 5000
+IMAGE_REGISTRY ?=
+IMAGE_TAG ?=
+export IMAGE_REGISTRY IMAGE_TAG
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint format compile-pipeline check-pipeline mlflow bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: $(VENV)/run.stamp ## the whole pipeline on the offline sample (PRESET=, ARGS="key=value …")
+	$(BIN)/mmgemma run --preset $(PRESET) --runs $(RUNS) $(ARGS)
+
+test: $(VENV)/dev.stamp ## every test that needs no GPU, cluster or network
+	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+
+lint: $(VENV)/dev.stamp ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/dev.stamp ## let ruff lay the code out
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+compile-pipeline: $(VENV)/run.stamp ## write pipelines/compiled/*.yaml (IMAGE_REGISTRY=, IMAGE_TAG=)
+	PYTHONHASHSEED=0 $(BIN)/python -m pipelines.compile
+
+check-pipeline: compile-pipeline ## fail if the committed pipelines are not what the code compiles to
+	git diff --exit-code -- pipelines/compiled
+
+mlflow: $(VENV)/run.stamp ## browse the registry of the local runs (PORT=5000)
+	@test -f $(RUNS)/mlflow/mlflow.db || { echo "make mlflow: $(RUNS)/mlflow/mlflow.db does not exist yet; run \`make run\` first."; exit 2; }
+	$(BIN)/mlflow server --backend-store-uri sqlite:///$(abspath $(RUNS))/mlflow/mlflow.db --port $(PORT)
+
+bench: $(VENV)/run.stamp ## what measures speed (benchmarks/*.py)
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean: ## remove the virtual environment and caches; runs/ stays
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+
+# A stamp a set of extras, so that `make run` does not install what only the tests need.
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/run.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,pipeline]'
+	@touch $@
+
+$(VENV)/dev.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/run.stamp

@@ -1,0 +1,177 @@
+"""From a preset and `key=value` overrides to one checked `Config`.
+
+Hydra composes; this module only turns what can go wrong into sentences and locations into URIs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import typing
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from multimodal_gemma.config import fields
+from multimodal_gemma.config.schema import Config
+from multimodal_gemma.errors import InputError
+
+_PRESETS = "multimodal_gemma.config.presets"
+_FLOORS = "registry.floors"
+
+
+def presets() -> list[str]:
+    """Return the names of the presets that come with the package."""
+    names = (entry.name for entry in resources.files(_PRESETS).iterdir())
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+
+
+def compose(preset: str, overrides: Sequence[str] = ()) -> Config:
+    """Compose a configuration.
+
+    Args:
+        preset: one of `presets()`.
+        overrides: `section.key=value` strings in Hydra's grammar, later ones win.
+
+    Returns:
+        The checked configuration; paths of this machine have become absolute file:// URIs.
+
+    Raises:
+        InputError: unknown preset or key, or a value of a wrong type or out of its range.
+    """
+    if preset not in presets():
+        raise InputError(f"config: there is no preset {preset!r}. {_nearest(preset, presets())}")
+    for override in overrides:
+        _check_key(preset, override)
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_module
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    ConfigStore.instance().store(name="schema", node=Config)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module(_PRESETS, version_base="1.3"):
+            tables = [override for override in overrides if override.startswith(f"{_FLOORS}=")]
+            others = [_spelled(override) for override in overrides if override not in tables]
+            composed = hydra_compose(preset, overrides=others)
+            for table in tables:  # replaces the preset's; Hydra would merge the two
+                floors = OverridesParser.create().parse_override(table).value()
+                OmegaConf.update(composed, _FLOORS, floors, merge=False)
+            config = OmegaConf.to_object(composed)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(_value_sentence(preset, overrides, error)) from None
+    assert isinstance(config, Config)
+    return _finish(config)
+
+
+def to_json(config: Config, *sections: str) -> str:
+    """Return `config` as JSON, or only some of its sections (the rest stands at its defaults)."""
+    value = dataclasses.asdict(config)
+    if sections:
+        value = {key: value[key] for key in ("preset", *sections)}
+    return json.dumps(value, sort_keys=True)
+
+
+def from_json(text: str) -> Config:
+    """Return the configuration that `to_json` wrote; sections that are absent stand at their defaults."""
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), json.loads(text)))
+    assert isinstance(config, Config)
+    return _finish(config)
+
+
+def _finish(config: Config) -> Config:
+    for section in _sections(config):
+        for field in dataclasses.fields(section):
+            if field.metadata.get("location"):
+                setattr(section, field.name, _as_uri(getattr(section, field.name)))
+    fields.check(config)
+    return config
+
+
+def _sections(value: Any) -> Iterator[Any]:
+    yield value
+    for field in dataclasses.fields(value):
+        item = getattr(value, field.name)
+        if dataclasses.is_dataclass(item):
+            yield from _sections(item)
+
+
+def _as_uri(text: str) -> str:
+    if not text or "://" in text:
+        return text
+    return Path(text).expanduser().resolve().as_uri()
+
+
+def _keys(kind: type, prefix: str = "") -> Iterator[str]:
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from _keys(typing.cast(type, hints[field.name]), f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}"
+
+
+def _check_key(preset: str, override: str) -> None:
+    key, equals, _ = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"config: {override!r} is no override. Write section.key=value.")
+    known = list(_keys(Config))
+    if key in known and key != "preset":
+        return
+    if key.startswith(f"{_FLOORS}."):
+        return
+    if key == "preset":
+        raise InputError("config: 'preset' is chosen with --preset, not as an override.")
+    raise InputError(f"config: {key!r} is no key of preset {preset}. {_nearest(key, known)}")
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if not close:
+        ending = word.rpartition(".")[2]
+        by_ending = {name.rpartition(".")[2]: name for name in known}
+        close = [by_ending[name] for name in difflib.get_close_matches(ending, list(by_ending), n=1, cutoff=0.4)]
+    return f"Did you mean {close[0]!r}?" if close else f"Choose one of {', '.join(known)}."
+
+
+def _spelled(override: str) -> str:
+    """Spell an override in Hydra's grammar: any path or URI is text, and any metric may have a floor."""
+    key, _, value = override.partition("=")
+    if key in _location_keys(Config) and value[:1] not in ("'", '"'):
+        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+        return f"{key}='{escaped}'"
+    return f"++{override}" if key.startswith(f"{_FLOORS}.") else override
+
+
+def _location_keys(kind: type, prefix: str = "") -> set[str]:
+    hints = typing.get_type_hints(kind)
+    keys = set()
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(hints[field.name]):
+            keys |= _location_keys(typing.cast(type, hints[field.name]), f"{prefix}{field.name}.")
+        elif field.metadata.get("location"):
+            keys.add(f"{prefix}{field.name}")
+    return keys
+
+
+def _value_sentence(preset: str, overrides: Sequence[str], error: Exception) -> str:
+    """Name the override that Hydra refused: the first line of its message says why."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    reason = str(cause).strip().splitlines()[0].rstrip(".")
+    full_key = getattr(cause, "full_key", None)
+    for override in overrides:
+        key = override.partition("=")[0]
+        if (full_key and (key == full_key or full_key.startswith(f"{key}["))) or override in str(error):
+            return f"config: {override!r} does not fit preset {preset}: {reason}. `mmgemma config` prints every key."
+    return f"config: the overrides do not fit preset {preset}: {reason}."

@@ -1,0 +1,1 @@
+"""The presets: small differences of one base configuration (config/schema.py)."""

@@ -1,0 +1,151 @@
+"""The whole configuration in one place: every key, its unit, and why that default.
+
+The defaults are the recipe `llava-150k`; the other presets are small differences of it (presets/*.yaml).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from multimodal_gemma.config.fields import choice, location, number
+
+COCO = "https://s3.amazonaws.com/images.cocodataset.org"  # images.cocodataset.org itself fails TLS by its own name
+LLAVA = "hf://datasets/liuhaotian/LLaVA-Instruct-150K@main"
+
+
+@dataclasses.dataclass
+class SampleConfig:
+    """The generated scenes behind `sample://`."""
+
+    train_scenes: int = number(2000, low=10)  # scenes with conversations
+    held_out_scenes: int = number(120, low=4)  # scenes that only the benchmarks ask about
+    seed: int = 7  # another seed draws other scenes
+
+
+@dataclasses.dataclass
+class DataConfig:
+    """Conversations and their images."""
+
+    conversations: str = location(f"{LLAVA}/llava_instruct_150k.json")  # 157,712 conversations
+    images: str = location(f"{COCO}/train2017/")  # base that a conversation's image name is appended to
+    sample: SampleConfig = dataclasses.field(default_factory=SampleConfig)
+    allowed_hosts: list[str] = dataclasses.field(
+        default_factory=lambda: ["huggingface.co", "s3.amazonaws.com", "raw.githubusercontent.com"]
+    )  # hosts that https:// may name; a download from anywhere else is refused
+    max_missing_fraction: float = number(0.001, low=0, high=1)  # images that may be lost before download fails
+    max_image_bytes: int = number(20_000_000, low=1)  # a larger file is no photograph
+    max_image_pixels: int = number(50_000_000, low=1)  # decoded size; a bomb is larger
+    validation_fraction: float = number(0.02, low=0, high=0.5)  # share of images held out, by image
+    max_text_tokens: int = number(1024, low=16)  # text tokens a conversation may have; longer ones are cut by turns
+    contamination: str = choice("fail", "drop", "allow")  # training images that a benchmark asks about
+
+
+@dataclasses.dataclass
+class BenchmarksConfig:
+    """The questions a model is scored on. An empty location leaves that benchmark out."""
+
+    pope: str = location("https://raw.githubusercontent.com/AoiDragon/POPE/main/output/coco/")  # the three files
+    vqa: str = location("https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa/")  # questions and annotations
+    images: str = location(f"{COCO}/val2014/")
+    vqa_questions: int | None = number(5000, low=1)  # seeded draw from the 214,354; null asks all
+
+
+@dataclasses.dataclass
+class LoraConfig:
+    """Low-rank adapters on the language model's linear layers (Hu et al., 2021)."""
+
+    rank: int = number(64, low=1)
+    alpha: int = number(128, low=1)  # update is scaled by alpha / rank
+    dropout: float = number(0.1, low=0, high=0.9)  # 0 is measurably faster
+    targets: list[str] = dataclasses.field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    )  # of the language model only
+
+
+@dataclasses.dataclass
+class ModelConfig:
+    """What is joined, and which part learns how."""
+
+    vision: str = location("hf://openai/clip-vit-large-patch14@32bd64288804d66eefd0ccbe215aa642df71cc41")
+    language: str = location("hf://google/gemma-3-270m@main")  # any causal model that stock Llava can wrap
+    projector: str = location("")  # folder of a trained model whose projector to start from; empty: fresh
+    vision_feature_layer: int = number(-2, high=-1)  # -2 as LLaVA; -1 the last
+    vision_policy: str = choice("frozen", "full")
+    projector_policy: str = choice("trained", "frozen")
+    language_policy: str = choice("lora", "full", "frozen")
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
+
+
+@dataclasses.dataclass
+class TrainingConfig:
+    """The optimiser, its schedule and the shape of a step."""
+
+    epochs: int = number(3, low=1)
+    max_steps: int | None = number(None, low=1)  # optimiser steps; null: as many as the epochs have
+    batch_size: int = number(40, low=1)  # conversations an optimiser step, over all ranks
+    batch_tokens: int = number(16_384, low=64)  # positions a forward pass, image tokens and padding counted
+    projector_lr: float = number(1e-3, low=0)  # learns from random weights: five times the adapters' rate
+    lora_lr: float = number(2e-4, low=0)  # bends pretrained weights gently
+    language_lr: float = number(2e-5, low=0)  # language_policy=full
+    vision_lr: float = number(2e-6, low=0)  # vision_policy=full
+    weight_decay: float = number(0.01, low=0)
+    warmup_fraction: float = number(0.03, low=0, high=1)  # of all steps, linear from zero; then linear to zero
+    max_grad_norm: float = number(1.0, low=0)
+    seed: int = 42
+    precision: str = choice("auto", "fp32", "bf16")  # auto: bf16 where a GPU has it
+    device: str = choice("auto", "cpu", "cuda")
+    compile: str = choice("auto", "on", "off")  # the language model only; auto: on a GPU
+    feature_cache: str = choice("auto", "none", "memory")  # frozen features once an image; auto: if memory allows
+    gradient_checkpointing: bool = False  # slower, and a longer sample fits
+    validations_per_epoch: int = number(4, low=1)
+    patience: int = number(3, low=1)  # validations without a better loss before training stops
+    keep_best: int = number(2, low=1)  # best checkpoints kept beside the last
+    trackers: list[str] = dataclasses.field(default_factory=lambda: ["mlflow"])  # of accelerate; [] is none
+
+
+@dataclasses.dataclass
+class EvaluationConfig:
+    """How questions are asked and scored."""
+
+    suffix: str = "\nAnswer the question using a single word or phrase."  # LLaVA-1.5's short-answer prompt
+    max_new_tokens: int = number(16, low=1)
+    batch_tokens: int = number(16_384, low=64)  # positions a forward pass
+    confidence: float = number(0.95, low=0.5, high=0.999)  # of the intervals, clustered by image
+    device: str = choice("auto", "cpu", "cuda")
+    precision: str = choice("auto", "fp32", "bf16")
+
+
+@dataclasses.dataclass
+class RegistryConfig:
+    """Where runs and versions are recorded, and what a champion must show."""
+
+    tracking_uri: str = ""  # MLflow; empty: MLFLOW_TRACKING_URI
+    experiment: str = "multimodal-gemma"
+    name: str = "multimodal-gemma"  # the registered model
+    floors: dict[str, float] | None = dataclasses.field(
+        default_factory=lambda: {"pope_accuracy": 0.55, "vqa_over_baseline": 0.0}
+    )  # smallest value by metric; null: no absolute floor
+    compared: list[str] = dataclasses.field(
+        default_factory=lambda: ["pope_accuracy", "vqa_accuracy"]
+    )  # must not be worse than the champion's beyond the paired interval
+
+
+@dataclasses.dataclass
+class ExportConfig:
+    """What is shipped."""
+
+    dtype: str = choice("bfloat16", "float32")  # of the merged weights
+
+
+@dataclasses.dataclass
+class Config:
+    """One run of the pipeline."""
+
+    preset: str = "llava-150k"
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    benchmarks: BenchmarksConfig = dataclasses.field(default_factory=BenchmarksConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+    registry: RegistryConfig = dataclasses.field(default_factory=RegistryConfig)
+    export: ExportConfig = dataclasses.field(default_factory=ExportConfig)

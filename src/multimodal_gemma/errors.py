@@ -1,0 +1,9 @@
+"""The one exception that speaks to a person.
+
+Everything a user can get wrong ends as an `InputError` whose message is a sentence: what, where, what to do.
+The command line prints it and exits with 2; nothing else in the project catches broadly.
+"""
+
+
+class InputError(Exception):
+    """A mistake in what the user gave: one clear sentence, no traceback, exit code 2."""

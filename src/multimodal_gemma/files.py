@@ -1,0 +1,139 @@
+"""Files that are either whole or absent.
+
+A process can be killed between any two instructions. Whatever is written here goes to a temporary name beside its
+destination, is flushed to the disk and renamed, so that a reader never meets half a file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from multimodal_gemma.errors import InputError
+
+_CHUNK = 1 << 20  # bytes read at a time when hashing
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path that becomes `path` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        InputError: the folder cannot be written, or the disk is full.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+    except OSError as error:
+        raise unwritable(path.parent, error) from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def unwritable(path: Path, error: OSError) -> InputError:
+    """Return the sentence for a place that cannot be written."""
+    if error.errno == errno.ENOSPC:
+        return InputError(f"{path}: the disk is full. Free some space and run again; what is finished is kept.")
+    reason = error.strerror or str(error)
+    return InputError(f"{path}: cannot be written ({reason}). Choose a folder that you may write to.")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as readable JSON with sorted keys, whole or not at all."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write one JSON object a line, whole or not at all."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Read a JSON file that a user may have given.
+
+    Args:
+        path: the file.
+        what: how to call it in an error, e.g. "conversations".
+
+    Raises:
+        InputError: the file is absent, no UTF-8, or no whole JSON document.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{what}: {path} does not exist. Check the path.") from None
+    except IsADirectoryError:
+        raise InputError(f"{what}: {path} is a folder, not a JSON file. Name the file in it.") from None
+    except PermissionError:
+        raise InputError(f"{what}: {path} may not be read. Check its permissions.") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{what}: {path} is no UTF-8 text. Give a JSON file.") from None
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{what}: {path} is no whole JSON document (line {error.lineno}, column {error.colno}: {error.msg}). "
+            "It may be truncated: fetch it again."
+        ) from None
+
+
+def read_jsonl(path: Path, what: str) -> list[dict[str, Any]]:
+    """Read one JSON object a line.
+
+    Raises:
+        InputError: the file is absent or a line is no JSON object.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise InputError(f"{what}: {path} does not exist. Check the path.") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{what}: {path} is no UTF-8 text. Give one JSON object a line.") from None
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{what}: line {number} of {path} is no JSON object ({error.msg}).") from None
+        if not isinstance(row, dict):
+            raise InputError(f"{what}: line {number} of {path} is no JSON object.")
+        rows.append(row)
+    return rows
+
+
+def sha256_file(path: Path) -> str:
+    """Return the hexadecimal sha256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while piece := stream.read(_CHUNK):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def digest_of(value: Any) -> str:
+    """Return the hexadecimal sha256 of a JSON-serialisable value in canonical form."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()

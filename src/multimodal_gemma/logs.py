@@ -1,0 +1,31 @@
+"""One line a decision or a stage, with the figures a person would ask for next."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+_ROOT = "multimodal_gemma"
+
+
+def get(name: str) -> logging.Logger:
+    """Return the logger of a part, e.g. `get("preprocess")`."""
+    return logging.getLogger(f"{_ROOT}.{name}")
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        part = record.name.removeprefix(f"{_ROOT}.")
+        mark = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        return f"{self.formatTime(record, '%H:%M:%S')} {part}: {mark}{record.getMessage()}"
+
+
+def setup(*, quiet: bool = False) -> None:
+    """Send this project's log lines to standard error; calling it twice changes nothing."""
+    logger = logging.getLogger(_ROOT)
+    if not logger.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(_Formatter())
+        logger.addHandler(handler)
+        logger.propagate = False
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)

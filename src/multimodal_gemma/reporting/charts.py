@@ -1,0 +1,146 @@
+"""Charts as inline SVG: few colours, one accent, text that stays text.
+
+Matplotlib draws; this module only gives every chart of the project the same plain look and makes it fit a phone.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+ACCENT = "#3b5bdb"
+PALETTE = (ACCENT, "#e8590c", "#2b8a3e", "#862e9c", "#495057", "#c2255c")
+_STYLE = {
+    "svg.fonttype": "none",  # text remains selectable, and the file small
+    "svg.hashsalt": "multimodal-gemma",  # the same chart gives the same bytes
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#868e96",
+    "axes.labelcolor": "#495057",
+    "xtick.color": "#495057",
+    "ytick.color": "#495057",
+    "axes.grid": True,
+    "grid.color": "#e9ecef",
+    "axes.axisbelow": True,
+    "figure.constrained_layout.use": True,
+}
+
+
+def lines(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_label: str, y_label: str, *, log_y: bool = False
+) -> str:
+    """Draw one line a series.
+
+    Args:
+        series: name to (xs, ys), drawn in this order; a series of few points gets markers.
+        x_label: what runs along the bottom, with its unit.
+        y_label: what runs up the side, with its unit.
+        log_y: whether the side is logarithmic.
+    """
+
+    def draw(axes: Axes) -> None:
+        for index, (name, (xs, ys)) in enumerate(series.items()):
+            marker = "o" if len(xs) <= 30 else None
+            colour = PALETTE[index % len(PALETTE)]
+            axes.plot(list(xs), list(ys), label=name, color=colour, marker=marker, markersize=4, linewidth=1.6)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        if log_y:
+            axes.set_yscale("log")
+        if len(series) > 1:
+            axes.legend(frameon=False)
+
+    return _svg(draw, 6.4, 2.8)
+
+
+def histogram(
+    values: Sequence[float], x_label: str, *, bins: int = 30, marks: Mapping[str, float] | None = None
+) -> str:
+    """Draw how often values fall where, with named vertical marks such as the median."""
+
+    def draw(axes: Axes) -> None:
+        axes.hist(list(values), bins=bins, color=ACCENT, alpha=0.85)
+        for index, (name, value) in enumerate((marks or {}).items()):
+            axes.axvline(value, color=PALETTE[1 + index % 5], linewidth=1.4, label=f"{name} {value:,.4g}")
+        axes.set_xlabel(x_label)
+        axes.set_ylabel("count")
+        if marks:
+            axes.legend(frameon=False)
+
+    return _svg(draw, 6.4, 2.4)
+
+
+def bars(
+    labels: Sequence[str],
+    values: Sequence[float],
+    x_label: str,
+    *,
+    intervals: Sequence[tuple[float, float]] | None = None,
+    baselines: Sequence[float] | None = None,
+) -> str:
+    """Draw horizontal bars, first label on top, with optional intervals (low, high) and baseline ticks."""
+
+    def draw(axes: Axes) -> None:
+        places = list(range(len(labels)))
+        axes.barh(places, list(values), color=ACCENT, alpha=0.85, height=0.65)
+        if intervals is not None:
+            low = [max(value - interval[0], 0.0) for value, interval in zip(values, intervals, strict=True)]
+            high = [max(interval[1] - value, 0.0) for value, interval in zip(values, intervals, strict=True)]
+            axes.errorbar(list(values), places, xerr=[low, high], fmt="none", ecolor="#212529", capsize=3)
+        if baselines is not None:
+            axes.scatter(list(baselines), places, marker="|", s=200, linewidths=2, color=PALETTE[1], label="baseline")
+            axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1))
+        axes.set_yticks(places, list(labels))
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel(x_label)
+
+    return _svg(draw, 6.4, 0.7 + 0.32 * max(len(labels), 2))
+
+
+def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str], title: str) -> str:
+    """Draw a confusion matrix: rows are the truth, columns the answer, each cell its count and share of the row."""
+
+    def draw(axes: Axes) -> None:
+        shares = [[count / max(sum(row), 1) for count in row] for row in matrix]
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        for row, counts in enumerate(matrix):
+            for column, count in enumerate(counts):
+                share = shares[row][column]
+                colour = "white" if share > 0.55 else "#212529"
+                axes.text(column, row, f"{count:,}\n{share:.0%}", ha="center", va="center", color=colour)
+        axes.set_xticks(range(len(labels)), list(labels))
+        axes.set_yticks(range(len(labels)), list(labels))
+        axes.set_xlabel("answer")
+        axes.set_ylabel("truth")
+        axes.set_title(title, fontsize=11)
+        axes.grid(visible=False)
+
+    return _svg(draw, 2.6, 2.7)
+
+
+def _svg(draw: Any, width: float, height: float) -> str:
+    """Return the drawing as an <svg> that is at most `width` inches wide and shrinks with its page."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure as NewFigure
+
+    with matplotlib.rc_context(_STYLE):
+        figure: Figure = NewFigure(figsize=(width, height))
+        draw(figure.add_subplot())
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    size = f'style="width:100%;max-width:{width * 110:.0f}px;height:auto"'
+    return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"|height="[\d.]+pt" width="[\d.]+pt"', size, text, count=1)

@@ -1,0 +1,59 @@
+"""A report must travel alone and must not run what it quotes."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import xml.etree.ElementTree as ElementTree
+
+from PIL import Image
+
+from multimodal_gemma.reporting import charts, pictures
+from multimodal_gemma.reporting.page import GalleryItem, Page
+
+
+def test_quoted_text_stays_text() -> None:
+    page = Page("<b>", "lead").section("<i>", "<script>").table(["<u>"], [["<img src=x onerror=y>"]]).pre("</pre>")
+    page.gallery([GalleryItem(Image.new("RGB", (4, 4)), "'><script>", [("<a>", "good")])])
+    html = page.html()
+    assert "<script" not in html
+    assert "<img src=x" not in html
+    assert "&lt;img src=x onerror=y&gt;" in html
+
+
+def test_nothing_is_fetched_from_elsewhere() -> None:
+    page = Page("t", "l").figure(charts.lines({"loss": ([1, 2], [2, 1])}, "step", "loss"))
+    page.thumbnails([Image.new("RGB", (9, 9), "red")])
+    for address in re.findall(r"(?:src|href)=['\"]([^'\"]+)", page.html()):
+        assert address.startswith(("data:image/jpeg;base64,", "#"))
+
+
+def test_figures_are_right_aligned_and_words_are_not() -> None:
+    html = Page("t", "l").table(["name", "share"], [["yes", 0.5], ["no", 0.25]]).html()
+    assert "<td class='number'>0.500</td>" in html
+    assert "<td>yes</td>" in html
+
+
+def test_a_picture_is_reduced_and_keeps_its_shape() -> None:
+    uri = pictures.data_uri(Image.new("RGBA", (400, 100), "green"), max_side=200)
+    image = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+    assert (image.size, image.mode) == ((200, 50), "RGB")
+
+
+def test_every_chart_is_one_whole_svg_of_the_same_bytes() -> None:
+    def draw() -> list[str]:
+        return [
+            charts.lines({"loss": ([1, 2], [2, 1]), "validation": ([1], [1.5])}, "step", "loss"),
+            charts.histogram([1, 2, 2, 3], "tokens", bins=3, marks={"median": 2}),
+            charts.bars(
+                ["yes", "no"], [0.5, 0.7], "accuracy", intervals=[(0.4, 0.6), (0.6, 0.8)], baselines=[0.5, 0.5]
+            ),
+            charts.confusion([[5, 1], [2, 4]], ["yes", "no"], "random"),
+        ]
+
+    first = draw()
+    for chart in first:
+        assert ElementTree.fromstring(chart).tag.endswith("svg")
+        assert "max-width" in chart
+    assert first == draw()
