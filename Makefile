@@ -11,7 +11,7 @@ IMAGE_TAG ?=
 export IMAGE_REGISTRY IMAGE_TAG
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format compile-pipeline check-pipeline mlflow bench clean
+.PHONY: help run test e2e lint format compile-pipeline check-pipeline mlflow bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ run: $(VENV)/run.stamp ## the whole pipeline on the offline sample (PRESET=, ARG
 
 test: $(VENV)/dev.stamp ## every test that needs no GPU, cluster or network
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+
+e2e: $(VENV)/dev.stamp ## whole pipelines: the sample, and real photographs (minutes)
+	$(BIN)/python -m pytest tests/e2e $(ARGS)
 
 lint: $(VENV)/dev.stamp ## ruff and mypy
 	$(BIN)/ruff check .

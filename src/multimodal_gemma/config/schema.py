@@ -36,8 +36,10 @@ class DataConfig:
     max_image_bytes: int = number(20_000_000, low=1)  # a larger file is no photograph
     max_image_pixels: int = number(50_000_000, low=1)  # decoded size; a bomb is larger
     validation_fraction: float = number(0.02, low=0, high=0.5)  # share of images held out, by image
+    split_seed: int = 42  # another seed holds other images out
     max_text_tokens: int = number(1024, low=16)  # text tokens a conversation may have; longer ones are cut by turns
     contamination: str = choice("fail", "drop", "allow")  # training images that a benchmark asks about
+    workers: int | None = number(None, low=1)  # processes that decode and tokenize; null: one a core
 
 
 @dataclasses.dataclass

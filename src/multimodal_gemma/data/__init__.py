@@ -1,0 +1,1 @@
+"""From published files to batches: sources, shards, conversations, benchmarks, images, tokens."""

@@ -1,0 +1,78 @@
+"""No image that a benchmark asks about may be learnt from: a score on it would measure memory.
+
+Identity is COCO's twelve digits (see `image_names`), because the same photograph has several file names across
+releases. Validation images are judged like training images: early stopping chooses the model by them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+
+from multimodal_gemma import manifest
+from multimodal_gemma.data import benchmarks as questions
+from multimodal_gemma.data.conversations import Conversation
+from multimodal_gemma.data.image_names import image_id
+from multimodal_gemma.data.shards import ImageShards
+from multimodal_gemma.errors import InputError
+
+_NAMED = 5  # ids that an error lists
+
+
+@dataclasses.dataclass(frozen=True)
+class Contamination:
+    """What the comparison with the benchmarks found.
+
+    Attributes:
+        status: "clean" (none found, or all dropped), "allowed" (kept on request) or "unknown" (no benchmarks given).
+        images: ids of the dataset's images that a benchmark asks about, ascending.
+        dropped: whether their conversations are left out.
+    """
+
+    status: str
+    images: list[str]
+    dropped: bool
+
+    def drops(self, conversation: Conversation) -> bool:
+        """Tell whether a conversation is left out because a benchmark asks about its image."""
+        return self.dropped and conversation.image is not None and image_id(conversation.image) in self._ids
+
+    @functools.cached_property
+    def _ids(self) -> frozenset[str]:
+        return frozenset(self.images)
+
+
+def benchmark_images(folder: Path) -> set[str]:
+    """Return the ids of every image that a benchmarks artifact asks about or holds."""
+    asked = {question.image for setting in questions.load_pope(folder).values() for question in setting}
+    ids = {image_id(name) for name in (*asked, *ImageShards(folder).names())}
+    return ids | {question.image_id for question in questions.load_vqa(folder)}
+
+
+def check(conversations: list[Conversation], benchmarks: Path | None, policy: str) -> Contamination:
+    """Compare the conversations' images with the benchmarks'.
+
+    Args:
+        conversations: all of the dataset's.
+        benchmarks: a benchmarks artifact; None if there is none.
+        policy: data.contamination: "fail", "drop" or "allow".
+
+    Raises:
+        InputError: the policy is "fail" and an image is in both; the sentence lists the first ids.
+    """
+    if benchmarks is None:
+        return Contamination("unknown", [], dropped=False)
+    manifest.read(benchmarks, "benchmarks")
+    own = {image_id(conversation.image) for conversation in conversations if conversation.image is not None}
+    shared = sorted(own & benchmark_images(benchmarks))
+    if not shared:
+        return Contamination("clean", [], dropped=False)
+    if policy == "fail":
+        listed = ", ".join(shared[:_NAMED]) + (", …" if len(shared) > _NAMED else "")
+        raise InputError(
+            f"preprocess: {len(shared):,} of {len(own):,} images of the dataset are in the benchmarks ({listed}), "
+            "so scores would measure memory. Leave them out with data.contamination=drop, or keep them with "
+            "data.contamination=allow (such a model is never promoted)."
+        )
+    return Contamination("clean" if policy == "drop" else "allowed", shared, dropped=policy == "drop")

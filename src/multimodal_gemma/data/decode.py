@@ -1,0 +1,136 @@
+"""From the bytes of an image file, hostile or merely odd, to RGB pixels or a reason why not.
+
+Only listed formats are tried, and the header is judged before a pixel is decoded: Pillow alone would try every
+format it knows and only warn of a bomb. What a person would call an ordinary photograph comes out as transformers'
+own `load_image` makes it (turned upright by its EXIF tag, then `convert("RGB")`), so that training sees what
+inference will see: CMYK becomes RGB, and an alpha channel is dropped, which shows the colours that are stored below
+it. Sixteen-bit greys, which `convert` would clip to white, are scaled to eight bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import struct
+import warnings
+import zlib
+
+import numpy as np
+from PIL import Image, ImageOps
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # what photographs come in; nothing exotic
+MAX_SIDE = 30_000  # pixels; no camera makes a wider picture
+
+# What Pillow's readers raise on bytes that break their format's rules.
+_BROKEN = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    ZeroDivisionError,
+    struct.error,
+    zlib.error,
+)
+
+
+class UnusableImage(Exception):
+    """Why an image cannot be used; it is recorded, never replaced.
+
+    Attributes:
+        kind: the reason as a word to count by, e.g. "corrupt".
+        reason: the reason in words for a person, with its figures.
+    """
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.kind, self.reason = kind, reason
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What an image may cost.
+
+    Attributes:
+        max_bytes: size of the file.
+        max_pixels: width times height, as its header states and after any resizing.
+    """
+
+    max_bytes: int
+    max_pixels: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoded:
+    """An image as a person would see it.
+
+    Attributes:
+        image: mode RGB, upright.
+        format: Pillow's name of the file's format, e.g. "JPEG".
+        mode: Pillow's mode of the stored pixels, e.g. "CMYK".
+    """
+
+    image: Image.Image
+    format: str
+    mode: str
+
+
+def decode(content: bytes, limits: Limits) -> Decoded:
+    """Decode an image file; of an animation, its first frame.
+
+    Args:
+        content: the file.
+        limits: what it may cost.
+
+    Raises:
+        UnusableImage: the file is empty, no image of a listed format, too large, or broken.
+    """
+    if not content:
+        raise UnusableImage("empty", "the file is empty")
+    if len(content) > limits.max_bytes:
+        raise UnusableImage("too-large", f"the file has {len(content):,} bytes, more than {limits.max_bytes:,}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own cap is checked below
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata is no reason to refuse pixels
+        try:
+            return _decode(content, limits)
+        except Image.DecompressionBombError as error:
+            raise UnusableImage("too-large", f"it is too large to decode ({error})") from None
+        except Image.UnidentifiedImageError:
+            reason = f"it is none of {', '.join(FORMATS)}, or its header is broken"
+            raise UnusableImage("not-an-image", reason) from None
+        except _BROKEN as error:
+            raise UnusableImage("corrupt", f"it is corrupt ({_first_line(error)})") from None
+
+
+def _decode(content: bytes, limits: Limits) -> Decoded:
+    with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
+        _check_size(opened.width, opened.height, limits)
+        kind, mode = str(opened.format), opened.mode
+        opened.load()
+        upright = ImageOps.exif_transpose(opened)
+        return Decoded(_to_rgb(upright), kind, mode)
+
+
+def _check_size(width: int, height: int, limits: Limits) -> None:
+    if max(width, height) > MAX_SIDE:
+        raise UnusableImage("too-large", f"it is {width:,} x {height:,} pixels, wider or higher than {MAX_SIDE:,}")
+    if width * height > limits.max_pixels:
+        raise UnusableImage("too-large", f"it is {width:,} x {height:,} pixels, more than {limits.max_pixels:,} in all")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.uint32)  # 0..65535
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise UnusableImage("unknown-range", f"its pixels are 32-bit numbers (mode {image.mode}) without a known range")
+    return image.convert("RGB")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,0 +1,225 @@
+"""The three artifacts that come from elsewhere: what each is made from, and how it is made.
+
+Everything small is fetched and checked in a scratch folder first, so that a fault in a question file or a model folder
+is told before the first of many thousand images is asked for.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from multimodal_gemma import files
+from multimodal_gemma.config.schema import Config
+from multimodal_gemma.data import base_models, benchmark_files, benchmarks, conversations, sources
+from multimodal_gemma.data.collecting import Collected, collect
+from multimodal_gemma.data.decode import Limits, UnusableImage, decode
+from multimodal_gemma.data.sources.archive import SUFFIX, ArchiveSource
+from multimodal_gemma.data.sources.base import Source, Unavailable
+from multimodal_gemma.errors import InputError
+
+
+class Download(abc.ABC):
+    """One artifact to be made.
+
+    Attributes:
+        kind: of its manifest.
+        config: the part of the configuration that shapes its content.
+        sources: where it comes from, by configuration key.
+    """
+
+    kind: str
+    config: dict[str, Any]
+    sources: dict[str, Source]
+
+    def fingerprint(self) -> str:
+        """Return a cheap identity of what the sources hold; another value means that they may have changed.
+
+        Raises:
+            InputError: a source cannot be asked.
+        """
+        stamps = {}
+        for key, source in self.sources.items():
+            try:
+                stamps[key] = [source.uri, self._stamp(key, source)]
+            except Unavailable as error:
+                raise InputError(f"download: {source.uri} cannot be had ({error}). Check {key}.") from None
+        return files.digest_of(stamps)
+
+    def _stamp(self, key: str, source: Source) -> str:
+        return source.fingerprint()
+
+    @abc.abstractmethod
+    def fetch(self, output: Path, scratch: Path) -> dict[str, int]:
+        """Write everything but the manifest.
+
+        Args:
+            output: the artifact's folder.
+            scratch: an empty folder on the same file system, deleted afterwards.
+
+        Returns:
+            The counts for the manifest. With images, "images" and "missing" are among them.
+
+        Raises:
+            InputError: something cannot be had or is faulty.
+        """
+
+
+class Dataset(Download):
+    """Conversations as published, and the images they name."""
+
+    kind = "raw-dataset"
+
+    def __init__(self, config: Config) -> None:
+        data = config.data
+        if not data.conversations:
+            raise InputError("download: data.conversations is empty. Give the location of the conversations.")
+        self._data = data
+        self.config = {"max_image_bytes": data.max_image_bytes}
+        self.sources = {"data.conversations": sources.open(data.conversations, data)}
+        if data.images:
+            self.sources["data.images"] = sources.open(_base(data.images), data, "images")
+
+    def fetch(self, output: Path, scratch: Path) -> dict[str, int]:
+        """Write `conversations.json`, the image shards and `missing.jsonl`."""
+        source = self.sources["data.conversations"]
+        path = scratch / "conversations.json"
+        try:
+            source.fetch(None, path)
+        except Unavailable as error:
+            raise InputError(f"download: {source.uri} cannot be had ({error}). Check data.conversations.") from None
+        with _called(path, source.uri):
+            parsed = conversations.parse(path)
+        names = conversations.image_names(parsed)
+        images = _images(self.sources.get("data.images"), "data.images", names, scratch)
+        path.replace(output / path.name)
+        collected = collect(images, names, self._data, output)
+        return {"conversations": len(parsed), **_counts(collected)}
+
+
+class Benchmarks(Download):
+    """The questions of POPE and VQA v2, and the images they are about."""
+
+    kind = "benchmarks"
+
+    def __init__(self, config: Config) -> None:
+        data, asked = config.data, config.benchmarks
+        if not asked.pope and not asked.vqa:
+            raise InputError("download: benchmarks.pope and benchmarks.vqa are both empty. Give at least one location.")
+        self._data = data
+        self._vqa_questions = asked.vqa_questions
+        self.config = {
+            "max_image_bytes": data.max_image_bytes,
+            "max_image_pixels": data.max_image_pixels,
+            "vqa_questions": asked.vqa_questions,
+        }
+        locations = {"pope": asked.pope, "vqa": asked.vqa, "images": _base(asked.images)}
+        self.sources = {f"benchmarks.{part}": sources.open(uri, data, part) for part, uri in locations.items() if uri}
+
+    def _stamp(self, key: str, source: Source) -> str:
+        if key == "benchmarks.pope":
+            return source.fingerprint(*benchmark_files.pope_names())
+        if key == "benchmarks.vqa":
+            return source.fingerprint(*benchmark_files.vqa_names(source))
+        return source.fingerprint()
+
+    def fetch(self, output: Path, scratch: Path) -> dict[str, int]:
+        """Write `pope/`, `vqa/`, the image shards and `missing.jsonl`."""
+        if source := self.sources.get("benchmarks.pope"):
+            benchmark_files.fetch_pope(source, scratch / "pope")
+        if source := self.sources.get("benchmarks.vqa"):
+            benchmark_files.fetch_vqa(source, scratch / "vqa")
+            if self._vqa_questions is not None:
+                benchmark_files.draw_vqa(scratch / "vqa", self._vqa_questions)
+        with _called(scratch, "the download"):
+            pope = [question for setting in benchmarks.load_pope(scratch).values() for question in setting]
+            vqa = benchmarks.load_vqa(scratch)
+        names = sorted({question.image for question in pope} | {question.image for question in vqa})
+        images = _images(self.sources.get("benchmarks.images"), "benchmarks.images", names, scratch)
+        for part in ("pope", "vqa"):
+            if (scratch / part).is_dir():
+                (scratch / part).replace(output / part)
+        # No later stage looks at these images before they are scored on: each is decoded once, here.
+        collected = collect(images, names, self._data, output, fault=self._fault)
+        return {"pope_questions": len(pope), "vqa_questions": len(vqa), **_counts(collected)}
+
+    def _fault(self, content: bytes) -> str:
+        try:
+            decode(content, Limits(self._data.max_image_bytes, self._data.max_image_pixels))
+        except UnusableImage as error:
+            return str(error)
+        return ""
+
+
+class Models(Download):
+    """The vision encoder and the language model to start from, and a trained projector if one is given."""
+
+    kind = "base-models"
+
+    def __init__(self, config: Config) -> None:
+        model = config.model
+        locations = {"vision": model.vision, "language": model.language, "projector": model.projector}
+        for part in ("vision", "language"):
+            if not locations[part]:
+                raise InputError(f"download: model.{part} is empty. Give the location of a stock model folder.")
+        self.config = {}
+        self.sources = {f"model.{part}": sources.open(uri, config.data) for part, uri in locations.items() if uri}
+
+    def fetch(self, output: Path, scratch: Path) -> dict[str, int]:
+        """Write `vision/`, `language/` and, if given, `projector/`."""
+        for key, source in self.sources.items():
+            part = key.removeprefix("model.")
+            if part == "projector":
+                base_models.fetch_projector(source, scratch / part)
+            else:
+                base_models.fetch_model(source, part, scratch / part)
+        for key in self.sources:
+            part = key.removeprefix("model.")
+            (scratch / part).replace(output / part)
+        return {"models": len(self.sources)}
+
+
+KINDS: dict[str, type[Dataset] | type[Benchmarks] | type[Models]] = {
+    "dataset": Dataset,
+    "benchmarks": Benchmarks,
+    "models": Models,
+}
+
+
+def _base(uri: str) -> str:
+    """Return the location of images, ending with "/" unless it is an archive: a place that names are appended to."""
+    return uri if not uri or uri.endswith("/") or uri.lower().endswith(SUFFIX) else f"{uri}/"
+
+
+def _images(source: Source | None, key: str, names: list[str], scratch: Path) -> Source | None:
+    """Return where images are read by name; an archive is fetched whole first."""
+    if source is None:
+        if names:
+            raise InputError(
+                f"download: {key} is empty, but {len(names):,} images are named, first {names[0]}. Give their location."
+            )
+        return None
+    if not names or not source.uri.lower().endswith(SUFFIX):
+        return source
+    archive = scratch / "images.zip"
+    try:
+        source.fetch(None, archive)
+    except Unavailable as error:
+        raise InputError(f"download: {source.uri} cannot be had ({error}). Check {key}.") from None
+    return ArchiveSource(archive, source)
+
+
+def _counts(collected: Collected) -> dict[str, int]:
+    return {"images": collected.images, "missing": len(collected.missing), "image_bytes": collected.bytes}
+
+
+@contextlib.contextmanager
+def _called(path: Path, name: str) -> Iterator[None]:
+    """Let a sentence about a file in the scratch folder speak of the place that it came from."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(str(error).replace(str(path), name)) from None

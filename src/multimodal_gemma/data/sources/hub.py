@@ -1,0 +1,155 @@
+"""The Hugging Face hub or a mirror of it: `hf://ORG/NAME@REVISION`, `hf://datasets/ORG/NAME@REVISION/file`.
+
+A branch name is resolved to its commit once, and everything is fetched at that commit. HF_ENDPOINT names a mirror,
+HF_TOKEN opens gated repositories, and the library's own cache resumes what was interrupted.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from multimodal_gemma import files
+from multimodal_gemma.data.sources import retrying
+from multimodal_gemma.data.sources.base import Source, Unavailable, Unreachable, place, safe_name
+from multimodal_gemma.errors import InputError
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+T = TypeVar("T")
+_LOCATION = re.compile(
+    r"hf://(?P<kind>datasets/|models/)?(?P<repo>(?!datasets/|models/|spaces/)[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/]+))?(?:/(?P<path>.*))?"
+)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class HubSource(Source):
+    """A repository, a folder in it, or one file of it.
+
+    Args:
+        uri: the location; without a revision it is the branch main.
+
+    Raises:
+        InputError: the location is malformed.
+    """
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(uri)
+        found = _LOCATION.fullmatch(uri)
+        if found is None:
+            raise InputError(
+                f"download: {uri} is no location on the hub. Write hf://ORG/NAME@REVISION for a model, "
+                "hf://datasets/ORG/NAME@REVISION/FILE for a file of a dataset."
+            )
+        self._type = "dataset" if found["kind"] == "datasets/" else "model"
+        self._repo, self._path = found["repo"], (found["path"] or "").strip("/")
+        self._revision = found["revision"] or "main"
+
+    def read(self, name: str, max_bytes: int) -> bytes:
+        """Return the bytes of one file, see `Source.read`."""
+        path = self._cached(name)
+        if path.stat().st_size > max_bytes:
+            raise Unavailable(f"larger than {max_bytes:,} bytes")
+        return path.read_bytes()
+
+    def fetch(self, name: str | None, destination: Path) -> None:
+        """Write one file, linked to the hub's cache where that works; see `Source.fetch`."""
+        place(self._cached(name), destination)
+
+    def exists(self, name: str) -> bool:
+        """Return whether the repository holds that file at the resolved commit."""
+        return safe_name(name) in self.names()
+
+    def names(self) -> list[str]:
+        """Return every file below the location at the resolved commit."""
+        prefix = f"{self._path}/" if self._path else ""
+        return [path.removeprefix(prefix) for path in self._listing if path.startswith(prefix)]
+
+    def fingerprint(self, *names: str) -> str:
+        """Return a digest of repository, path and commit."""
+        return files.digest_of([self._type, self._repo, self._path, self.commit])
+
+    def describe(self) -> dict[str, str]:
+        """Return the location and the commit that it resolved to."""
+        return {"uri": self.uri, "commit": self.commit}
+
+    @functools.cached_property
+    def commit(self) -> str:
+        """The commit that the revision names; asked once."""
+        if _COMMIT.fullmatch(self._revision):
+            return self._revision
+        try:
+            found = self._ask(lambda: self._api.repo_info(self._repo, repo_type=self._type, revision=self._revision))
+        except Unavailable as error:
+            raise InputError(f"download: {self.uri}: {error}. Check the name and the connection.") from None
+        return str(found.sha)
+
+    @functools.cached_property
+    def _listing(self) -> list[str]:
+        try:
+            found = self._ask(lambda: self._api.list_repo_files(self._repo, repo_type=self._type, revision=self.commit))
+        except Unavailable as error:
+            raise InputError(f"download: {self.uri}: {error}. Check the name and the connection.") from None
+        return sorted(found)
+
+    @functools.cached_property
+    def _api(self) -> HfApi:
+        from huggingface_hub import HfApi
+
+        return HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
+
+    def _cached(self, name: str | None) -> Path:
+        path = "/".join(part for part in (self._path, safe_name(name) if name is not None else "") if part)
+        if not path:
+            raise InputError(f"download: {self.uri} names a repository, not a file in it. Append /FILE.")
+        return Path(
+            self._ask(lambda: self._api.hf_hub_download(self._repo, path, repo_type=self._type, revision=self.commit))
+        )
+
+    def _ask(self, question: Callable[[], T]) -> T:
+        """Return the hub's answer, asked again when it is busy; turn its refusals into sentences."""
+        return retrying.call(lambda: self._ask_once(question))
+
+    def _ask_once(self, question: Callable[[], T]) -> T:
+        from huggingface_hub import errors
+
+        try:
+            return question()
+        except errors.GatedRepoError:
+            raise InputError(
+                f"download: {self._repo} is gated. Accept its licence on its page on the hub, "
+                "then give an access token in the environment variable HF_TOKEN."
+            ) from None
+        except errors.RepositoryNotFoundError:
+            raise InputError(
+                f"download: the hub has no {self._type} {self._repo}, or it is private. "
+                "Check the name, or give an access token in the environment variable HF_TOKEN."
+            ) from None
+        except errors.RevisionNotFoundError:
+            raise InputError(f"download: {self._repo} has no revision {self._revision!r}. Check {self.uri}.") from None
+        except errors.LocalEntryNotFoundError:
+            raise retrying.Transient("the hub does not answer") from None
+        except errors.EntryNotFoundError:
+            raise Unavailable("no such file") from None
+        except errors.OfflineModeIsEnabled:
+            raise Unreachable("the hub is switched off by HF_HUB_OFFLINE") from None
+        except errors.HFValidationError as error:
+            raise InputError(f"download: {self.uri} is no location on the hub ({error}).") from None
+        except errors.HfHubHTTPError as error:
+            status = error.response.status_code
+            if status in (401, 403):
+                raise InputError(
+                    f"download: the hub refuses {self._repo} ({status}). Check the access token in HF_TOKEN."
+                ) from None
+            if status == 429 or status >= 500:
+                raise retrying.Transient(f"the hub answers {status}") from None
+            raise Unavailable(f"the hub answers {status}") from None
+        except errors.HTTPError as error:
+            raise retrying.Transient(f"the hub does not answer ({type(error).__name__})") from None
+        except OSError as error:
+            raise Unavailable(f"the hub's cache cannot be written: {error.strerror or error}") from None

@@ -1,0 +1,121 @@
+"""A folder or a file of this machine: `file:///folder`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from multimodal_gemma import files
+from multimodal_gemma.data.sources.base import Source, Unavailable, copy, place, safe_name
+from multimodal_gemma.errors import InputError
+
+_BEGINNING = 1 << 16  # bytes in which the first conversation names its turns
+_LINKED = (".safetensors",)  # large, and rewritten whole rather than edited in place
+
+
+class LocalSource(Source):
+    """Files of this machine.
+
+    Args:
+        root: an existing folder or file.
+        uri: the location as configured.
+        record: what `describe` returns instead of this machine's path.
+
+    Raises:
+        InputError: `root` does not exist.
+    """
+
+    def __init__(self, root: Path, uri: str, record: dict[str, str] | None = None) -> None:
+        super().__init__(uri)
+        if not root.exists():
+            raise InputError(f"download: {root} does not exist. Check the path in {uri}.")
+        self.root = root
+        self._record = record or {"scheme": "file"}
+
+    @classmethod
+    def from_uri(cls, uri: str) -> LocalSource:
+        """Return the source of a `file:///absolute/path` URI."""
+        split = urlsplit(uri)
+        path = Path(unquote(uri.removeprefix("file://")))
+        if split.netloc not in ("", "localhost") or not path.is_absolute():
+            raise InputError(f"download: {uri} is no path of this machine. Write file:///absolute/path.")
+        return cls(path, uri)
+
+    def read(self, name: str, max_bytes: int) -> bytes:
+        """Return the bytes of one file, see `Source.read`."""
+        try:
+            with self._path(name).open("rb") as stream:
+                content = stream.read(max_bytes + 1)
+        except OSError as error:
+            raise Unavailable(_reason(error)) from None
+        if len(content) > max_bytes:
+            raise Unavailable(f"larger than {max_bytes:,} bytes")
+        return content
+
+    def fetch(self, name: str | None, destination: Path) -> None:
+        """Copy one file, or link it if it holds weights; None is the file itself, or the one JSON file of a folder."""
+        path = self._one_file() if name is None else self._path(name)
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise Unavailable(_reason(error)) from None
+        (place if path.suffix in _LINKED else copy)(path, destination)
+
+    def exists(self, name: str) -> bool:
+        """Return whether the folder holds that file."""
+        return self._path(name).is_file()
+
+    def names(self) -> list[str]:
+        """Return every file below the folder."""
+        if not self.root.is_dir():
+            raise InputError(f"download: {self.root} is a file; a folder is needed there.")
+        return sorted(path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if path.is_file())
+
+    def fingerprint(self, *names: str) -> str:
+        """Return a digest of names, sizes and modification times."""
+        if not self.root.is_dir():
+            return files.digest_of(_stamp(self.root))
+        there = [(name, self.root / name) for name in (names or self.names())]
+        return files.digest_of([[name, *_stamp(path)] for name, path in there if path.is_file()])
+
+    def describe(self) -> dict[str, str]:
+        """Return the scheme; a path says nothing on another machine."""
+        return dict(self._record)
+
+    def _path(self, name: str) -> Path:
+        return self.root / safe_name(name)
+
+    def _one_file(self) -> Path:
+        if self.root.is_file():
+            return self.root
+        there = sorted(path for path in self.root.glob("*.json") if path.is_file())
+        found = [path for path in there if _mentions_conversations(path)] if len(there) > 1 else there
+        if len(found) == 1:
+            return found[0]
+        if not there:
+            raise InputError(f"download: {self.root} holds no JSON file. Name the file of conversations.")
+        listed = ", ".join(path.name for path in there[:10]) + (", …" if len(there) > 10 else "")
+        raise InputError(
+            f"download: {self.root} holds {len(there)} JSON files ({listed}), {len(found)} of them with conversations. "
+            "Name the one that is meant."
+        )
+
+
+def _mentions_conversations(path: Path) -> bool:
+    """Return whether a JSON file begins as a list of conversations does; a folder may hold other JSON beside it."""
+    try:
+        with path.open("rb") as stream:
+            return b'"conversations"' in stream.read(_BEGINNING)
+    except OSError:
+        return False
+
+
+def _stamp(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return "no such file"
+    return (error.strerror or type(error).__name__).lower()

@@ -1,0 +1,179 @@
+"""Turn a raw dataset into what training reads at memory speed.
+
+Images are decoded and resized once, conversations tokenized once; the split, the check against the benchmarks and
+the record of everything that was left out are made on the way. The same inputs give the same bytes, whatever the
+number of processes.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from multimodal_gemma import files, logs, manifest
+from multimodal_gemma.errors import InputError
+from multimodal_gemma.stages.summary import Summary
+
+if TYPE_CHECKING:
+    from multimodal_gemma.config import Config
+    from multimodal_gemma.config.schema import DataConfig
+    from multimodal_gemma.data.contamination import Contamination
+    from multimodal_gemma.data.conversations import Conversation
+    from multimodal_gemma.data.preparation import Images
+    from multimodal_gemma.data.statistics import Statistics
+
+FORMAT = 1  # raised when equal inputs come to give other bytes: older artifacts are then made again
+_SHAPING = (
+    "validation_fraction",
+    "split_seed",
+    "max_text_tokens",
+    "max_image_bytes",
+    "max_image_pixels",
+    "max_missing_fraction",
+    "contamination",
+)  # the keys of data.* that the result depends on
+_PAGE = "report.html"  # no part of the identity: its bytes vary with the version of what draws it
+_RECORD = "dropped.jsonl"
+_OWN = {"processor", "train", "val", "images", _RECORD, "statistics.json", _PAGE, manifest.NAME}
+
+
+def run(config: Config, raw: Path, models: Path, benchmarks: Path | None, output: Path) -> Summary:
+    """Make the processed dataset, or find it finished.
+
+    Args:
+        config: its data section shapes the result.
+        raw: a raw-dataset artifact.
+        models: a base-models artifact, whose tokenizer and image processor are used.
+        benchmarks: a benchmarks artifact to keep out of the data; None if there is none.
+        output: folder for the processed-dataset artifact; an unfinished or different one in it is replaced.
+
+    Returns:
+        Summary with the counts of the manifest.
+
+    Raises:
+        InputError: an input is unfinished or of another kind, too many images are unusable, a benchmark's images are
+            in the data, or a split comes out empty.
+    """
+    from multimodal_gemma.data import acceptance, contamination, conversations
+    from multimodal_gemma.data.processed import KIND
+
+    log = logs.get("preprocess")
+    inputs = {"raw": manifest.read(raw, "raw-dataset").digest, "models": manifest.read(models, "base-models").digest}
+    if benchmarks is not None:
+        inputs["benchmarks"] = manifest.read(benchmarks, "benchmarks").digest
+    shaping = {"format": FORMAT, **{key: getattr(config.data, key) for key in _SHAPING}}
+    _check_output(output)
+    made = manifest.finished(output, KIND, config=shaping, inputs=inputs)
+    if made is not None:
+        log.info("%s is finished already (%s); nothing to do", output, _figures(made.counts))
+        return _summary(output, made, cached=True)
+    given = conversations.parse(raw / "conversations.json")
+    found = contamination.check(given, benchmarks, config.data.contamination)
+    acceptance.check_plan([conversation for conversation in given if not found.drops(conversation)], config.data)
+    _clear(output)
+    try:
+        counts, facts = _write(config.data, raw, models, given, found, output)
+    except InputError:
+        _clear(output, keep=_RECORD)  # nothing half-made stays, only the record that the sentence may point to
+        raise
+    made = manifest.write(
+        output, KIND, config=shaping, inputs=inputs, counts=counts, facts=facts, exclude=lambda name: name == _PAGE
+    )
+    log.info("%s in %s", _figures(made.counts), output)
+    return _summary(output, made, cached=False)
+
+
+def _write(
+    data: DataConfig, raw: Path, models: Path, given: list[Conversation], found: Contamination, output: Path
+) -> tuple[dict[str, int], dict[str, Any]]:
+    """Write everything but the manifest; return its counts and facts."""
+    from multimodal_gemma.data import acceptance, preparation, statistics, statistics_report
+    from multimodal_gemma.data.conversations import image_names
+
+    processor, facts = preparation.save_processor(models, output / "processor")
+    facts["contamination"] = {"status": found.status, "images": found.images, "dropped": found.dropped}
+    figures = statistics.Statistics(facts["image_tokens"])
+    kept = []
+    for conversation in given:
+        if found.drops(conversation):
+            reason = "a benchmark asks about its image"
+            figures.drop("conversation", conversation.id, conversation.image or "", "contaminated", reason)
+        else:
+            kept.append(conversation)
+    names = image_names(kept)
+    images = preparation.write_images(data, raw, names, processor, figures, output / "images")
+    dropped = output / _RECORD
+    acceptance.check_losses(images, len(names), data, figures, dropped)
+    preparation.write_conversations(data, kept, images, figures, output)
+    figures.write_dropped(dropped)
+    acceptance.check_splits(figures, data)
+
+    files.write_json(output / "statistics.json", figures.to_json())
+    files.write_text(output / _PAGE, statistics_report.page(figures, facts, images.thumbnails))
+    return _counts(figures, found, images, len(given)), facts
+
+
+def _counts(figures: Statistics, found: Contamination, images: Images, given: int) -> dict[str, int]:
+    by_reason: dict[str, int] = {}
+    for item in figures.dropped:
+        name = f"dropped_{item.what}s_{item.kind}" if item.what != "turns" else "cut_conversations"
+        name = name.replace("-", "_")
+        by_reason[name] = by_reason.get(name, 0) + 1
+    train, validation = figures.splits["train"], figures.splits["val"]
+    return {
+        "conversations": given,
+        "train": len(train.turns),
+        "val": len(validation.turns),
+        "images": len(images.indices),
+        "train_images": len(train.images),
+        "val_images": len(validation.images),
+        "lost_images": len(images.lost),
+        "contaminated_images": len(found.images),
+        "dropped_conversations": given - len(train.turns) - len(validation.turns),
+        **dict(sorted(by_reason.items())),
+    }
+
+
+def _check_output(output: Path) -> None:
+    """Refuse a place that holds something else than a dataset, whole or in part."""
+    if not output.exists():
+        return
+    if not output.is_dir():
+        raise InputError(f"preprocess: {output} is a file; the dataset needs a folder. Choose another output.")
+    foreign = sorted(path.name for path in output.iterdir() if path.name not in _OWN and not path.name.endswith(".tmp"))
+    if foreign:
+        raise InputError(
+            f"preprocess: {output} holds {foreign[0]!r}, which is no part of a processed dataset. Choose an empty one."
+        )
+
+
+def _clear(output: Path, keep: str = "") -> None:
+    """Remove what another run left; the manifest first, so that a half-cleared folder does not look finished."""
+    from multimodal_gemma.data.processed_writer import writing
+
+    if not output.is_dir():
+        return
+    with writing(output):
+        (output / manifest.NAME).unlink(missing_ok=True)
+        for path in output.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != keep:
+                path.unlink()
+
+
+def _figures(counts: dict[str, int]) -> str:
+    text = f"{counts['train']:,} conversations to train on, {counts['val']:,} to validate, {counts['images']:,} images"
+    return f"{text}, {counts['dropped_conversations']:,} conversations dropped"
+
+
+def _summary(output: Path, made: manifest.Manifest, *, cached: bool) -> Summary:
+    return Summary(
+        "preprocess",
+        output,
+        made.digest,
+        numbers={name: float(count) for name, count in made.counts.items()},
+        facts={"contamination": made.facts["contamination"]["status"]},
+        cached=cached,
+    )

@@ -1,0 +1,111 @@
+"""Fifty real photographs through the same pipeline: the public layouts are accepted as they are published."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.conftest import summary_of
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+# Runs where this package cannot be imported: what was exported must stand alone.
+ASK = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "multimodal_gemma":
+            raise ImportError(name)
+sys.meta_path.insert(0, Absent())
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+folder, photograph = sys.argv[1:]
+model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+processor = AutoProcessor.from_pretrained(folder)
+content = [{"type": "image"}, {"type": "text", "text": "Is there a person in the image?"}]
+prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+inputs = processor(images=Image.open(photograph), text=prompt, add_special_tokens=False, return_tensors="pt")
+tokens = model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1]:]
+print(processor.decode(tokens, skip_special_tokens=True))
+"""
+
+
+@pytest.fixture(scope="module")
+def summary(shared: Path, tmp_path_factory: pytest.TempPathFactory, mmgemma: Run) -> dict[str, Any]:
+    sample = shared / "coco-sample"
+    runs = tmp_path_factory.mktemp("photographs") / "runs"
+    done = mmgemma(
+        "run",
+        "--preset=sample",
+        f"--runs={runs}",
+        f"data.conversations={sample / 'llava_instruct_sample.json'}",
+        f"data.images={sample / 'train2017'}",
+        f"benchmarks.pope={sample / 'pope'}",
+        f"benchmarks.vqa={sample / 'vqa'}",
+        f"benchmarks.images={sample / 'train2017'}",
+        "registry.floors=null",
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return summary_of(runs)
+
+
+@pytest.fixture(scope="module")
+def processed(summary: dict[str, Any]) -> dict[str, Any]:
+    found = list(Path(summary["report"]).parent.rglob("manifest.json"))
+    manifests = [json.loads(path.read_text()) for path in found]
+    return next(manifest for manifest in manifests if manifest["kind"] == "processed-dataset")
+
+
+def test_every_conversation_and_photograph_is_used(processed: dict[str, Any]) -> None:
+    counts = processed["counts"]
+    assert counts["train"] + counts["val"] == counts["conversations"] == 72
+    assert counts["images"] == 36
+    assert counts["val"] > 0
+
+
+def test_every_question_is_scored(summary: dict[str, Any]) -> None:
+    scores = summary["scores"]
+    assert {setting: scores["pope"][setting]["count"] for setting in scores["pope"]} == {
+        "random": 110,
+        "popular": 110,
+        "adversarial": 110,
+    }
+    assert scores["vqa"]["count"] == 97
+
+
+def test_no_photograph_is_both_learnt_and_asked_about(summary: dict[str, Any], shared: Path) -> None:
+    learnt = set((Path(summary["model"]) / "training_images.txt").read_text().split())
+    lines = (shared / "coco-sample" / "pope" / "coco_pope_random.json").read_text().splitlines()
+    asked = {Path(json.loads(line)["image"]).stem for line in lines}
+    assert len(asked) == 14
+    assert learnt
+    assert not learnt & asked
+
+
+def test_the_loss_falls(summary: dict[str, Any]) -> None:
+    rows = [json.loads(line) for line in (Path(summary["model"]) / "curves.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    third = max(len(losses) // 3, 1)
+    assert sum(losses[-third:]) / third < 0.9 * sum(losses[:third]) / third
+
+
+def test_the_version_is_registered(summary: dict[str, Any]) -> None:
+    assert summary["registry"]["version"]
+    assert summary["registry"]["alias"] in {"champion", "challenger"}
+
+
+def test_the_export_answers_without_this_package(summary: dict[str, Any], shared: Path) -> None:
+    photograph = sorted((shared / "coco-sample" / "train2017").iterdir())[0]
+    folder = Path(summary["export"]) / "model"
+    done = subprocess.run(
+        [sys.executable, "-c", ASK, str(folder), str(photograph)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip()

@@ -1,0 +1,139 @@
+"""A web server on this machine that serves given files, and misbehaves when told to."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Server:
+    """What is served, what was asked for.
+
+    Attributes:
+        url: where it listens.
+        files: content by path, e.g. {"/images/a.jpg": b"…"}.
+        faults: by path, what the next answers are instead: a status, "cut" (half the body, then the connection closes),
+            or "-> URL" (a redirect).
+        errors: by path, the error code that the hub or S3 answers with instead, e.g. "GatedRepo", "AccessDenied".
+        asked: how often each (method, path) was asked for.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.files: dict[str, bytes] = {}
+        self.faults: dict[str, list[int | str]] = {}
+        self.errors: dict[str, str] = {}
+        self.asked: Counter[tuple[str, str]] = Counter()
+
+    def add_folder(self, folder: Path, base: str) -> None:
+        """Serve every file of a folder below `base`."""
+        for path in folder.rglob("*"):
+            if path.is_file():
+                self.files[f"{base}/{path.relative_to(folder).as_posix()}"] = path.read_bytes()
+
+    def add_hub_repository(self, kind: str, name: str, revision: str, content: dict[str, bytes]) -> None:
+        """Serve a repository as the hub's API does. `kind` is "models" or "datasets"."""
+        facts = {"id": name, "sha": COMMIT, "siblings": [{"rfilename": path} for path in content]}
+        tree = [{"type": "file", "path": path, "size": len(body), "oid": "0" * 40} for path, body in content.items()]
+        for wanted in (revision, COMMIT):
+            self.files[f"/api/{kind}/{name}/revision/{wanted}"] = json.dumps(facts).encode()
+            self.files[f"/api/{kind}/{name}/tree/{wanted}"] = json.dumps(tree).encode()
+        prefix = "/datasets" if kind == "datasets" else ""
+        for path, body in content.items():
+            self.files[f"{prefix}/{name}/resolve/{COMMIT}/{path}"] = body
+
+
+@contextlib.contextmanager
+def serve() -> Iterator[Server]:
+    """Serve on a free port of the loopback address until the block ends."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None: ...
+
+        def do_HEAD(self) -> None:
+            self._answer(body_wanted=False)
+
+        def do_GET(self) -> None:
+            self._answer(body_wanted=True)
+
+        def _answer(self, *, body_wanted: bool) -> None:
+            split = urlsplit(self.path)
+            path = unquote(split.path)
+            server.asked[self.command, path] += 1
+            fault = server.faults[path].pop(0) if server.faults.get(path) else None
+            if isinstance(fault, str) and fault.startswith("-> "):
+                self._head(302, 0, Location=fault.removeprefix("-> "))
+            elif isinstance(fault, int):
+                self._head(fault, 0, **{"Retry-After": "0"})
+            elif path in server.errors:
+                code = server.errors[path]
+                self._send(_s3_error(code, path), 403, body_wanted, **{"X-Error-Code": code})
+            elif "list-type" in parse_qs(split.query):
+                self._send(_s3_listing(server.files, path.strip("/"), parse_qs(split.query)["prefix"][0]))
+            elif path not in server.files:
+                absent = _s3_error("NoSuchKey", path) if path.startswith("/bucket/") else b"absent"
+                self._send(absent, 404, body_wanted, **{"X-Error-Code": "EntryNotFound"})
+            else:
+                body = server.files[path]
+                self._send(body, 200, body_wanted, cut=fault == "cut")
+
+        def _send(
+            self, body: bytes, status: int = 200, body_wanted: bool = True, cut: bool = False, **more: str
+        ) -> None:
+            tag = hashlib.md5(body).hexdigest()
+            extra = {"ETag": f'"{tag}"', "X-Repo-Commit": COMMIT, "Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT"}
+            kind = "application/xml" if body.startswith(b"<?xml") else "application/json"
+            self._head(status, len(body), **extra, **more, **{"Content-Type": kind})
+            if body_wanted:
+                self.wfile.write(body[: len(body) // 2] if cut else body)
+            if cut:
+                self.close_connection = True
+
+        def _head(self, status: int, size: int, **headers: str) -> None:
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(size)}.items():
+                self.send_header(name, value)
+            self.end_headers()
+
+    class Listener(ThreadingHTTPServer):
+        daemon_threads = True
+        request_queue_size = 64
+
+    listener = Listener(("127.0.0.1", 0), Handler)
+    server = Server(f"http://127.0.0.1:{listener.server_port}")
+    thread = threading.Thread(target=listener.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        listener.shutdown()
+        listener.server_close()
+        thread.join()
+
+
+def _s3_error(code: str, path: str) -> bytes:
+    return f'<?xml version="1.0"?><Error><Code>{code}</Code><Resource>{path}</Resource></Error>'.encode()
+
+
+def _s3_listing(content: dict[str, bytes], bucket: str, prefix: str) -> bytes:
+    keys = sorted(path.removeprefix(f"/{bucket}/") for path in content if path.startswith(f"/{bucket}/{prefix}"))
+    rows = "".join(
+        f"<Contents><Key>{key}</Key><ETag>&quot;{hashlib.md5(content[f'/{bucket}/{key}']).hexdigest()}&quot;</ETag>"
+        f"<Size>{len(content[f'/{bucket}/{key}'])}</Size></Contents>"
+        for key in keys
+    )
+    return (
+        '<?xml version="1.0"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
+        f"<Name>{bucket}</Name><Prefix>{prefix}</Prefix><IsTruncated>false</IsTruncated>{rows}</ListBucketResult>"
+    ).encode()

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from multimodal_gemma.data.decode import Limits, UnusableImage, decode
+
+LIMITS = Limits(max_bytes=20_000_000, max_pixels=50_000_000)
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def picture(size: tuple[int, int] = (40, 30)) -> Image.Image:
+    """A picture without any symmetry: red grows to the right, green downwards."""
+    columns, rows = np.meshgrid(np.linspace(0, 255, size[0]), np.linspace(0, 255, size[1]))
+    return Image.fromarray(np.stack([columns, rows, 255 - columns], axis=-1).astype(np.uint8))
+
+
+def refused(content: bytes, limits: Limits = LIMITS) -> UnusableImage:
+    with pytest.raises(UnusableImage) as caught:
+        decode(content, limits)
+    return caught.value
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that states a size and holds hardly any data: what a bomb looks like before it is decoded."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_an_ordinary_file_has_the_pixels_that_pillow_reads(kind: str) -> None:
+    content = encoded(picture(), kind)
+    decoded = decode(content, LIMITS)
+    assert decoded.format == kind
+    assert np.array_equal(decoded.image, Image.open(io.BytesIO(content)).convert("RGB"))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_rotated_photograph_stands_upright(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded(picture(), "JPEG", exif=exif, quality=95)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+    decoded = decode(content, LIMITS).image
+    assert decoded.size == ((30, 40) if orientation >= 5 else (40, 30))
+    assert np.array_equal(decoded, upright)
+
+
+def test_cmyk_becomes_rgb() -> None:
+    content = encoded(picture().convert("CMYK"), "JPEG", quality=95)
+    decoded = decode(content, LIMITS)
+    assert decoded.mode == "CMYK"
+    assert np.array_equal(decoded.image, Image.open(io.BytesIO(content)).convert("RGB"))
+    assert np.abs(np.asarray(decoded.image, int) - np.asarray(picture(), int)).mean() < 12  # and looks like the picture
+
+
+def test_a_palette_with_alpha_shows_what_transformers_load_image_shows(tmp_path: Any) -> None:
+    from transformers.image_utils import load_image
+
+    path = tmp_path / "palette.png"
+    path.write_bytes(encoded(picture().convert("P"), "PNG", transparency=bytes(range(256))))
+    assert "transparency" in Image.open(path).info
+    assert np.array_equal(decode(path.read_bytes(), LIMITS).image, load_image(str(path)))
+
+
+def test_an_alpha_channel_is_dropped_as_transformers_load_image_drops_it(tmp_path: Any) -> None:
+    from transformers.image_utils import load_image
+
+    image = picture()
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    path = tmp_path / "alpha.png"
+    path.write_bytes(encoded(image, "PNG"))
+    assert np.array_equal(decode(path.read_bytes(), LIMITS).image, load_image(str(path)))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bit_greys_are_scaled_and_not_clipped_to_white(kind: str) -> None:
+    values = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
+    decoded = np.asarray(decode(encoded(Image.fromarray(values), kind), LIMITS).image)
+    assert decoded.shape == (32, 32, 3)
+    assert np.array_equal(decoded[..., 0], np.rint(values / 257.0).astype(np.uint8))  # 65535 = 257 x 255
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA"])
+def test_greys_become_rgb(mode: str) -> None:
+    content = encoded(picture().convert(mode), "PNG")
+    assert np.array_equal(decode(content, LIMITS).image, Image.open(io.BytesIO(content)).convert("RGB"))
+
+
+def test_one_pixel_is_an_image() -> None:
+    decoded = decode(encoded(Image.new("RGB", (1, 1), (9, 8, 7)), "PNG"), LIMITS).image
+    assert decoded.size == (1, 1)
+    assert decoded.getpixel((0, 0)) == (9, 8, 7)
+
+
+def test_an_animation_gives_its_first_frame() -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    content = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert decode(content, LIMITS).image.getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_an_empty_file_is_refused() -> None:
+    assert refused(b"").kind == "empty"
+
+
+def test_a_text_file_is_refused() -> None:
+    assert refused(b"<!doctype html><title>404 Not Found</title>" * 20).kind == "not-an-image"
+
+
+def test_a_format_that_is_not_listed_is_refused_although_pillow_reads_it() -> None:
+    assert refused(encoded(picture(), "PPM")).kind == "not-an-image"
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_a_truncated_file_is_refused_and_not_filled_with_grey(kind: str) -> None:
+    content = encoded(picture((200, 150)), kind)
+    assert refused(content[: len(content) // 2]).kind in ("corrupt", "not-an-image")
+
+
+def test_a_corrupt_file_is_refused() -> None:
+    content = bytearray(encoded(picture((200, 150)), "PNG"))
+    content[len(content) // 2] ^= 0xFF
+    assert refused(bytes(content)).kind == "corrupt"
+
+
+@pytest.mark.filterwarnings("error")  # Pillow's own warning would be noise: the file is refused
+def test_a_bomb_is_refused_by_its_header() -> None:
+    error = refused(png_header(10_000, 10_000))
+    assert error.kind == "too-large"
+    assert "10,000 x 10,000" in error.reason
+
+
+def test_a_bomb_that_pillow_itself_refuses_is_refused_with_a_reason() -> None:
+    assert refused(png_header(20_000, 20_000)).kind == "too-large"
+
+
+def test_a_strip_of_60000_pixels_is_refused() -> None:
+    error = refused(encoded(Image.new("RGB", (60_000, 2)), "JPEG"))
+    assert error.kind == "too-large"
+    assert "60,000 x 2" in error.reason
+
+
+def test_a_file_over_the_byte_cap_is_refused_before_it_is_opened() -> None:
+    assert refused(b"x" * 101, Limits(max_bytes=100, max_pixels=100)).kind == "too-large"
+
+
+def test_floating_point_pixels_are_refused_because_their_range_is_unknown() -> None:
+    assert refused(encoded(Image.new("F", (4, 4), 0.5), "TIFF")).kind == "unknown-range"

@@ -1,0 +1,84 @@
+"""Image shards: what goes in comes out, by name and in order, and other tools can read it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from multimodal_gemma.data.shards import ImageShards, write_image_shards
+from multimodal_gemma.errors import InputError
+
+IMAGES = [(f"{number:012d}.jpg", bytes([number % 251]) * (1000 + number)) for number in range(40)]
+
+
+def test_every_byte_comes_back_by_name_and_in_order(tmp_path: Path) -> None:
+    write_image_shards(tmp_path, IMAGES)
+    shards = ImageShards(tmp_path)
+    assert list(shards.iterate()) == IMAGES
+    assert shards.names() == [name for name, _ in IMAGES]
+    for name, content in reversed(IMAGES):
+        assert shards.read(name) == content
+
+
+def test_a_shard_never_grows_beyond_its_limit(tmp_path: Path) -> None:
+    paths = write_image_shards(tmp_path, IMAGES, max_bytes=10_000)
+    assert len(paths) > 4
+    for path in paths:
+        held = [len(content) for content in pq.read_table(path, columns=["bytes"]).column(0).to_pylist()]
+        assert sum(held) <= 10_000
+    assert list(ImageShards(tmp_path).iterate()) == IMAGES
+
+
+def test_an_image_larger_than_a_shard_has_one_to_itself(tmp_path: Path) -> None:
+    assert (
+        len(write_image_shards(tmp_path, [("a", b"1" * 50), ("b", b"2" * 500), ("c", b"3" * 50)], max_bytes=100)) == 3
+    )
+    assert ImageShards(tmp_path).read("b") == b"2" * 500
+
+
+def test_large_images_are_split_into_groups_that_are_read_alone(tmp_path: Path) -> None:
+    (path,) = write_image_shards(tmp_path, [(str(number), bytes(3_000_000)) for number in range(4)])
+    assert pq.ParquetFile(path).num_row_groups == 2
+
+
+def test_the_columns_are_those_that_the_artifact_page_promises(tmp_path: Path) -> None:
+    (path,) = write_image_shards(tmp_path, [("coco/train2017/000000310196.jpg", b"pixels")])
+    (row,) = pq.read_table(path).to_pylist()
+    assert row == {
+        "image_id": "000000310196",
+        "file_name": "coco/train2017/000000310196.jpg",
+        "bytes": b"pixels",
+        "sha256": hashlib.sha256(b"pixels").hexdigest(),
+    }
+
+
+def test_the_same_images_give_the_same_bytes(tmp_path: Path) -> None:
+    (one,) = write_image_shards(tmp_path / "one", IMAGES)
+    (two,) = write_image_shards(tmp_path / "two", IMAGES)
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_names_out_of_order_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="ascending"):
+        write_image_shards(tmp_path, [("b", b""), ("a", b"")])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_image_makes_no_shard(tmp_path: Path) -> None:
+    assert write_image_shards(tmp_path, []) == []
+    assert ImageShards(tmp_path).names() == []
+
+
+def test_an_unknown_image_is_a_sentence(tmp_path: Path) -> None:
+    write_image_shards(tmp_path, IMAGES[:1])
+    with pytest.raises(InputError, match=r"holds no image 'x.jpg'"):
+        ImageShards(tmp_path).read("x.jpg")
+
+
+def test_a_broken_shard_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "images-00000.parquet").write_bytes(b"no parquet at all")
+    with pytest.raises(InputError, match="no readable Parquet"):
+        ImageShards(tmp_path)

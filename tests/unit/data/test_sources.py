@@ -1,0 +1,391 @@
+"""Each place that data comes from, asked over real connections; what is hostile or wrong is refused in a sentence."""
+
+from __future__ import annotations
+
+import os
+import stat
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from multimodal_gemma.config.schema import DataConfig
+from multimodal_gemma.data import sources
+from multimodal_gemma.data.fetching import fetch_all
+from multimodal_gemma.data.sources import Source, Unavailable, public_address, retrying
+from multimodal_gemma.data.sources.archive import ArchiveSource
+from multimodal_gemma.errors import InputError
+from tests.unit.data.serving import COMMIT, Server, serve
+
+DATA = DataConfig()
+LIMIT = 1000
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv(public_address.LOOPBACK_VARIABLE, "1")
+    monkeypatch.setattr(retrying, "FIRST_WAIT", 0.001)
+    with serve() as running:
+        running.files = {"/images/a.jpg": b"first", "/images/b.jpg": b"second"}
+        yield running
+
+
+# Locations
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("ftp://host/file", "unknown scheme ftp://"),
+        ("somewhere", "is no location"),
+        ("file:///does/not/exist", "does not exist"),
+        ("file://host/share", "no path of this machine"),
+        ("sample://audio", "does not exist. There are sample://"),
+        ("http://example.org/a.json", "is not https://"),
+        ("https://example.org/a.json", "host example.org, which is not allowed"),
+        ("https://127.0.0.1/a.json", "host 127.0.0.1, which is not allowed"),
+        ("https://s3.amazonaws.com.evil.org/a", "host s3.amazonaws.com.evil.org, which is not allowed"),
+        ("https://s3.amazonaws.com@evil.org/a", "more than a host and a path"),
+        ("https://s3.amazonaws.com\\.evil.org/a", "more than a host and a path"),
+        ("hf://gemma", "no location on the hub"),
+        ("hf://datasets/one@main", "no location on the hub"),
+        ("s3:///prefix", "names no bucket"),
+    ],
+)
+def test_a_wrong_location_is_one_sentence(uri: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(public_address.LOOPBACK_VARIABLE, raising=False)
+    with pytest.raises(InputError, match=said):
+        sources.open(uri, DATA)
+
+
+@pytest.mark.parametrize("name", ["../secret", "a/../../secret", "/etc/passwd", "", "a\\b", "a\nb"])
+def test_a_name_never_leaves_its_location(name: str, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "secret").write_text("secret")
+    source = sources.open((tmp_path / "images").as_uri(), DATA)
+    with pytest.raises(Unavailable, match="outside the location"):
+        source.read(name, LIMIT)
+
+
+# Folders
+
+
+def test_a_folder_is_read_by_name(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a b.jpg").write_bytes(b"pixels")
+    source = sources.open(tmp_path.as_uri(), DATA)
+    assert source.names() == ["sub/a b.jpg"]
+    assert source.read("sub/a b.jpg", LIMIT) == b"pixels"
+    assert source.exists("sub/a b.jpg")
+    with pytest.raises(Unavailable, match="no such file"):
+        source.read("none.jpg", LIMIT)
+    with pytest.raises(Unavailable, match="larger than 3 bytes"):
+        source.read("sub/a b.jpg", 3)
+
+
+def test_a_folder_stands_for_the_one_file_of_conversations_in_it(shared: Path, tmp_path: Path) -> None:
+    sample = shared / "coco-sample"
+    sources.open(sample.as_uri(), DATA).fetch(None, tmp_path / "out.json")
+    assert (tmp_path / "out.json").read_bytes() == (sample / "llava_instruct_sample.json").read_bytes()
+
+
+def test_a_folder_of_several_json_files_is_a_sentence_that_lists_them(tmp_path: Path) -> None:
+    source = sources.open(tmp_path.as_uri(), DATA)
+    with pytest.raises(InputError, match="holds no JSON file"):
+        source.fetch(None, tmp_path / "out")
+    for name in ("a.json", "b.json"):
+        (tmp_path / name).write_text('[{"conversations": []}]')
+    with pytest.raises(InputError, match=r"holds 2 JSON files \(a.json, b.json\)"):
+        source.fetch(None, tmp_path / "out")
+
+
+def test_a_change_of_a_folder_changes_its_fingerprint(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"one")
+    source = sources.open(tmp_path.as_uri(), DATA)
+    before = source.fingerprint()
+    assert source.fingerprint() == before
+    (tmp_path / "a").write_bytes(b"other")
+    assert source.fingerprint() != before
+
+
+def test_weights_are_linked_and_texts_are_copied(tmp_path: Path) -> None:
+    for name in ("model.safetensors", "config.json"):
+        (tmp_path / name).write_bytes(b"content")
+    source = sources.open(tmp_path.as_uri(), DATA)
+    for name in ("model.safetensors", "config.json"):
+        source.fetch(name, tmp_path / "out" / name)
+    assert (tmp_path / "out" / "model.safetensors").samefile(tmp_path / "model.safetensors")
+    assert not (tmp_path / "out" / "config.json").samefile(tmp_path / "config.json")
+
+
+# Web
+
+
+def web(server: Server) -> Source:
+    return sources.open(f"{server.url}/images/", DATA)
+
+
+def test_a_file_is_fetched_over_the_web(server: Server, tmp_path: Path) -> None:
+    source = web(server)
+    assert source.read("a.jpg", LIMIT) == b"first"
+    source.fetch("b.jpg", tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == b"second"
+    sources.open(f"{server.url}/images/a.jpg", DATA).fetch(None, tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == b"first"
+    assert source.exists("a.jpg")
+    assert not source.exists("none.jpg")
+
+
+@pytest.mark.parametrize("fault", [429, 500, 503, "cut"])
+def test_a_passing_fault_is_asked_again(server: Server, fault: int | str, tmp_path: Path) -> None:
+    server.faults["/images/a.jpg"] = [fault, fault]
+    assert web(server).read("a.jpg", LIMIT) == b"first"
+    server.faults["/images/b.jpg"] = [fault]
+    web(server).fetch("b.jpg", tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == b"second"
+
+
+def test_an_absent_file_is_not_asked_for_twice(server: Server) -> None:
+    for status in (403, 404, 410):
+        server.faults["/images/a.jpg"] = [status]
+        server.asked.clear()
+        with pytest.raises(Unavailable, match=str(status)):
+            web(server).read("a.jpg", LIMIT)
+        assert server.asked["GET", "/images/a.jpg"] == 1
+
+
+def test_a_lasting_fault_ends_after_a_few_attempts(server: Server) -> None:
+    server.faults["/images/a.jpg"] = [503] * 100
+    with pytest.raises(sources.Unreachable, match="503, 4 times"):
+        web(server).read("a.jpg", LIMIT)
+
+
+def test_a_file_beyond_the_limit_is_not_kept(server: Server) -> None:
+    with pytest.raises(Unavailable, match="larger than 4 bytes"):
+        web(server).read("a.jpg", 4)
+
+
+def test_a_redirect_is_judged_like_the_first_address(server: Server) -> None:
+    server.faults["/images/a.jpg"] = [f"-> {server.url}/images/b.jpg"]
+    assert web(server).read("a.jpg", LIMIT) == b"second"
+    server.faults["/images/a.jpg"] = ["-> http://169.254.169.254/latest/meta-data"]
+    with pytest.raises(Unavailable, match=r"169\.254\.169\.254.* is not https://"):
+        web(server).read("a.jpg", LIMIT)
+    server.faults["/images/a.jpg"] = [f"-> {server.url}/images/a.jpg"] * 10
+    with pytest.raises(Unavailable, match="too many redirects"):
+        web(server).read("a.jpg", LIMIT)
+
+
+def test_a_listed_host_with_a_private_address_is_refused(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = DataConfig(allowed_hosts=["localhost"])
+    monkeypatch.setenv(public_address.LOOPBACK_VARIABLE, "0")
+    for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    source = sources.open(server.url.replace("http://127.0.0.1", "https://localhost"), data)
+    with pytest.raises(Unavailable, match="private address"):
+        source.read("images/a.jpg", LIMIT)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["10.0.0.1", "192.168.1.1", "172.16.0.1", "169.254.169.254", "100.64.0.1", "fe80::1%eth0", "::1", "fd00::1"],
+)
+def test_no_private_address_is_public(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(public_address.LOOPBACK_VARIABLE, raising=False)
+    with pytest.raises(public_address.PrivateAddressError):
+        public_address.check(address)
+    with pytest.raises(public_address.PrivateAddressError):
+        public_address.check("::ffff:10.0.0.1")
+    public_address.check("8.8.8.8")
+
+
+def test_a_web_fingerprint_follows_the_file(server: Server) -> None:
+    source = sources.open(f"{server.url}/images/a.jpg", DATA)
+    before = source.fingerprint()
+    assert source.fingerprint() == before
+    server.files["/images/a.jpg"] = b"other"
+    assert source.fingerprint() != before
+    del server.files["/images/a.jpg"]
+    with pytest.raises(Unavailable, match="404"):
+        source.fingerprint()
+
+
+# Many files
+
+
+def test_many_files_come_in_order_with_what_is_missing(server: Server) -> None:
+    names = [f"{number:04d}.jpg" for number in range(200)]
+    server.files |= {f"/images/{name}": name.encode() for name in names if name != "0007.jpg"}
+    results = list(fetch_all(web(server), names, LIMIT))
+    assert [name for name, _ in results] == names
+    assert [str(content) for name, content in results if isinstance(content, Unavailable)] == ["404"]
+    assert all(content == name.encode() for name, content in results if name != "0007.jpg")
+
+
+def test_a_server_that_is_down_ends_the_download_early(server: Server) -> None:
+    names = [f"{number}.jpg" for number in range(2000)]
+    server.faults = {f"/images/{name}": [503] * 9 for name in names}
+    with pytest.raises(InputError, match="did not answer for 20 files in a row"):
+        list(fetch_all(web(server), names, LIMIT))
+    assert server.asked.total() < 2000
+
+
+# The hub
+
+
+@pytest.fixture
+def hub(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Server:
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    content = {"config.json": b"{}", "model.safetensors": b"weights", "sub/data.json": b"[]"}
+    server.add_hub_repository("models", "org/name", "main", content)
+    server.add_hub_repository("datasets", "org/set", "main", content)
+    return server
+
+
+def test_a_branch_of_the_hub_is_resolved_to_its_commit(hub: Server, tmp_path: Path) -> None:
+    source = sources.open("hf://org/name@main", DATA)
+    assert source.describe() == {"uri": "hf://org/name@main", "commit": COMMIT}
+    assert source.names() == ["config.json", "model.safetensors", "sub/data.json"]
+    assert source.read("config.json", LIMIT) == b"{}"
+    source.fetch("model.safetensors", tmp_path / "out" / "model.safetensors")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == b"weights"
+    with pytest.raises(Unavailable, match="no such file"):
+        source.read("none.json", LIMIT)
+
+
+def test_a_file_of_a_dataset_is_fetched_from_a_pinned_commit(hub: Server, tmp_path: Path) -> None:
+    source = sources.open(f"hf://datasets/org/set@{COMMIT}/sub/data.json", DATA)
+    source.fetch(None, tmp_path / "out.json")
+    assert (tmp_path / "out.json").read_bytes() == b"[]"
+    assert hub.asked["GET", f"/api/datasets/org/set/revision/{COMMIT}"] == 0  # a commit needs no resolving
+    assert sources.open("hf://datasets/org/set@main/sub", DATA).names() == ["data.json"]
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("GatedRepo", "org/name is gated. Accept its licence .* HF_TOKEN"),
+        ("RepoNotFound", "the hub has no model org/name"),
+        ("RevisionNotFound", "org/name has no revision 'main'"),
+    ],
+)
+def test_what_the_hub_refuses_is_a_sentence(code: str, said: str, monkeypatch: pytest.MonkeyPatch, hub: Server) -> None:
+    hub.errors["/api/models/org/name/revision/main"] = code
+    with pytest.raises(InputError, match=said):
+        sources.open("hf://org/name@main", DATA).fingerprint()
+
+
+def test_a_hub_that_is_down_is_a_sentence(hub: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.faults["/api/models/org/name/revision/main"] = [500] * 100
+    with pytest.raises(InputError, match="the hub answers 500"):
+        sources.open("hf://org/name@main", DATA).fingerprint()
+
+
+# S3
+
+
+@pytest.fixture
+def s3(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    server.files = {"/bucket/prefix/a.jpg": b"first", "/bucket/prefix/sub/b.jpg": b"second"}
+    return server
+
+
+def test_objects_are_read_by_name_and_listed(s3: Server, tmp_path: Path) -> None:
+    source = sources.open("s3://bucket/prefix/", DATA)
+    assert source.names() == ["a.jpg", "sub/b.jpg"]
+    assert source.read("sub/b.jpg", LIMIT) == b"second"
+    source.fetch("a.jpg", tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == b"first"
+    assert source.exists("a.jpg")
+    assert not source.exists("none.jpg")
+    with pytest.raises(Unavailable, match="no such object"):
+        source.read("none.jpg", LIMIT)
+    with pytest.raises(Unavailable, match="larger than 3 bytes"):
+        source.read("a.jpg", 3)
+    before = source.fingerprint("a.jpg")
+    s3.files["/bucket/prefix/a.jpg"] = b"other"
+    assert source.fingerprint("a.jpg") != before
+
+
+def test_a_busy_store_is_asked_again(s3: Server) -> None:
+    s3.faults["/bucket/prefix/a.jpg"] = [503, 503]
+    assert sources.open("s3://bucket/prefix", DATA).read("a.jpg", LIMIT) == b"first"
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"AWS_ENDPOINT_URL": "seaweedfs:9000"}, "AWS_ENDPOINT_URL=seaweedfs:9000 is no endpoint"),
+        ({"AWS_ACCESS_KEY_ID": "key"}, "AWS_SECRET_ACCESS_KEY is not set"),
+        ({"AWS_SECRET_ACCESS_KEY": "secret"}, "AWS_ACCESS_KEY_ID is not set"),
+    ],
+)
+def test_a_wrong_setting_of_the_store_is_a_sentence(
+    variables: dict[str, str], said: str, s3: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=said):
+        sources.open("s3://bucket/prefix", DATA)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [("NoSuchBucket", "there is no bucket 'bucket'"), ("AccessDenied", r"refuses s3://bucket/prefix \(AccessDenied\)")],
+)
+def test_what_the_store_refuses_is_a_sentence(code: str, said: str, s3: Server) -> None:
+    s3.errors["/bucket/prefix/a.jpg"] = code
+    with pytest.raises(InputError, match=said):
+        sources.open("s3://bucket/prefix", DATA).read("a.jpg", LIMIT)
+
+
+# Archives
+
+
+def zipped(path: Path, members: dict[str, bytes], mode: int = stat.S_IFREG | 0o644) -> ArchiveSource:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            member = zipfile.ZipInfo(name)
+            member.external_attr = mode << 16
+            archive.writestr(member, content)
+    return ArchiveSource(path, sources.open(path.as_uri(), DATA))
+
+
+def test_a_member_is_found_by_its_path_or_the_end_of_it(tmp_path: Path) -> None:
+    source = zipped(tmp_path / "a.zip", {"train2017/a.jpg": b"first", "x/b.jpg": b"1", "y/b.jpg": b"2"})
+    assert source.read("train2017/a.jpg", LIMIT) == source.read("a.jpg", LIMIT) == b"first"
+    assert source.read("y/b.jpg", LIMIT) == b"2"
+    with pytest.raises(Unavailable, match="2 members of that name"):
+        source.read("b.jpg", LIMIT)
+    with pytest.raises(Unavailable, match="not in the archive"):
+        source.read("c.jpg", LIMIT)
+    with pytest.raises(Unavailable, match="larger than 2 bytes"):
+        source.read("a.jpg", 2)
+
+
+@pytest.mark.parametrize("name", ["../a.jpg", "/etc/passwd", "x/../../a.jpg", "..\\a.jpg"])
+def test_an_archive_that_points_outside_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="a name that points outside"):
+        zipped(tmp_path / "a.zip", {"good.jpg": b"", name: b""})
+
+
+def test_an_archive_with_a_link_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds the link 'a.jpg'"):
+        zipped(tmp_path / "a.zip", {"a.jpg": b"/etc/passwd"}, mode=stat.S_IFLNK | 0o777)
+
+
+def test_half_an_archive_is_a_sentence(tmp_path: Path) -> None:
+    zipped(tmp_path / "a.zip", {"a.jpg": os.urandom(1000)})
+    (tmp_path / "b.zip").write_bytes((tmp_path / "a.zip").read_bytes()[:700])
+    with pytest.raises(InputError, match="no whole zip archive"):
+        ArchiveSource(tmp_path / "b.zip", sources.open((tmp_path / "b.zip").as_uri(), DATA))

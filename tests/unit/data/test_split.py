@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import hashlib
+
+from multimodal_gemma.data.split import split_of, text_key
+
+IDS = [f"{number:012d}" for number in range(20_000)]
+
+
+def held_out(ids: list[str], fraction: float, seed: int = 42) -> set[str]:
+    return {name for name in ids if split_of(name, fraction=fraction, seed=seed) == "val"}
+
+
+def test_the_rule_is_the_documented_one() -> None:
+    """Anybody can compute where an image is: sha256, first 64 bits, as a fraction."""
+    name = "000000310196"
+    digest = hashlib.sha256(f"multimodal-gemma/split:42:{name}".encode()).hexdigest()
+    place = int(digest[:16], 16) / 2**64
+    assert split_of(name, fraction=place + 1e-9, seed=42) == "val"
+    assert split_of(name, fraction=place - 1e-9, seed=42) == "train"
+
+
+def test_added_images_move_no_other_image() -> None:
+    assert held_out(IDS, 0.02) & set(IDS[::3]) == held_out(IDS[::3], 0.02)
+
+
+def test_a_larger_fraction_keeps_what_a_smaller_one_held_out() -> None:
+    assert held_out(IDS, 0.02) < held_out(IDS, 0.05)
+
+
+def test_the_share_held_out_is_the_fraction() -> None:
+    share = len(held_out(IDS, 0.05)) / len(IDS)
+    assert abs(share - 0.05) < 4 * (0.05 * 0.95 / len(IDS)) ** 0.5  # four standard deviations of a binomial share
+
+
+def test_another_seed_holds_other_images_out() -> None:
+    assert len(held_out(IDS, 0.05, seed=1) & held_out(IDS, 0.05, seed=2)) < 0.01 * len(IDS)
+
+
+def test_a_fraction_of_zero_holds_nothing_out() -> None:
+    assert not held_out(IDS, 0.0)
+
+
+def test_a_text_is_not_split_like_an_image_of_its_name() -> None:
+    assert any(
+        split_of(name, fraction=0.5, seed=42) != split_of(text_key(name), fraction=0.5, seed=42) for name in IDS[:50]
+    )
