@@ -1,0 +1,1 @@
+"""What is shipped: stock weights, their adapter, a model card, a NOTICE and checksums."""

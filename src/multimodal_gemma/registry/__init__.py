@@ -1,0 +1,1 @@
+"""MLflow: where runs and versions are recorded, and the gate that a champion has passed."""

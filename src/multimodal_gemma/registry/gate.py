@@ -1,0 +1,188 @@
+"""Whether a model may become champion: one pure decision, with a written reason for every rule.
+
+Nothing here talks to MLflow or reads a file, so each case (worse, noisy, contaminated, infinite, no champion) is a line
+in a table of tests.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """One thing that was asked of the candidate, and the answer."""
+
+    name: str
+    passed: bool
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """Candidate minus champion in one metric, question by question.
+
+    Attributes:
+        mean: mean difference, in the metric's unit.
+        low: lower end of its paired confidence interval, clustered by image.
+        high: upper end.
+        questions: how many questions both have answered.
+    """
+
+    mean: float
+    low: float
+    high: float
+    questions: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Champion:
+    """What the candidate is held against.
+
+    Attributes:
+        version: the champion's version.
+        differences: by metric.
+        problem: why no comparison could be made; "" if it could.
+    """
+
+    version: str
+    differences: Mapping[str, Difference] = dataclasses.field(default_factory=dict)
+    problem: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """The gate's answer."""
+
+    passed: bool
+    rules: list[Rule]
+
+    @property
+    def word(self) -> str:
+        """Return "passed" or "failed"."""
+        return "passed" if self.passed else "failed"
+
+    @property
+    def reason(self) -> str:
+        """Return one line: the reasons of the rules that failed, or that all were met."""
+        failed = [f"{rule.name}: {rule.reason}" for rule in self.rules if not rule.passed]
+        return "; ".join(failed) if failed else f"all {len(self.rules)} rules are met"
+
+    def markdown(self) -> str:
+        """Return the decision as a Markdown page with one row a rule."""
+        rows = [
+            f"| {rule.name} | {'passed' if rule.passed else '**failed**'} | {_cell(rule.reason)} |"
+            for rule in self.rules
+        ]
+        heading = (
+            "# Gate: passed\n\nThis version may be champion."
+            if self.passed
+            else "# Gate: failed\n\nThis version is no champion."
+        )
+        return "\n".join([heading, "", "| rule | result | reason |", "| --- | --- | --- |", *rows, ""])
+
+
+def decide(
+    metrics: Mapping[str, Any],
+    *,
+    contamination: str,
+    floors: Mapping[str, float] | None,
+    compared: Sequence[str],
+    champion: Champion | None,
+) -> Decision:
+    """Decide whether a candidate may become champion.
+
+    A comparison is passed unless the whole paired interval lies below zero: what is merely noise never costs a
+    promotion, and a loss that is measurable always does.
+
+    Args:
+        metrics: the candidate's metrics by flat name; anything but a finite number fails.
+        contamination: "clean" is the only status that passes: "contaminated" scores count for nothing, "allowed" was
+            waived for a look and not for a promotion, and "unknown" has not been shown to be clean.
+        floors: smallest value by metric; None asks for none.
+        compared: metrics that must be there, and not be worse than the champion's.
+        champion: None if there is none yet, which passes and says so.
+
+    Returns:
+        The decision; its rules are in a fixed order.
+    """
+    floors = floors or {}
+    rules = [_finite(metrics), _present(metrics, [*floors, *compared])]
+    rules += [_floor(name, metrics.get(name), floor) for name, floor in sorted(floors.items())]
+    rules += _against(champion, compared)
+    rules.append(_contamination(contamination))
+    return Decision(all(rule.passed for rule in rules), rules)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _finite(metrics: Mapping[str, Any]) -> Rule:
+    wrong = [f"{name} is {value}" for name, value in sorted(metrics.items()) if not _is_finite(value)]
+    if not metrics:
+        return Rule("finite", False, "the evaluation has no metrics")
+    return Rule("finite", not wrong, ", ".join(wrong) if wrong else f"all {len(metrics)} metrics are finite numbers")
+
+
+def _present(metrics: Mapping[str, Any], wanted: Sequence[str]) -> Rule:
+    names = sorted(set(wanted))
+    missing = [name for name in names if name not in metrics]
+    if missing:
+        return Rule("required", False, f"the evaluation lacks {', '.join(missing)}")
+    return Rule("required", True, f"{', '.join(names)} are there" if names else "no metric is required")
+
+
+def _floor(name: str, value: Any, floor: float) -> Rule:
+    rule = f"floor of {name}"
+    if not _is_finite(value):
+        return Rule(rule, False, f"there is no finite value to hold against {floor:g}")
+    if not value >= floor:  # a floor that is no number is met by nothing
+        return Rule(rule, False, f"{value:.4f} is below {floor:g}")
+    return Rule(rule, True, f"{value:.4f} is at least {floor:g}")
+
+
+def _against(champion: Champion | None, compared: Sequence[str]) -> list[Rule]:
+    if champion is None:
+        return [Rule("champion", True, "there is no champion to be held against")]
+    if champion.problem:
+        return [Rule("champion", False, champion.problem)]
+    return [_not_worse(name, champion) for name in sorted(set(compared))]
+
+
+def _not_worse(name: str, champion: Champion) -> Rule:
+    rule = f"champion in {name}"
+    difference = champion.differences.get(name)
+    if difference is None:
+        return Rule(rule, False, f"there is no paired comparison with version {champion.version}")
+    figures = (difference.mean, difference.low, difference.high)
+    if not all(_is_finite(figure) for figure in figures):
+        return Rule(rule, False, f"the paired difference to version {champion.version} is no finite number")
+    interval = (
+        f"{difference.mean:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}] to version {champion.version} "
+        f"on {difference.questions:,} questions"
+    )
+    if difference.high < 0:
+        return Rule(rule, False, f"worse beyond the paired interval: {interval}")
+    return Rule(rule, True, f"not worse beyond the paired interval: {interval}")
+
+
+def _contamination(status: str) -> Rule:
+    reasons = {
+        "clean": "no training image is in a benchmark",
+        "contaminated": "training images are in a benchmark",
+        "allowed": "training images are in a benchmark; data.contamination=allow permits a look, not a champion",
+        "unknown": "the training images are unknown, so nobody can say that none is in a benchmark",
+    }
+    return Rule(
+        "contamination",
+        status == "clean",
+        reasons.get(status, f"the evaluation states {status!r}, which is no known status"),
+    )
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,212 @@
+"""From a trained and scored model to a version in the registry, with the gate's decision on it.
+
+Everything is found before it is made: a second registration of the same model with the same scores finds its version
+and repeats nothing, and one that was killed continues where it stopped. Nothing becomes champion before its decision is
+written down.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from multimodal_gemma import files, logs
+from multimodal_gemma.registry import comparison, gate, packaging, record, runs, server, versions
+from multimodal_gemma.registry.candidate import Candidate, Registration
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+    from multimodal_gemma.config.schema import Config
+
+_CURVES = ("curves.jsonl", "curves.html", "run_config.json")
+_DATASET_PAGES = ("report.html", "statistics.json")
+
+
+def register(config: Config, candidate: Candidate, pipeline_run: str = "") -> Registration:
+    """Record a model in MLflow, decide on it, and name it champion or challenger.
+
+    Args:
+        config: sections registry and evaluation (confidence of the paired interval).
+        candidate: the model with its scores.
+        pipeline_run: the pipeline run's id; "" ties the run to the candidate itself.
+
+    Raises:
+        InputError: MLflow cannot be reached or refuses, or the configuration asks for what cannot be compared.
+    """
+    registry = config.registry
+    versions.check_name(registry.name)
+    comparison.check_compared(registry.compared)
+    with server.connected(registry) as client:
+        version = versions.find(client, registry.name, candidate.identity)
+        if version is not None and _is_settled(client, version, config):
+            return _found(client, version)
+        if version is not None:
+            run_id = version.run_id
+        else:
+            run_id = runs.run_in(client, registry, pipeline_run or f"register-{candidate.identity[:12]}")
+        status = "FAILED"
+        try:
+            made = _make(client, config, candidate, version, run_id)
+            status = "FINISHED"
+        finally:
+            _end(client, run_id, status)
+        return made
+
+
+def _make(
+    client: MlflowClient, config: Config, candidate: Candidate, version: ModelVersion | None, run_id: str
+) -> Registration:
+    name = config.registry.name
+    scored = _record(client, candidate, run_id)
+    if version is None:
+        model_id = packaging.ensure_logged(
+            client, candidate.model, candidate.model_manifest, run_id, candidate.identity
+        )
+        version = versions.create(client, name, model_id, run_id, _version_tags(candidate))
+    record.metrics(
+        client, run_id, candidate.metrics["metrics"], model_id=version.tags[versions.LOGGED_MODEL], dataset=scored
+    )
+    number = str(version.version)
+    decision = _decide(client, config, candidate, number)
+    _write_down(client, run_id, name, number, decision)
+    if decision.passed:
+        versions.crown(client, name, number)
+    elif versions.aliases(client, name).get(versions.CHAMPION) != number:
+        client.set_registered_model_alias(name, versions.CHALLENGER, number)
+    # Last: whoever finds this tag need not do anything of the above again.
+    client.set_model_version_tag(name, number, versions.SETTLED, _terms(config))
+    alias = versions.alias_of(versions.aliases(client, name), number)
+    logs.get("register").info("%s version %s is %s: gate %s (%s)", name, number, alias, decision.word, decision.reason)
+    experiment = client.get_run(run_id).info.experiment_id
+    return Registration(name, number, alias, decision, run_id, str(experiment), found=False)
+
+
+def _record(client: MlflowClient, candidate: Candidate, run_id: str) -> tuple[str, str]:
+    """Write down what the run is; return the evaluation dataset as MLflow names it."""
+    settings = candidate.model / "run_config.json"
+    if settings.is_file():
+        record.parameters(client, run_id, files.read_json(settings, "model"))
+    record.tags(client, run_id, record.lineage(candidate.model_manifest, candidate.dataset_digest))
+    data = candidate.dataset_manifest
+    if candidate.dataset_digest:
+        record.dataset(
+            client,
+            run_id,
+            "processed-dataset",
+            candidate.dataset_digest,
+            context="training",
+            source=data.facts if data else {},
+            profile=data.counts if data else {},
+        )
+    scored = record.dataset(
+        client,
+        run_id,
+        "benchmarks",
+        candidate.metrics.get("benchmarks_digest") or candidate.evaluation_manifest.digest,
+        context="evaluation",
+        source={},
+        profile=candidate.evaluation_manifest.counts,
+    )
+    record.folder_files(client, run_id, candidate.evaluation, candidate.evaluation_manifest.files, "evaluation")
+    record.folder_files(client, run_id, candidate.model, _CURVES, "training")
+    if candidate.dataset is not None:
+        record.folder_files(client, run_id, candidate.dataset, _DATASET_PAGES, "dataset")
+    return scored
+
+
+def _decide(client: MlflowClient, config: Config, candidate: Candidate, number: str) -> gate.Decision:
+    registry = config.registry
+    former = versions.aliases(client, registry.name).get(versions.CHAMPION)
+    if former == number:
+        # A registration that was killed after it crowned this version: the decision that did it stands.
+        held = client.get_model_version(registry.name, number).tags.get(versions.DECISION)
+        if held:
+            return decision_of(held)
+    champion = None
+    if former is not None:
+        rows = files.read_jsonl(candidate.evaluation / "predictions.jsonl", "predictions")
+        champion = comparison.against(
+            client, registry.name, former, rows, registry.compared, config.evaluation.confidence
+        )
+    return gate.decide(
+        candidate.metrics["metrics"],
+        contamination=str(candidate.metrics.get("contamination", {}).get("status", "unknown")),
+        floors=registry.floors,
+        compared=registry.compared,
+        champion=champion,
+    )
+
+
+def _write_down(client: MlflowClient, run_id: str, name: str, number: str, decision: gate.Decision) -> None:
+    written = {
+        "gate": decision.word,
+        "gate_reason": decision.reason[:5000],
+        versions.DECISION: json.dumps([dataclasses.asdict(rule) for rule in decision.rules]),
+    }
+    for key, value in written.items():
+        client.set_model_version_tag(name, number, key, value)
+    record.tags(client, run_id, {"gate": decision.word, "gate_reason": decision.reason[:5000]})
+    record.metrics(client, run_id, {"gate_passed": float(decision.passed)})
+    with tempfile.TemporaryDirectory() as scratch:
+        page = Path(scratch) / "decision.md"
+        page.write_text(decision.markdown(), encoding="utf-8")
+        client.log_artifact(run_id, str(page), "gate")
+
+
+def _version_tags(candidate: Candidate) -> dict[str, str]:
+    tags = {
+        versions.IDENTITY: candidate.identity,
+        versions.MODEL_DIGEST: candidate.model_manifest.digest,
+        versions.EVALUATION_DIGEST: candidate.evaluation_manifest.digest,
+        "mmgemma.dataset_digest": candidate.dataset_digest,
+        versions.PREDICTIONS: files.sha256_file(candidate.evaluation / "predictions.jsonl"),
+    }
+    return {key: value for key, value in tags.items() if value}
+
+
+def _terms(config: Config) -> str:
+    """Return what a decision was made under; under other terms it is made anew."""
+    return files.digest_of([config.registry.floors, sorted(config.registry.compared), config.evaluation.confidence])
+
+
+def _is_settled(client: MlflowClient, version: ModelVersion, config: Config) -> bool:
+    held = version.tags.get(versions.SETTLED)
+    if held == _terms(config):
+        return True
+    # Other terms may let a challenger through, but never take the title from whoever holds or held it.
+    return held is not None and versions.aliases(client, version.name).get(versions.CHAMPION) == str(version.version)
+
+
+def _found(client: MlflowClient, version: ModelVersion) -> Registration:
+    number = str(version.version)
+    alias = versions.alias_of(versions.aliases(client, version.name), number)
+    logs.get("register").info(
+        "%s version %s was registered before (%s); nothing to do", version.name, number, alias or "no alias"
+    )
+    experiment = client.get_run(version.run_id).info.experiment_id
+    return Registration(
+        version.name, number, alias, decision_of(version.tags[versions.DECISION]), version.run_id, str(experiment), True
+    )
+
+
+def decision_of(text: str) -> gate.Decision:
+    """Return the decision that a version's tag holds."""
+    rules = [gate.Rule(**rule) for rule in json.loads(text)]
+    return gate.Decision(all(rule.passed for rule in rules), rules)
+
+
+def _end(client: MlflowClient, run_id: str, status: str) -> None:
+    """End our own run; an injected one is ended by the platform that made it."""
+    from mlflow.exceptions import MlflowException
+
+    if run_id == runs.injected_run():
+        return
+    # A failure is on its way up already: that its run cannot be marked as failed would only hide the reason.
+    with contextlib.suppress(*([MlflowException] if status == "FAILED" else [])):
+        client.set_terminated(run_id, status)

@@ -1,0 +1,120 @@
+"""One parent run in MLflow for each run of the pipeline.
+
+Training and registration happen in different processes, on a cluster on different machines. Both find the same run: the
+one that the platform injected, else the one that carries this pipeline run's name as a tag. It stays RUNNING until
+registration ends it.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from multimodal_gemma import logs
+from multimodal_gemma.errors import InputError
+from multimodal_gemma.registry import server
+from multimodal_gemma.registry.server import tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+    from multimodal_gemma.config.schema import RegistryConfig
+
+__all__ = ["PIPELINE_RUN", "ensure_run", "injected_run", "run_in", "tracking_uri"]
+
+PIPELINE_RUN = "mmgemma.pipeline_run"  # the tag that ties a run to its pipeline run
+
+
+def injected_run() -> str:
+    """Return the id of the run that the platform made for this pipeline run, or ""."""
+    return os.environ.get("MLFLOW_RUN_ID", "")
+
+
+def ensure_run(registry: RegistryConfig, pipeline_run: str) -> str:
+    """Return the id of the parent run, found or made.
+
+    Args:
+        registry: the configuration's section.
+        pipeline_run: the pipeline run's id; "" always makes a new run.
+
+    Returns:
+        MLflow's run id; the run is RUNNING.
+
+    Raises:
+        InputError: MLflow cannot be reached or refuses.
+    """
+    with server.connected(registry) as client:
+        return run_in(client, registry, pipeline_run)
+
+
+def run_in(client: MlflowClient, registry: RegistryConfig, pipeline_run: str) -> str:
+    """As `ensure_run`, with a client at hand."""
+    injected = injected_run()
+    if injected:
+        # Its experiment is the platform's choice: none is set or made here.
+        _resume(client, client.get_run(injected))
+        if pipeline_run:
+            client.set_tag(injected, PIPELINE_RUN, pipeline_run)
+        return injected
+    experiment = _experiment(client, registry)
+    if not pipeline_run:
+        return str(client.create_run(experiment).info.run_id)
+    first = _oldest(client, experiment, pipeline_run)
+    if first is None:
+        made = client.create_run(experiment, run_name=pipeline_run, tags={PIPELINE_RUN: pipeline_run})
+        # Two processes may have made one at the same time: the oldest is the run, the other goes.
+        first = _oldest(client, experiment, pipeline_run) or made
+        if first.info.run_id != made.info.run_id:
+            client.delete_run(made.info.run_id)
+    _resume(client, first)
+    return str(first.info.run_id)
+
+
+def _resume(client: MlflowClient, run: Run) -> None:
+    if run.info.lifecycle_stage == "deleted":
+        raise InputError(
+            f"registry: the run {run.info.run_id} was deleted in MLflow. Restore it there, or start a new pipeline run."
+        )
+    if run.info.status != "RUNNING":
+        client.update_run(run.info.run_id, status="RUNNING")
+
+
+def _oldest(client: MlflowClient, experiment: str, pipeline_run: str) -> Run | None:
+    runs = client.search_runs([experiment], f"tags.`{PIPELINE_RUN}` = {server.quoted(pipeline_run)}", max_results=50)
+    return min(runs, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
+
+
+def _experiment(client: MlflowClient, registry: RegistryConfig) -> str:
+    """Return the experiment's id, found or made; on a database the artifacts lie beside it."""
+    from mlflow.exceptions import MlflowException
+
+    if not registry.experiment.strip():
+        raise InputError("registry: registry.experiment is empty. Name the experiment that runs belong to.")
+    found = client.get_experiment_by_name(registry.experiment)
+    if found is None:
+        try:
+            return str(
+                client.create_experiment(
+                    registry.experiment, artifact_location=_artifact_location(tracking_uri(registry))
+                )
+            )
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(registry.experiment)  # another process was faster
+            if found is None:
+                raise
+    if found.lifecycle_stage == "deleted":
+        raise InputError(
+            f"registry: the experiment {registry.experiment!r} was deleted in MLflow. "
+            "Restore it there, or name another with registry.experiment."
+        )
+    logs.get("registry").debug("experiment %s", found.experiment_id)
+    return str(found.experiment_id)
+
+
+def _artifact_location(uri: str) -> str | None:
+    """A sqlite database has no artifact store, and MLflow's default is relative to the folder that a process is in."""
+    path = server.sqlite_file(uri)
+    return (path.parent / "mlartifacts").as_uri() if path else None

@@ -1,0 +1,217 @@
+"""The way to MLflow, and what it says when it cannot be had, as one sentence within seconds.
+
+MLflow's own defaults retry a dead server for minutes and end in a traceback. Here the server is asked for its health
+first, retries are few, and each refusal (401, 403, 500) becomes a sentence that says what to do about it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import sqlite3
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from multimodal_gemma.errors import InputError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    from multimodal_gemma.config.schema import RegistryConfig
+
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+_HEALTH_TIMEOUT = 5.0  # seconds
+# MLflow's defaults block about four minutes; a user's own setting of any of these stays.
+_PATIENCE = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
+}
+_QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true"}  # nobody asked for reports to a third party, and a pod cannot send them
+_STATUS = re.compile(r"error code (\d{3})|too many (\d{3}) error responses")
+
+
+def tracking_uri(registry: RegistryConfig) -> str:
+    """Return MLflow's location: the configuration's, else that of MLFLOW_TRACKING_URI, else ""."""
+    return registry.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+
+
+def shown(uri: str) -> str:
+    """Return a tracking URI without the password that it may carry."""
+    return re.sub(r"(?<=://)([^:/@]+):[^@/]*@", r"\1:***@", uri)
+
+
+@contextlib.contextmanager
+def connected(registry: RegistryConfig) -> Iterator[MlflowClient]:
+    """Yield a client of the configured MLflow, which is also the process's MLflow inside the block.
+
+    Args:
+        registry: the configuration's section; see `tracking_uri`.
+
+    Raises:
+        InputError: no MLflow is named, or it cannot be reached, refuses or fails.
+    """
+    uri = tracking_uri(registry)
+    _check_scheme(uri)
+    for name, value in {**_PATIENCE, **_QUIET}.items():
+        os.environ.setdefault(name, value)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # carriage returns fill a pod's log
+    if uri.startswith(("http://", "https://")):
+        _check_health(uri)
+    elif uri.startswith("sqlite:"):
+        _prepare_sqlite(uri)
+
+    import mlflow
+    import requests
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # a fresh database tells each migration
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+    before_registry = mlflow.get_registry_uri()
+    try:
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_registry_uri(uri)
+        yield MlflowClient(tracking_uri=uri, registry_uri=uri)
+    except MlflowException as error:
+        raise InputError(refusal(uri, error)) from error
+    except requests.exceptions.RequestException as error:  # the artifact store, behind the server or beside it
+        raise InputError(
+            f"registry: the artifact store of MLflow at {shown(uri)} failed: {first_line(error)}. Check it, then run "
+            "again."
+        ) from error
+    except SQLAlchemyError as error:
+        raise InputError(
+            f"registry: the database {shown(uri)} failed: {first_line(error)}. Check it, then run again."
+        ) from error
+    finally:
+        mlflow.set_tracking_uri(before or "")
+        mlflow.set_registry_uri(before_registry if before else "")
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """Return the absolute file behind a sqlite URI; None for any other URI and for databases in memory."""
+    if not uri.startswith("sqlite:"):
+        return None
+    name = uri.partition("///")[2].partition("?")[0]
+    return Path(name).expanduser().absolute() if name and name != ":memory:" else None
+
+
+def quoted(text: str) -> str:
+    """Return `text` as a string of MLflow's search grammar, which knows no escapes.
+
+    Raises:
+        InputError: it holds both kinds of quotes, so it cannot be searched for.
+    """
+    if "'" not in text:
+        return f"'{text}'"
+    if '"' not in text:
+        return f'"{text}"'
+    raise InputError(
+        f"registry: {text!r} holds both kinds of quotes, and MLflow cannot search for it. Leave one kind out."
+    )
+
+
+def refusal(uri: str, error: MlflowException) -> str:
+    """Return the sentence for a request that MLflow did not grant."""
+    at = f"registry: MLflow at {shown(uri)}"
+    match = _STATUS.search(str(error))
+    status = int(match[1] or match[2]) if match else error.get_http_status_code()
+    reason = first_line(error)
+    if status == 401:
+        return (
+            f"{at} does not know who asks (401). Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
+            "or MLFLOW_TRACKING_TOKEN."
+        )
+    if status == 403:
+        return (
+            f"{at} forbids this (403). Ask for permission on the experiment and the model; a server reached by a new "
+            "name "
+            "must list that name in --allowed-hosts."
+        )
+    if match and status == 404:
+        return f"{at} is no MLflow server, or an old one (404). Correct registry.tracking_uri (MLFLOW_TRACKING_URI)."
+    if match and status >= 500:
+        return (
+            f"{at} fails with error {status}. Look into the server's log, and run again when it is well; "
+            "nothing is repeated."
+        )
+    if "Connection" in reason or "timeout" in reason or "timed out" in reason:
+        return f"{at} went away in the middle of the work. Start it, then run again; nothing is repeated."
+    return f"{at} refused: {reason}."
+
+
+def _check_scheme(uri: str) -> None:
+    where = "Set registry.tracking_uri or MLFLOW_TRACKING_URI, e.g. to sqlite:////home/me/mlflow.db or http://localhost:5000."
+    if not uri:
+        raise InputError(f"registry: no MLflow is named. {where}")
+    scheme = urlsplit(uri).scheme.partition("+")[0]
+    if scheme in ("http", "https", *_DATABASES):
+        return
+    if scheme in ("", "file"):
+        raise InputError(
+            f"registry: {uri} is a folder, and MLflow keeps no runs in folders any more. Name a database in it, "
+            f"e.g. sqlite:///{Path(urlsplit(uri).path).absolute() / 'mlflow.db'}, or a server."
+        )
+    raise InputError(f"registry: {shown(uri)} is no MLflow that can be used here. {where}")
+
+
+def _check_health(uri: str) -> None:
+    """Ask the server for a sign of life; any answer at all is one, as a proxy may guard /health."""
+    import requests
+
+    insecure = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("1", "true")
+    try:
+        requests.get(f"{uri.rstrip('/')}/health", timeout=_HEALTH_TIMEOUT, verify=not insecure, allow_redirects=False)
+    except requests.exceptions.SSLError:
+        raise InputError(
+            f"registry: the certificate of MLflow at {shown(uri)} is not trusted. "
+            "Name your authority's file in REQUESTS_CA_BUNDLE, or use http:// if the server speaks no TLS."
+        ) from None
+    except requests.exceptions.Timeout:
+        raise InputError(
+            f"registry: MLflow at {shown(uri)} does not answer within {_HEALTH_TIMEOUT:.0f} s. Check the address and "
+            "the network."
+        ) from None
+    except requests.exceptions.RequestException:
+        raise InputError(
+            f"registry: MLflow at {shown(uri)} cannot be reached. Start it, or correct registry.tracking_uri "
+            "(MLFLOW_TRACKING_URI)."
+        ) from None
+
+
+def _prepare_sqlite(uri: str) -> None:
+    """Make the database's folder, and refuse a file that is no database."""
+    path = sqlite_file(uri)
+    if path is None:
+        raise InputError(
+            f"registry: {uri} names no database file. Write sqlite:///relative/mlflow.db or "
+            "sqlite:////absolute/mlflow.db."
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file() and path.stat().st_size:
+            with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+                database.execute("PRAGMA schema_version").fetchone()
+    except sqlite3.DatabaseError as error:
+        raise InputError(f"registry: {path} is no SQLite database ({error}). Name another file.") from None
+    except OSError as error:
+        raise InputError(
+            f"registry: {path} cannot be made ({error.strerror}). Name a place that you may write to."
+        ) from None
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise InputError(f"registry: {path} may not be written. Name a place that you may write to.")
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text, without its full stop; the type's name if it has none."""
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__

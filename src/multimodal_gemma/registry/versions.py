@@ -1,0 +1,132 @@
+"""Versions of the registered model: found before they are made, and named by three aliases.
+
+`champion` is what users load, `previous-champion` what a rollback returns to, `challenger` the newest version that the
+gate did not let through. Versions carry as tags what they were made from and what was decided about them.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from multimodal_gemma import files
+from multimodal_gemma.errors import InputError
+from multimodal_gemma.registry.server import quoted
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous-champion", "challenger"
+IDENTITY = "mmgemma.identity"  # tag: what `identity` returns
+MODEL_DIGEST, EVALUATION_DIGEST = "mmgemma.model_digest", "mmgemma.evaluation_digest"  # tags: manifest digests
+LOGGED_MODEL = "mmgemma.logged_model"  # tag: id of the logged model that the version is of
+PREDICTIONS = "mmgemma.predictions_sha256"  # tag: sha256 of the run's evaluation/predictions.jsonl
+DECISION = "mmgemma.decision"  # tag: the gate's rules as JSON
+SETTLED = "mmgemma.settled"  # tag, written last: what was decided under, see `register`
+PREVIOUS_OF = "mmgemma.previous_champion"  # tag of a champion: the version that it replaced
+_NOTED = "mlflow.modelVersions"  # MLflow's own tag of a logged model
+ROLLED_BACK = "mmgemma.rolled_back"  # tag of a version that a rollback took the title from: the version that got it
+
+
+def check_name(name: str) -> None:
+    """Refuse names that MLflow refuses, or that `models:/NAME@alias` could not spell.
+
+    Raises:
+        InputError: with the rule that the name breaks.
+    """
+    if not name.strip():
+        raise InputError("registry: registry.name is empty. Name the registered model.")
+    bad = [character for character in "/:@" if character in name]
+    if bad or name in (".", ".."):
+        raise InputError(
+            f"registry: {name!r} cannot be a registered model's name: it must not be a path or hold '/', ':' or '@'. "
+            "Change registry.name."
+        )
+
+
+def check_alias(alias: str) -> None:
+    """Refuse aliases that MLflow refuses or reserves.
+
+    Raises:
+        InputError: with the rule that the alias breaks.
+    """
+    if alias.lower() == "latest" or (alias[:1] in "vV" and alias[1:].isdigit()):
+        raise InputError(f"registry: MLflow reserves the alias {alias!r}. Use another, e.g. {CHAMPION}.")
+    if not alias or not all(character.isalnum() or character in "_-" for character in alias):
+        raise InputError(f"registry: {alias!r} cannot be an alias: only letters, digits, '_' and '-' may be in it.")
+
+
+def identity(model_digest: str, evaluation_digest: str) -> str:
+    """Return what makes a version one of a kind: this model, scored like this."""
+    return files.digest_of([model_digest, evaluation_digest])
+
+
+def aliases(client: MlflowClient, name: str) -> dict[str, str]:
+    """Return the version, as text, behind each alias; empty if there is no such model."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = client.get_registered_model(name).aliases
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return {}
+    # Over REST a version is text, on a database a number.
+    return {alias: str(version) for alias, version in found.items()}
+
+
+def find(client: MlflowClient, name: str, wanted: str) -> ModelVersion | None:
+    """Return the oldest version with this identity, or None."""
+    found = client.search_model_versions(f"name = {quoted(name)} and tags.`{IDENTITY}` = '{wanted}'")
+    return min(found, key=lambda version: int(version.version), default=None)
+
+
+def create(client: MlflowClient, name: str, model_id: str, run_id: str, tags: dict[str, str]) -> ModelVersion:
+    """Make a version of a logged model; if another process was faster, return its version instead.
+
+    Args:
+        client: MLflow's.
+        name: the registered model, made if it is not there.
+        model_id: the logged model.
+        run_id: the run that logged it.
+        tags: with `IDENTITY`; `LOGGED_MODEL` is added (read back from a database, a version's own model_id is empty).
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS"):
+            raise
+    made = client.create_model_version(
+        name, f"models:/{model_id}", run_id=run_id, tags={**tags, LOGGED_MODEL: model_id}, model_id=model_id
+    )
+    first = find(client, name, tags[IDENTITY])
+    if first is not None and int(first.version) < int(made.version):
+        client.delete_model_version(name, str(made.version))
+        return first
+    # A server notes this itself; on a database nobody else does, and the model's page would not name its version.
+    noted = json.loads(client.get_logged_model(model_id).tags.get(_NOTED, "[]"))
+    if not noted:
+        note = [{"name": name, "version": made.version}]
+        client.set_logged_model_tags(model_id, {_NOTED: json.dumps(note)})
+    return made
+
+
+def crown(client: MlflowClient, name: str, version: str) -> None:
+    """Make `version` the champion and keep the former one for a rollback; doing it twice changes nothing."""
+    held = aliases(client, name)
+    former = held.get(CHAMPION)
+    if former != version:
+        if former is not None:
+            client.set_model_version_tag(name, version, PREVIOUS_OF, former)
+            client.set_registered_model_alias(name, PREVIOUS, former)
+        client.set_registered_model_alias(name, CHAMPION, version)
+    if held.get(CHALLENGER) == version:
+        client.delete_registered_model_alias(name, CHALLENGER)
+
+
+def alias_of(held: dict[str, str], version: str) -> str:
+    """Return the alias that tells most about a version, or ""."""
+    return next((alias for alias in (CHAMPION, CHALLENGER, PREVIOUS) if held.get(alias) == version), "")

@@ -1,0 +1,147 @@
+"""Export: the deployable folder of a registered model, loadable by stock transformers and laid out for vLLM."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from multimodal_gemma import files, logs, manifest
+from multimodal_gemma.errors import InputError
+from multimodal_gemma.export import card, licences, weights
+from multimodal_gemma.stages.summary import Summary
+
+if TYPE_CHECKING:
+    from multimodal_gemma.config.schema import Config
+
+KIND = "export"
+_MODEL, _ADAPTER = "model", "adapter"
+_CHECKSUMS = "SHA256SUMS"
+# What training leaves beside the stock files; a server has no use for it.
+_TRAINING_ONLY = ("curves.jsonl", "curves.html", "run_config.json", "training_images.txt", manifest.NAME)
+
+
+def run(config: Config, model: Path, evaluation: Path, registration: Path | None, output: Path) -> Summary:
+    """Export a model.
+
+    Args:
+        config: sections export and registry (the model's name).
+        model: the model artifact.
+        evaluation: the evaluation artifact of that very model; its scores go into the model card.
+        registration: the registration artifact, whose gate must have passed; None exports without asking.
+        output: folder for model/, adapter/, README.md, NOTICE and SHA256SUMS.
+
+    Raises:
+        InputError: an artifact is unfinished, damaged or of another model, or the gate failed.
+    """
+    made = manifest.read(model, "model")
+    scored = manifest.read(evaluation, "evaluation")
+    scores = files.read_json(evaluation / "metrics.json", "evaluation")
+    if scores.get("model_digest") != made.digest:
+        raise InputError(f"export: {evaluation} scored another model than {model}. Give the evaluation of this model.")
+    inputs = {"model": made.digest, "evaluation": scored.digest}
+    registered = _registered(registration, inputs)
+    if registration is not None:
+        inputs["registration"] = manifest.read(registration).digest
+    section: dict[str, Any] = {
+        "export": dataclasses.asdict(config.export),
+        "name": registered.get("name", config.registry.name),
+    }
+    found = manifest.finished(output, KIND, config=section, inputs=inputs)
+    if found is not None:
+        logs.get("export").info("%s is finished already; nothing to do", output)
+        return Summary("export", output, found.digest, numbers=_numbers(found), cached=True)
+
+    manifest.verify(model, "model")
+    _clear(output)
+    parameters = weights.convert(model, output / _MODEL, config.export.dtype)
+    files.write_json(output / _MODEL / "config.json", weights.config(model, config.export.dtype))
+    _copy(made, model, output)
+    story = card.Story(
+        name=section["name"],
+        version=str(registered.get("version", "")),
+        settings=_settings(model),
+        text_config=files.read_json(model / "config.json", "export").get("text_config", {}),
+        model=made,
+        evaluation=scored,
+        scores=scores,
+        dtype=config.export.dtype,
+        parameters=parameters,
+    )
+    files.write_text(output / "README.md", card.write(story))
+    files.write_text(output / "NOTICE", licences.notice(story.language, story.vision, story.data, story.gemma))
+    _checksums(output)
+    for folder in (output, *(path for path in output.rglob("*") if path.is_dir())):
+        folder.chmod(0o755)  # a server runs as another user than the one who exported
+    written = manifest.write(output, KIND, config=section, inputs=inputs, counts={"parameters": parameters})
+    logs.get("export").info(
+        "%s: %s parameters in %s, %.0f MB",
+        output,
+        f"{parameters:,}",
+        config.export.dtype,
+        _numbers(written)["megabytes"],
+    )
+    return Summary("export", output, written.digest, numbers=_numbers(written))
+
+
+def _registered(registration: Path | None, inputs: dict[str, str]) -> dict[str, Any]:
+    """Read a registration, and refuse one whose gate failed or that is of another model."""
+    if registration is None:
+        return {}
+    stated = manifest.read(registration, "registration")
+    value = files.read_json(registration / "registration.json", "registration")
+    if any(stated.inputs.get(name) != digest for name, digest in inputs.items()):
+        raise InputError(f"export: {registration} registered another model. Give the registration of this one.")
+    if value.get("gate") != "passed":
+        failed = [f"{rule['name']}: {rule['reason']}" for rule in value.get("rules", []) if not rule.get("passed")]
+        raise InputError(
+            f"export: version {value.get('version')} of {value.get('name')} did not pass the gate "
+            f"({'; '.join(failed)}), so nothing is "
+            "exported. Improve the model, or change registry.floors and register it again."
+        )
+    return dict(value)
+
+
+def _settings(model: Path) -> dict[str, Any]:
+    path = model / "run_config.json"
+    return dict(files.read_json(path, "model")) if path.is_file() else {}
+
+
+def _clear(output: Path) -> None:
+    """Remove an earlier or unfinished export, its manifest first."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / manifest.NAME).unlink(missing_ok=True)
+        for name in (_MODEL, _ADAPTER):
+            if (output / name).is_dir():
+                shutil.rmtree(output / name)
+    except OSError as error:
+        raise files.unwritable(output, error) from error
+
+
+def _copy(made: manifest.Manifest, model: Path, output: Path) -> None:
+    """Copy the processor, the chat template and the generation configuration, and the adapter as it is."""
+    for name in made.files:
+        if name.startswith(f"{_ADAPTER}/"):
+            destination = output / name
+        elif "/" in name or name in _TRAINING_ONLY or name == "config.json" or weights.is_weights(name):
+            continue
+        else:
+            destination = output / _MODEL / name
+        with files.atomic_path(destination) as temporary:
+            shutil.copyfile(model / name, temporary)
+
+
+def _checksums(output: Path) -> None:
+    """Write what `sha256sum -c` reads, for every file but itself and the manifest."""
+    names = sorted(path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file())
+    lines = [
+        f"{files.sha256_file(output / name)}  {name}\n" for name in names if name not in (_CHECKSUMS, manifest.NAME)
+    ]
+    files.write_text(output / _CHECKSUMS, "".join(lines))
+
+
+def _numbers(written: manifest.Manifest) -> dict[str, float]:
+    size = sum(entry["bytes"] for entry in written.files.values())
+    return {"parameters": float(written.counts["parameters"]), "megabytes": size / 1e6}

@@ -1,0 +1,87 @@
+"""A confusion of champions: every case that must, or must not, get the title."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from multimodal_gemma.registry.gate import Champion, Decision, Difference, decide
+
+GOOD = {"pope_accuracy": 0.8, "vqa_accuracy": 0.7, "vqa_over_baseline": 0.3}
+COMPARED = ["pope_accuracy", "vqa_accuracy"]
+
+
+def champion(**differences: tuple[float, float, float]) -> Champion:
+    values = {"pope_accuracy": (0.0, 0.0, 0.0), "vqa_accuracy": (0.0, 0.0, 0.0), **differences}
+    return Champion("3", {name: Difference(*figures, 100) for name, figures in values.items()})
+
+
+def decision(metrics: dict[str, Any] | None = None, **others: Any) -> Decision:
+    arguments = {"contamination": "clean", "floors": None, "compared": COMPARED, "champion": champion()}
+    return decide(GOOD if metrics is None else metrics, **(arguments | others))
+
+
+@pytest.mark.parametrize(
+    ("case", "others", "passed", "words"),
+    [
+        ("better", {"champion": champion(pope_accuracy=(0.05, 0.02, 0.08))}, True, "all"),
+        ("equal", {}, True, "all"),
+        ("noisily better", {"champion": champion(vqa_accuracy=(0.03, -0.04, 0.10))}, True, "all"),
+        ("noisily worse", {"champion": champion(vqa_accuracy=(-0.03, -0.10, 0.04))}, True, "all"),
+        ("worse", {"champion": champion(pope_accuracy=(-0.05, -0.08, -0.02))}, False, "worse beyond the paired"),
+        (
+            "better in one, worse in the other",
+            {"champion": champion(pope_accuracy=(0.2, 0.1, 0.3), vqa_accuracy=(-0.02, -0.03, -0.01))},
+            False,
+            "champion in vqa_accuracy",
+        ),
+        ("no champion", {"champion": None}, True, "all"),
+        ("champion without artifacts", {"champion": Champion("3", problem="they are gone")}, False, "they are gone"),
+        ("champion never paired", {"champion": Champion("3")}, False, "no paired comparison"),
+        ("difference is no number", {"champion": champion(pope_accuracy=(math.nan,) * 3)}, False, "no finite number"),
+        ("contaminated", {"contamination": "contaminated"}, False, "training images are in a benchmark"),
+        ("allowed", {"contamination": "allowed"}, False, "not a champion"),
+        ("unknown contamination", {"contamination": "unknown"}, False, "unknown"),
+        ("a status of the future", {"contamination": "fine"}, False, "no known status"),
+        ("above its floor", {"floors": {"pope_accuracy": 0.8}}, True, "all"),
+        ("below its floor", {"floors": {"pope_accuracy": 0.81}}, False, "0.8000 is below 0.81"),
+        ("a floor that is no number", {"floors": {"pope_accuracy": math.nan}}, False, "floor of pope_accuracy"),
+        ("a floor for what was not measured", {"floors": {"gqa": 0.1}}, False, "lacks gqa"),
+    ],
+)  # fmt: skip
+def test_title_goes_to_the_fit_alone(case: str, others: dict[str, Any], passed: bool, words: str) -> None:
+    made = decision(**others)
+    assert made.passed is passed, case
+    assert words in made.reason
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1.8e308, None, "0.9", True])
+def test_what_is_no_finite_number_never_passes(value: Any) -> None:
+    made = decision({**GOOD, "vqa_accuracy": value}, floors={"vqa_accuracy": 0.1})
+    failed = {rule.name for rule in made.rules if not rule.passed}
+    assert {"finite", "floor of vqa_accuracy"} <= failed
+
+
+def test_an_infinite_metric_that_nobody_asked_for_fails_too() -> None:
+    assert not decision({**GOOD, "perplexity": math.inf}).passed
+
+
+def test_required_metrics_may_not_be_left_out() -> None:
+    made = decision({"pope_accuracy": 0.9})
+    assert not made.passed
+    assert "lacks vqa_accuracy" in made.reason
+
+
+def test_no_metrics_at_all_is_no_pass() -> None:
+    assert not decision({}, compared=[]).passed
+
+
+def test_every_rule_has_a_reason_and_a_row() -> None:
+    made = decision(floors={"pope_accuracy": 0.5}, champion=None)
+    assert all(rule.reason for rule in made.rules)
+    page = made.markdown()
+    assert page.startswith("# Gate: passed")
+    assert page.count("\n| ") == len(made.rules) + 2
+    assert "there is no champion to be held against" in page

@@ -1,0 +1,45 @@
+"""What a run is told, in the words that training used before."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import pytest
+
+from multimodal_gemma.config.schema import Config
+from multimodal_gemma.registry import record, runs, server
+from multimodal_gemma.training import trackers
+
+
+def test_parameters_are_those_that_training_logged() -> None:
+    settings = dataclasses.asdict(Config())
+    assert dict(record.flatten(settings)) == {key: str(value) for key, value in trackers.flatten(settings).items()}
+
+
+def test_a_parameter_keeps_its_first_value_and_the_difference_is_said(
+    config: Config, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = runs.ensure_run(config.registry, "parameters")
+    logging.getLogger("multimodal_gemma").propagate = True
+    with server.connected(config.registry) as client:
+        record.parameters(client, run, {"training": {"epochs": 3}, "seed": 1})
+        record.parameters(client, run, {"training": {"epochs": 4}, "seed": 1, "new": [1]})
+        held = client.get_run(run).data.params
+    assert held == {"training.epochs": "3", "seed": "1", "new": "[1]"}
+    assert "keeps its first value of training.epochs" in caplog.text
+
+
+def test_a_package_inside_a_foreign_checkout_claims_no_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import subprocess
+
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    installed = tmp_path / "site-packages" / "record.py"
+    installed.parent.mkdir()
+    installed.write_text("")
+    monkeypatch.delenv("MMGEMMA_GIT_COMMIT", raising=False)
+    monkeypatch.setattr(record, "__file__", str(installed))
+    assert record.git_commit() == ""
+    monkeypatch.setenv("MMGEMMA_GIT_COMMIT", "a" * 40)
+    assert record.git_commit() == "a" * 40

@@ -1,0 +1,120 @@
+"""What MLflow says when it cannot be had: one sentence, within seconds."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from multimodal_gemma.config.schema import RegistryConfig
+from multimodal_gemma.errors import InputError
+from multimodal_gemma.registry import runs, server
+
+
+@pytest.fixture
+def answering(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, str], str]]:
+    """Start a server on a free port that gives one status to every request but that for its health."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    started: list[http.server.ThreadingHTTPServer] = []
+
+    def start(status: int, body: str) -> str:
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                code, text = (200, "OK") if self.path == "/health" else (status, body)
+                self.send_response(code)
+                self.send_header("Content-Length", str(len(text)))
+                self.end_headers()
+                self.wfile.write(text.encode())
+
+            def log_message(self, *_: object) -> None: ...
+
+        started.append(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=started[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{started[-1].server_address[1]}"
+
+    yield start
+    for one in started:
+        one.shutdown()
+        one.server_close()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [
+        (401, "who are you", "does not know who asks (401)"),
+        (403, "Invalid Host header", "forbids this (403)"),
+        (403, '{"error_code": "PERMISSION_DENIED", "message": "no"}', "forbids this (403)"),
+        (404, "", "is no MLflow server"),
+        (500, "oops", "fails with error 500"),
+        (503, "starting", "fails with error 503"),
+    ],
+)
+def test_a_refusal_is_one_sentence(answering: Callable[[int, str], str], status: int, body: str, words: str) -> None:
+    uri = answering(status, body)
+    with pytest.raises(InputError) as error:
+        runs.ensure_run(RegistryConfig(tracking_uri=uri), "run")
+    assert words in str(error.value)
+    assert uri in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_dead_server_does_not_hold_a_stage_up() -> None:
+    start = time.monotonic()
+    with pytest.raises(InputError, match="cannot be reached"):
+        runs.ensure_run(RegistryConfig(tracking_uri="http://127.0.0.1:9"), "run")
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("", "no MLflow is named"),
+        ("file:///tmp/runs", "sqlite:////tmp/runs/mlflow.db"),
+        ("mlruns", "is a folder"),
+        ("ftp://host/x", "no MLflow that can be used"),
+        ("sqlite://", "names no database file"),
+        ("sqlite:///:memory:", "names no database file"),
+    ],
+)
+def test_what_is_no_registry_is_refused(monkeypatch: pytest.MonkeyPatch, uri: str, words: str) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(InputError, match="registry: ") as error:
+        runs.ensure_run(RegistryConfig(tracking_uri=uri), "run")
+    assert words in str(error.value)
+
+
+def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("not a database, " * 100)
+    with pytest.raises(InputError, match="is no SQLite database"):
+        runs.ensure_run(RegistryConfig(tracking_uri=f"sqlite:///{path}"), "run")
+    assert path.read_text() == "not a database, " * 100
+
+
+def test_a_password_is_never_shown() -> None:
+    assert server.shown("postgresql://me:secret@db/mlflow") == "postgresql://me:***@db/mlflow"
+
+
+def test_configuration_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere")
+    assert runs.tracking_uri(RegistryConfig(tracking_uri="sqlite:///x.db")) == "sqlite:///x.db"
+    assert runs.tracking_uri(RegistryConfig()) == "http://elsewhere"
+
+
+def test_the_process_keeps_its_own_mlflow(database: str, tmp_path: Path) -> None:
+    import mlflow
+
+    mine = f"sqlite:///{tmp_path}/mine.db"
+    mlflow.set_tracking_uri(mine)
+    try:
+        with server.connected(RegistryConfig(tracking_uri=database)):
+            assert mlflow.get_tracking_uri() == database
+        assert mlflow.get_tracking_uri() == mine
+    finally:
+        mlflow.set_tracking_uri("")
