@@ -1,0 +1,167 @@
+"""A model folder, ours or anybody's, checked and loaded for asking."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from multimodal_gemma import files, logs, manifest
+from multimodal_gemma.errors import InputError
+
+if TYPE_CHECKING:
+    from multimodal_gemma.evaluation.answers import Generator
+
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_log = logs.get("evaluate")
+
+
+def digest(folder: Path) -> str:
+    """Return what identifies a model folder: its manifest's digest, or one over the files at its root.
+
+    Raises:
+        InputError: the folder does not exist.
+    """
+    if (folder / manifest.NAME).is_file():
+        return manifest.read(folder, "model").digest
+    if not folder.is_dir():
+        raise InputError(f"model: {folder} does not exist. Give the folder of an image-text-to-text model.")
+    return files.digest_of({path.name: files.sha256_file(path) for path in sorted(folder.iterdir()) if path.is_file()})
+
+
+def check(folder: Path) -> None:
+    """Check, without loading anything heavy, that a folder can be asked about images.
+
+    Raises:
+        InputError: it lacks config, weights, processor, chat template or image token, or holds another kind of model.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    if not (folder / "config.json").is_file():
+        raise InputError(f"model: {folder} has no config.json. Give the folder of an image-text-to-text model.")
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (ValueError, KeyError, OSError) as error:
+        raise InputError(f"model: {folder / 'config.json'} cannot be used: {_first_line(error)}.") from None
+    if config.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        raise InputError(
+            f"model: {folder} is a {config.model_type!r} model, which takes no images with text. "
+            "Give an image-text-to-text model, such as one that `mmgemma train` made."
+        )
+    if not any((folder / name).is_file() for name in _WEIGHTS):
+        raise InputError(f"model: {folder} holds no weights (model.safetensors). Fetch or train the model again.")
+    _check_processor(folder, load_processor(folder), config)
+
+
+def load_processor(folder: Path) -> Any:
+    """Return the stock processor of a folder.
+
+    Raises:
+        InputError: there is none that takes images and text.
+    """
+    from transformers import AutoProcessor
+
+    try:
+        with _quiet():
+            processor = AutoProcessor.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"model: {folder} has no usable processor: {_first_line(error)}.") from None
+    if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
+        raise InputError(
+            f"model: {folder} has no processor for images and text (preprocessor_config.json or processor_config.json "
+            "beside the tokenizer's files). Fetch the folder whole."
+        )
+    return processor
+
+
+def load(folder: Path, *, device: str = "auto", precision: str = "auto") -> tuple[Any, Any]:
+    """Load a checked folder.
+
+    Args:
+        folder: stock image-text-to-text folder.
+        device: "auto" takes a GPU if there is one; "cpu"; "cuda".
+        precision: "auto" is bf16 on a GPU that has it, else fp32; "fp32"; "bf16".
+
+    Returns:
+        The model in eval mode on its device, and its processor.
+
+    Raises:
+        InputError: see `check`; or the weights do not fit the configuration, or the device asked for is not there.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForImageTextToText
+
+    from multimodal_gemma.training.device import choose_device, choose_precision
+
+    check(folder)
+    place = choose_device(device, "evaluation.device")
+    half = choose_precision(precision, place, "evaluation.precision") == "bf16"
+    try:
+        with _quiet():
+            model, report = AutoModelForImageTextToText.from_pretrained(
+                folder, dtype=torch.bfloat16 if half else torch.float32, use_safetensors=True, output_loading_info=True
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"model: the weights in {folder} cannot be loaded: {_first_line(error)}.") from None
+    if missing := sorted(report["missing_keys"]):
+        raise InputError(
+            f"model: {folder} lacks {len(missing)} of its weights, the first is {missing[0]}. Fetch or train the model "
+            "again."
+        )
+    return model.to(place).eval(), load_processor(folder)
+
+
+def generator(model: Any, processor: Any, *, suffix: str, max_new_tokens: int, batch_tokens: int) -> Generator:
+    """Return the fastest way to ask a model that gives its stock answers; a slower one is said in the log."""
+    from multimodal_gemma.evaluation.generator import SuffixGenerator, obstacle
+    from multimodal_gemma.evaluation.stock import StockGenerator
+
+    reason = obstacle(model, processor)
+    if reason:
+        _log.info(f"asking by stock generate, an image at a time: {reason}")
+    kind = StockGenerator if reason else SuffixGenerator
+    return kind(model, processor, suffix=suffix, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens)
+
+
+def _check_processor(folder: Path, processor: Any, config: Any) -> None:
+    if not getattr(processor, "chat_template", None):
+        raise InputError(
+            f"model: {folder} has no chat template (chat_template.jinja), so how to ask it is unknown. "
+            "Add the template that the model was trained with."
+        )
+    image_token = getattr(processor, "image_token", None)
+    configured = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
+    if image_token is None and configured is None:
+        raise InputError(f"model: {folder} defines no image token, neither its processor nor its configuration.")
+    if image_token is None or config.model_type != "llava":
+        return
+    known = processor.tokenizer.convert_tokens_to_ids(image_token)
+    if known != configured or known == processor.tokenizer.unk_token_id:
+        raise InputError(
+            f"model: {folder} has no usable image token: {image_token!r} is {known} to its tokenizer and {configured} "
+            "in config.json. Save the model together with the processor that it was trained with."
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' advice and progress bars out of the log."""
+    from transformers.utils import logging
+
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".: ")

@@ -1,0 +1,178 @@
+"""From scored rows to metrics.json: every number with its interval, beside what a model that cannot see would get."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from multimodal_gemma.evaluation.calibration import calibration
+from multimodal_gemma.evaluation.pope import pope_metrics
+from multimodal_gemma.evaluation.predictions import Row
+from multimodal_gemma.evaluation.statistics import Floats, bootstrap_interval, cluster_sums, clustered_mean
+from multimodal_gemma.evaluation.vqa import majority_answer, vqa_accuracy
+
+SCHEMA_VERSION = 1
+Metrics = dict[str, Any]
+
+
+def score(rows: Sequence[Row], *, confidence: float = 0.95) -> Metrics:
+    """Return the sections pope, pope_mean, objects, vqa and the flat metrics (see docs/evaluation.md).
+
+    Args:
+        rows: what `predictions.rows` made.
+        confidence: probability that the intervals cover.
+    """
+    by_setting = _grouped([row for row in rows if row["benchmark"] != "vqa"], lambda row: row["benchmark"][5:])
+    vqa_rows = [row for row in rows if row["benchmark"] == "vqa"]
+    pope = {setting: pope_setting(asked, confidence) for setting, asked in by_setting.items()}
+    scored: Metrics = {
+        "pope": pope,
+        "pope_mean": pope_mean(by_setting, confidence) if pope else {},
+        "objects": objects([row for asked in by_setting.values() for row in asked]),
+        "vqa": vqa_section(vqa_rows, confidence) if vqa_rows else {},
+    }
+    return scored | {"metrics": flat(scored)}
+
+
+def pope_setting(rows: Sequence[Row], confidence: float) -> Metrics:
+    """Return the section of one POPE setting."""
+    answers, labels = [row["prediction"] for row in rows], [row["label"] for row in rows]
+    images = [row["image_id"] for row in rows]
+    estimate = clustered_mean([row["score"] for row in rows], images, confidence=confidence)
+    truth, said = np.array([label == "yes" for label in labels]), np.array([row["parsed"] == "yes" for row in rows])
+    sums = cluster_sums(np.stack([truth & said, ~truth & said, truth & ~said], axis=1).astype(float), images)
+    yes = labels.count("yes")
+    strict = pope_metrics(answers, labels, mode="strict")
+    strict_estimate = clustered_mean([row["strict_score"] for row in rows], images, confidence=confidence)
+    return {
+        **pope_metrics(answers, labels),
+        "interval": list(estimate.interval),
+        "standard_error": estimate.standard_error,
+        "bootstrap_interval": _bootstrap_mean([row["score"] for row in rows], images, confidence),
+        "f1_interval": list(bootstrap_interval(sums, _f1, confidence=confidence)),
+        "majority_baseline": max(yes, len(labels) - yes) / len(labels),
+        "always_yes_f1": 2 * yes / (yes + len(labels)),
+        "images": estimate.clusters,
+        "strict": {**strict, "interval": list(strict_estimate.interval)},
+        "calibration": _calibration(rows),
+    }
+
+
+def pope_mean(by_setting: dict[str, list[Row]], confidence: float) -> Metrics:
+    """Return the mean of the settings' accuracies, every setting weighted alike, and the calibration over all."""
+    rows = [row for asked in by_setting.values() for row in asked]
+    weights = [1 / len(asked) for asked in by_setting.values() for _ in asked]
+    images = [row["image_id"] for row in rows]
+    estimate = clustered_mean([row["score"] for row in rows], images, confidence=confidence, weights=weights)
+    return {
+        "accuracy": estimate.mean,
+        "interval": list(estimate.interval),
+        "standard_error": estimate.standard_error,
+        "count": len(rows),
+        "images": estimate.clusters,
+        "calibration": _calibration(rows),
+    }
+
+
+def objects(rows: Sequence[Row]) -> list[Metrics]:
+    """Return accuracy and yes-ratio by object over all settings, worst first."""
+    table = [
+        {
+            "object": name,
+            "count": len(asked),
+            "accuracy": _mean(row["score"] for row in asked),
+            "yes_ratio": _mean(row["parsed"] == "yes" for row in asked),
+            "label_ratio": _mean(row["label"] == "yes" for row in asked),
+        }
+        for name, asked in _grouped(rows, lambda row: row["object"]).items()
+    ]
+    return sorted(table, key=lambda entry: (entry["accuracy"], -entry["count"], entry["object"]))
+
+
+def vqa_section(rows: Sequence[Row], confidence: float) -> Metrics:
+    """Return the section of VQA."""
+    by_type = {name: _vqa(asked, confidence) for name, asked in _grouped(rows, lambda row: row["answer_type"]).items()}
+    by_question = {
+        name: _vqa(asked, confidence) for name, asked in _grouped(rows, lambda row: row["question_type"]).items()
+    }
+    return {
+        **_vqa(rows, confidence),
+        "bootstrap_interval": _bootstrap_mean(
+            [row["score"] for row in rows], [row["image_id"] for row in rows], confidence
+        ),
+        "strict_accuracy": _mean(row["strict_score"] for row in rows),
+        "question_type_baseline": sum(entry["majority_baseline"] * entry["count"] for entry in by_question.values())
+        / len(rows),
+        "fewer_than_ten_answers": sum(len(row["answers"]) < 10 for row in rows),
+        "by_answer_type": by_type,
+        "by_question_type": by_question,
+    }
+
+
+def flat(scored: Metrics) -> dict[str, float]:
+    """Return the metrics by flat name, finite numbers all, for MLflow, KFP and the gate."""
+    metrics: dict[str, float] = {}
+    for setting, section in scored["pope"].items():
+        for name in ("accuracy", "precision", "recall", "f1", "yes_ratio"):
+            metrics[f"pope_{setting}_{name}"] = section[name]
+        metrics[f"pope_{setting}_strict_accuracy"] = section["strict"]["accuracy"]
+        metrics[f"pope_{setting}_invalid_rate"] = section["strict"]["invalid_rate"]
+    if mean := scored["pope_mean"]:
+        metrics["pope_accuracy"] = mean["accuracy"]
+        metrics["pope_f1"] = _mean(section["f1"] for section in scored["pope"].values())
+        metrics["pope_yes_ratio"] = _mean(section["yes_ratio"] for section in scored["pope"].values())
+        known = mean["calibration"] or {}
+        metrics |= {f"pope_{name}": known[name] for name in ("auroc", "ece") if known.get(name) is not None}
+    if vqa := scored["vqa"]:
+        metrics |= {f"vqa_{name}": vqa[name] for name in ("accuracy", "strict_accuracy", "majority_baseline")}
+        metrics["vqa_question_type_baseline"] = vqa["question_type_baseline"]
+        metrics["vqa_over_baseline"] = vqa["accuracy"] - vqa["majority_baseline"]
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _vqa(rows: Sequence[Row], confidence: float) -> Metrics:
+    estimate = clustered_mean([row["score"] for row in rows], [row["image_id"] for row in rows], confidence=confidence)
+    constant = majority_answer(row["answers"] for row in rows)
+    return {
+        "accuracy": estimate.mean,
+        "interval": list(estimate.interval),
+        "standard_error": estimate.standard_error,
+        "count": len(rows),
+        "images": estimate.clusters,
+        "majority_answer": constant,
+        "majority_baseline": _mean(vqa_accuracy(constant, row["answers"]) for row in rows),
+    }
+
+
+def _calibration(rows: Sequence[Row]) -> Metrics | None:
+    """Return AUROC and calibration error of P(yes); None where the vocabulary has no yes or no."""
+    if any(row["p_yes"] is None for row in rows):
+        return None
+    found = calibration(np.array([row["p_yes"] for row in rows]), np.array([row["label"] == "yes" for row in rows]))
+    return {"auroc": found.auroc, "ece": found.ece, "bins": [list(entry) for entry in found.bins]}
+
+
+def _bootstrap_mean(scores: Sequence[float], images: Sequence[str], confidence: float) -> list[float]:
+    sums = cluster_sums(np.stack([np.asarray(scores), np.ones(len(scores))], axis=1), images)
+    return list(bootstrap_interval(sums, lambda drawn: drawn[:, 0] / drawn[:, 1], confidence=confidence))
+
+
+def _f1(sums: Floats) -> Floats:
+    """F1 of columns tp, fp, fn; 0 without a single yes."""
+    tp, fp, fn = sums.T
+    return 2 * tp / np.maximum(2 * tp + fp + fn, 1)
+
+
+def _grouped(rows: Sequence[Row], key: Callable[[Row], str]) -> dict[str, list[Row]]:
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[key(row)].append(row)
+    return dict(groups)
+
+
+def _mean(values: Any) -> float:
+    numbers = [float(value) for value in values]
+    return sum(numbers) / len(numbers)

@@ -1,0 +1,305 @@
+"""The evaluation stage: what its artifact says, and every way in which it must refuse."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from multimodal_gemma import config, files, manifest
+from multimodal_gemma.errors import InputError
+from multimodal_gemma.evaluation import asking, predictions
+from multimodal_gemma.evaluation.generator import SuffixGenerator
+from multimodal_gemma.evaluation.pope import pope_metrics
+from multimodal_gemma.evaluation.resume import NAME as PARTIAL
+from multimodal_gemma.stages import evaluate
+from tests.unit.evaluation import benchmark_folder, tiny
+
+QUESTIONS = benchmark_folder.IMAGES * (4 + 2 + 4 + 2)
+DISTINCT = benchmark_folder.IMAGES * (4 + 2)
+
+
+@pytest.fixture(scope="module")
+def settings() -> config.Config:
+    torch.set_num_threads(1)
+    return config.compose("sample", ["evaluation.max_new_tokens=4", "evaluation.device=cpu"])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save(tmp_path_factory.mktemp("model") / "model", "qwen2")
+
+
+@pytest.fixture(scope="module")
+def benchmarks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return benchmark_folder.write(tmp_path_factory.mktemp("benchmarks"))
+
+
+@pytest.fixture(scope="module")
+def finished(settings: config.Config, model: Path, benchmarks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("evaluation") / "evaluation"
+    evaluate.run(settings, model, benchmarks, output)
+    return output
+
+
+def copied(model: Path, destination: Path) -> Path:
+    """A copy of the model folder that a test may spoil."""
+    shutil.copytree(model, destination)
+    return destination
+
+
+def test_every_question_is_scored_and_counted(finished: Path) -> None:
+    metrics = files.read_json(finished / "metrics.json", "metrics")
+    rows = predictions.load(finished)
+    assert len(rows) == QUESTIONS
+    assert manifest.verify(finished, "evaluation").counts == {"questions": QUESTIONS, "images": benchmark_folder.IMAGES}
+    for setting in ("random", "popular", "adversarial"):
+        asked = [row for row in rows if row["benchmark"] == f"pope/{setting}"]
+        section = metrics["pope"][setting]
+        expected = pope_metrics([row["prediction"] for row in asked], [row["label"] for row in asked])
+        assert {key: section[key] for key in expected} == expected
+        assert section["interval"][0] <= section["accuracy"] <= section["interval"][1]
+        assert section["majority_baseline"] == 0.5
+    assert metrics["metrics"]["pope_accuracy"] == pytest.approx(
+        sum(metrics["pope"][setting]["accuracy"] for setting in metrics["pope"]) / 3
+    )
+    assert metrics["vqa"]["fewer_than_ten_answers"] == benchmark_folder.IMAGES
+    # Always "red": full marks on the color questions (8 of 10), nothing on the others.
+    assert metrics["vqa"]["majority_baseline"] == pytest.approx(0.5)
+    assert metrics["vqa"]["by_answer_type"]["other"]["majority_baseline"] == pytest.approx(1.0)
+    assert all(math.isfinite(value) for value in metrics["metrics"].values())
+
+
+def test_equal_questions_in_several_settings_are_asked_once(
+    settings: config.Config, model: Path, benchmarks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    answer = SuffixGenerator.answer
+
+    def counted(self: SuffixGenerator, pictures: Any) -> Any:
+        def spied() -> Any:
+            for image, questions in pictures:
+                asked.extend(questions)
+                yield image, questions
+
+        return answer(self, spied())
+
+    monkeypatch.setattr(SuffixGenerator, "answer", counted)
+    evaluate.run(settings, model, benchmarks, tmp_path / "out")
+    assert len(asked) == DISTINCT
+
+
+def test_a_finished_evaluation_is_not_repeated(
+    finished: Path, settings: config.Config, model: Path, benchmarks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asking, "ask", lambda *_: pytest.fail("asked again"))
+    summary = evaluate.run(settings, model, benchmarks, finished)
+    assert summary.cached
+    assert summary.numbers == files.read_json(finished / "metrics.json", "metrics")["metrics"]
+    assert summary.facts == {"contamination": "unknown"}
+
+
+def test_a_killed_evaluation_continues_and_ends_with_the_same_scores(
+    finished: Path,
+    settings: config.Config,
+    model: Path,
+    benchmarks: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+    answer = SuffixGenerator.answer
+
+    def killed(self: SuffixGenerator, pictures: Any) -> Any:
+        for number, answers in enumerate(answer(self, pictures)):
+            if number == 2:
+                raise KeyboardInterrupt
+            yield answers
+
+    def spied(self: SuffixGenerator, pictures: Any) -> Any:
+        for answers in answer(self, pictures):
+            asked.append(len(answers))
+            yield answers
+
+    output = tmp_path / "out"
+    monkeypatch.setattr(SuffixGenerator, "answer", killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.run(settings, model, benchmarks, output)
+    assert not (output / "manifest.json").exists()
+    with (output / PARTIAL).open("a") as stream:
+        stream.write('{"image": "COCO_val')  # what a kill in the middle of a write leaves
+    monkeypatch.setattr(SuffixGenerator, "answer", spied)
+    evaluate.run(settings, model, benchmarks, output)
+    assert len(asked) == benchmark_folder.IMAGES - 2
+    for name in ("predictions.jsonl", "metrics.json"):
+        assert (output / name).read_bytes() == (finished / name).read_bytes()
+    assert not (output / PARTIAL).exists()
+
+
+def test_unfinished_answers_of_another_model_are_never_mixed_in(
+    settings: config.Config, model: Path, benchmarks: Path, tmp_path: Path
+) -> None:
+    (tmp_path / PARTIAL).write_text(json.dumps({"identity": {"model": "another"}}) + "\n")
+    with pytest.raises(InputError, match="answers of another model"):
+        evaluate.run(settings, model, benchmarks, tmp_path)
+
+
+def test_the_report_stands_alone_and_is_small(finished: Path) -> None:
+    page = (finished / "report.html").read_text()
+    assert len(page) < 3_000_000
+    assert "<script" not in page
+    assert not re.search(r"""(?:src|href)=["'](?:https?:|//|/)""", page)
+    for said in ("what color is the dog ?", "truth: red (8 of 10)", "snowboard", "Wrong answers", "is unknown"):
+        assert said in page
+    assert page.count("data:image/jpeg") >= 4
+
+
+def test_another_architecture_is_asked_through_its_own_processor(
+    settings: config.Config, benchmarks: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tiny.save_paligemma(tmp_path / "model")
+    with caplog.at_level("INFO", logger="multimodal_gemma"):
+        summary = evaluate.run(settings, folder, benchmarks, tmp_path / "out")
+    assert "asking by stock generate" in caplog.text
+    assert 0 <= summary.numbers["pope_accuracy"] <= 1
+    from PIL import Image
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from multimodal_gemma.data.shards import ImageShards
+
+    loaded, processor = (
+        AutoModelForImageTextToText.from_pretrained(folder).eval(),
+        AutoProcessor.from_pretrained(folder),
+    )
+    row = predictions.load(tmp_path / "out")[1]
+    (tmp_path / "image").write_bytes(ImageShards(benchmarks).read(row["image"]))
+    content = [
+        {"type": "image", "image": Image.open(tmp_path / "image").convert("RGB")},
+        {"type": "text", "text": row["question"] + settings.evaluation.suffix},
+    ]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    output = loaded.generate(**inputs, do_sample=False, max_new_tokens=4, eos_token_id=[2, 5])
+    said = processor.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert row["prediction"] == said.strip()
+
+
+def test_a_training_image_in_the_benchmark_stops_the_evaluation(
+    settings: config.Config, model: Path, benchmarks: Path, tmp_path: Path
+) -> None:
+    seen = copied(model, tmp_path / "model")
+    (seen / "training_images.txt").write_text("000000000001\n000000000003\n000000900000\n")
+    with pytest.raises(InputError, match=r"2 images .* 000000000001, 000000000003"):
+        evaluate.run(settings, seen, benchmarks, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+    allowed = dataclasses.replace(settings, data=dataclasses.replace(settings.data, contamination="allow"))
+    summary = evaluate.run(allowed, seen, benchmarks, tmp_path / "out")
+    metrics = files.read_json(tmp_path / "out" / "metrics.json", "metrics")
+    assert metrics["contamination"] == {"status": "allowed", "images": ["000000000001", "000000000003"]}
+    assert summary.facts == {"contamination": "allowed"}
+    assert "Contamination was allowed" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_model_that_states_other_training_images_is_clean(
+    settings: config.Config, model: Path, benchmarks: Path, tmp_path: Path
+) -> None:
+    own = copied(model, tmp_path / "model")
+    (own / "training_images.txt").write_text("000000900000\n")
+    assert evaluate.run(settings, own, benchmarks, tmp_path / "out").facts == {"contamination": "clean"}
+
+
+def test_missing_images_are_counted_and_never_skipped(settings: config.Config, model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "benchmarks"
+    folder.mkdir()
+    benchmark_folder.write(folder, shards=3)
+    with pytest.raises(
+        InputError, match=r"1 of 4 benchmark images are missing \(6 questions\), e.g. COCO_val2014_0+3.jpg"
+    ):
+        evaluate.run(settings, model, folder, tmp_path / "out")
+
+
+def test_questions_that_do_not_match_their_annotations_are_refused(
+    settings: config.Config, model: Path, benchmarks: Path, tmp_path: Path
+) -> None:
+    folder = copied(benchmarks, tmp_path / "benchmarks")
+    path = folder / "vqa" / "annotations.json"
+    path.write_text(json.dumps({"annotations": json.loads(path.read_text())["annotations"][1:]}))
+    with pytest.raises(InputError, match="question 0 is in"):
+        evaluate.run(settings, model, folder, tmp_path / "out")
+
+
+def test_benchmarks_that_ask_nothing_are_refused(settings: config.Config, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    manifest.write(tmp_path / "empty", "benchmarks", config={})
+    with pytest.raises(InputError, match="asks nothing"):
+        evaluate.run(settings, model, tmp_path / "empty", tmp_path / "out")
+
+
+def spoil(folder: Path, kind: str) -> None:
+    """Take away what a model folder needs."""
+    if kind == "config":
+        (folder / "config.json").unlink()
+    elif kind == "weights":
+        (folder / "model.safetensors").unlink()
+    elif kind == "processor":
+        (folder / "processor_config.json").unlink()
+    elif kind == "template":
+        (folder / "chat_template.jinja").unlink()
+    elif kind == "image token":
+        settings = json.loads((folder / "config.json").read_text())
+        settings.pop("image_token_index", None)
+        (folder / "config.json").write_text(json.dumps({**settings, "image_token_id": 17}))
+    elif kind == "architecture":
+        (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    elif kind == "broken weights":
+        (folder / "model.safetensors").write_bytes(b"\0" * 64)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("config", "has no config.json"),
+        ("weights", "holds no weights"),
+        ("processor", "processor"),
+        ("template", "has no chat template"),
+        ("image token", "no usable image token"),
+        ("architecture", "takes no images with text"),
+        ("broken weights", "cannot be loaded"),
+    ],
+)
+def test_a_model_folder_that_cannot_be_asked_is_refused_in_one_sentence(
+    kind: str, sentence: str, settings: config.Config, model: Path, benchmarks: Path, tmp_path: Path
+) -> None:
+    folder = copied(model, tmp_path / "model")
+    spoil(folder, kind)
+    with pytest.raises(InputError, match=sentence):
+        evaluate.run(settings, folder, benchmarks, tmp_path / "out")
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_a_missing_model_folder_is_named(settings: config.Config, benchmarks: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        evaluate.run(settings, tmp_path / "nowhere", benchmarks, tmp_path / "out")
+
+
+def test_two_models_are_compared_on_the_same_questions(finished: Path) -> None:
+    rows = predictions.load(finished)
+    better = [{**row, "score": 1.0} for row in rows]
+    found = predictions.compare(better, rows, "pope")
+    pope = [row["score"] for row in rows if row["benchmark"].startswith("pope/")]
+    assert found.mean == pytest.approx(1 - sum(pope) / len(pope))
+    with pytest.raises(InputError, match="cannot be compared on vqa"):
+        predictions.compare(rows[:-1], rows, "vqa")
