@@ -50,7 +50,6 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(preset_default="sample")
     run.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
     run.add_argument("--run-dir", type=Path, help="folder of this run (default: RUNS/<time>-<preset>)")
-    run.add_argument("--runner", choices=["subprocess", "docker"], default="subprocess", help="how components run")
 
     download = _add(commands, "download", _download, "fetch the dataset, the benchmarks or the base models")
     download.add_argument("what", choices=["dataset", "benchmarks", "models"])
@@ -111,9 +110,7 @@ def _compose(args: argparse.Namespace) -> Config:
 def _run(args: argparse.Namespace) -> int:
     from multimodal_gemma.local import runner
 
-    return runner.run(
-        args.preset or args.preset_default, args.overrides, args.runs, runner=args.runner, run_dir=args.run_dir
-    )
+    return runner.run(args.preset or args.preset_default, args.overrides, args.runs, run_dir=args.run_dir)
 
 
 def _download(args: argparse.Namespace) -> int:

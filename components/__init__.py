@@ -1,0 +1,1 @@
+"""The steps of the pipelines as the KFP UI sees them: one folder each, nothing but wiring."""

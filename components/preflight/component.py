@@ -1,0 +1,36 @@
+"""Check everything that was asked for before anything is downloaded."""
+
+from typing import NamedTuple
+
+from components.images import component_of
+
+
+@component_of("pipeline")
+def preflight(
+    preset: str,
+    overrides: list,
+    data_conversations: str,
+    data_images: str,
+    benchmarks_pope: str,
+    benchmarks_vqa: str,
+    benchmarks_images: str,
+    model_vision: str,
+    model_language: str,
+    training_epochs: int,
+    training_batch_size: int,
+    training_projector_lr: float,
+    training_lora_lr: float,
+    registry_tracking_uri: str,
+    registry_name: str,
+    needed: list,
+) -> NamedTuple(
+    "Plans", [("config", str), ("models", str), ("dataset", str), ("benchmarks", str), ("preprocess", str)]
+):
+    """Compose and check the configuration, and state what each cached stage depends on."""
+    asked = {**locals()}
+    from multimodal_gemma.stages import preflight as stage
+    from multimodal_gemma.stages.component import guarded
+
+    with guarded():
+        plans = stage.run(asked.pop("preset"), asked.pop("overrides"), asked, needed=asked.pop("needed"))
+    return (plans.config, plans.models, plans.dataset, plans.benchmarks, plans.preprocess)

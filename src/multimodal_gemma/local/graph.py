@@ -1,0 +1,91 @@
+"""The tasks of a compiled pipeline, as a plain list.
+
+A compiled file nests: the exit handler holds a pipeline, which holds a condition, which holds a task. People think of
+stages and arrows, so the nesting is resolved here: what a group needs, its first tasks need.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from multimodal_gemma.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One step that runs code.
+
+    Attributes:
+        name: its name in the pipeline, e.g. "train-model".
+        needs: names of the steps whose results it takes or waits for.
+        conditional: it runs only if a condition holds.
+        final: it runs at the very end, whatever happened before.
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    conditional: bool = False
+    final: bool = False
+
+
+def read(path: Path) -> list[Task]:
+    """Read the tasks of a compiled pipeline, each after those that it needs.
+
+    Raises:
+        InputError: the file is absent or no compiled pipeline.
+    """
+    try:
+        documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise InputError(f"run: {path} does not exist. Write it with make compile-pipeline.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(
+            f"run: {path} cannot be read as YAML ({type(error).__name__}). Write it with make compile-pipeline."
+        ) from None
+    spec = documents[0] if documents else None
+    if not isinstance(spec, dict) or not {"root", "components"} <= spec.keys():
+        raise InputError(f"run: {path} is no compiled pipeline. Write one with make compile-pipeline.")
+    return _sorted(_tasks(spec["root"]["dag"], spec["components"], needs=(), conditional=False))
+
+
+def _tasks(dag: dict[str, Any], components: dict[str, Any], *, needs: tuple[str, ...], conditional: bool) -> list[Task]:
+    """List the steps of a group; `needs` are the steps that the group itself waits for."""
+    members: dict[str, list[Task]] = {}  # by the name that this group knows them by
+    for name in _order(dag["tasks"]):
+        task = dag["tasks"][name]
+        inherited = [step.name for other in task.get("dependentTasks", ()) for step in _ends(members[other])]
+        waits = tuple(dict.fromkeys([*needs, *inherited]))
+        policy = task.get("triggerPolicy", {})
+        held = conditional or bool(policy.get("condition"))
+        component = components[task["componentRef"]["name"]]
+        if "dag" in component:
+            members[name] = _tasks(component["dag"], components, needs=waits, conditional=held)
+        else:
+            final = policy.get("strategy") == "ALL_UPSTREAM_TASKS_COMPLETED"
+            members[name] = [Task(name, waits, held, final)]
+    return [step for steps in members.values() for step in steps]
+
+
+def _ends(steps: list[Task]) -> list[Task]:
+    """Return the steps that no other step of the group needs."""
+    needed = {name for step in steps for name in step.needs}
+    return [step for step in steps if step.name not in needed]
+
+
+def _order(tasks: dict[str, Any]) -> list[str]:
+    """Return names so that each comes after those that it depends on, alphabetically among equals."""
+    ordered: list[str] = []
+    left = sorted(tasks)
+    while left:
+        ready = next(name for name in left if set(tasks[name].get("dependentTasks", ())) <= set(ordered))
+        left.remove(ready)
+        ordered.append(ready)
+    return ordered
+
+
+def _sorted(tasks: list[Task]) -> list[Task]:
+    return [task for task in tasks if not task.final] + [task for task in tasks if task.final]

@@ -1,0 +1,172 @@
+"""`mmgemma run`: the compiled pipeline, executed on this machine from the very file that a cluster is given."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from multimodal_gemma import config as configuration
+from multimodal_gemma import files
+from multimodal_gemma.config import Config
+from multimodal_gemma.errors import InputError
+from multimodal_gemma.local import engine, graph, process, summary
+from multimodal_gemma.local import folder as run_folder
+from multimodal_gemma.local.records import Record
+from multimodal_gemma.stages.component import INPUT_ERROR
+
+_CACHE = ".cache"  # in the folder of all runs: what earlier runs have downloaded and preprocessed
+
+
+def run(
+    preset: str,
+    overrides: Sequence[str],
+    runs: Path,
+    *,
+    runner: str = "subprocess",
+    run_dir: Path | None = None,
+    compiled: Path | None = None,
+) -> int:
+    """Run the training pipeline.
+
+    Args:
+        preset: one of `config.presets()`.
+        overrides: `section.key=value` strings.
+        runs: folder of all runs; it also holds their shared cache and, unless MLFLOW_TRACKING_URI says otherwise, their
+            MLflow.
+        runner: "subprocess" runs components with this interpreter.
+        run_dir: folder of this run; by default RUNS/<time>-<preset>. Given the folder of an interrupted run, its
+            finished stages are found finished and the others continue.
+        compiled: the compiled pipeline; by default the one that comes with this code.
+
+    Returns:
+        0 if every stage ended well, 2 if one refused its input, 1 if one failed otherwise.
+
+    Raises:
+        InputError: the configuration is wrong, the folder is in use or cannot be written, or there is no compiled
+            pipeline.
+    """
+    if runner != "subprocess":
+        raise InputError(f"run: there is no runner {runner!r}. Use subprocess.")
+    config = configuration.compose(preset, overrides)
+    compiled = compiled or compiled_pipeline()
+    records = {task.name: Record(task.name) for task in graph.read(compiled)}
+    runs = runs.expanduser().absolute()
+    folder = run_dir.expanduser().absolute() if run_dir else run_folder.choose(runs, preset)
+
+    from multimodal_gemma.local.terminal import Terminal
+
+    terminal = Terminal()
+    with run_folder.occupied(folder), _environment(config, runs, compiled) as mlflow_uri:
+        run_folder.point_latest(runs, folder)
+        terminal.started(folder, preset)
+        watch = engine.Watch(
+            records, folder.name, folder / "logs", process.launch, begun=terminal.begun, ended=terminal.ended
+        )
+        status = "interrupted"
+        try:
+            with _ended_by_signal():
+                _execute(compiled, {"preset": preset, "overrides": list(overrides)}, folder, runs / _CACHE, watch)
+            status = summary.status_of(records)
+        finally:
+            _conclude(status, records, folder, mlflow_uri, config, compiled, terminal)
+    return _exit_code(records)
+
+
+def compiled_pipeline(name: str = "training") -> Path:
+    """Return a compiled pipeline that comes with this code: of the checkout, else of the installed package.
+
+    Raises:
+        InputError: neither has one.
+    """
+    package = Path(configuration.__file__).parents[1]
+    for place in (package.parents[1] / "pipelines" / "compiled", package / "pipelines"):
+        if (place / f"{name}.yaml").is_file():
+            return place / f"{name}.yaml"
+    raise InputError(
+        f"run: this installation has no compiled pipeline {name}.yaml. Write it with make compile-pipeline."
+    )
+
+
+def _execute(compiled: Path, arguments: dict[str, Any], folder: Path, cache: Path, watch: engine.Watch) -> None:
+    """Let kfp.local run the compiled file; its own words go to a log of the run."""
+    from kfp import components, local
+
+    local.init(
+        local.SubprocessRunner(use_venv=False),
+        pipeline_root=str(folder),
+        raise_on_error=False,  # what failed is read from the records
+        enable_caching=True,
+        cache_root=str(cache),
+    )
+    pipeline = components.load_component_from_file(str(compiled))
+    log = folder / "logs" / "kfp.log"
+    log.parent.mkdir(exist_ok=True)
+    with log.open("w", encoding="utf-8") as sink, contextlib.redirect_stdout(sink), engine.watched(watch):
+        pipeline(**arguments)
+
+
+def _conclude(
+    status: str,
+    records: dict[str, Record],
+    folder: Path,
+    mlflow_uri: str,
+    config: Config,
+    compiled: Path,
+    terminal: Any,
+) -> None:
+    """Write the summary and the report, whatever happened, and print what came of the run."""
+    from multimodal_gemma.local import report
+
+    for record in records.values():
+        if record.status == "waiting":
+            record.status = "skipped"
+    results = summary.gather(records)
+    summary.write(folder, records, results, mlflow_uri, status)
+    page = report.render(status, records, graph.read(compiled), results, config, folder.name)
+    files.write_text(folder / "report.html", page)
+    terminal.finished(status, records, results, folder, mlflow_uri)
+
+
+@contextlib.contextmanager
+def _environment(config: Config, runs: Path, compiled: Path) -> Iterator[str]:
+    """Set what the tasks' processes inherit, and yield where MLflow is."""
+    from multimodal_gemma.registry import server
+
+    uri = (
+        config.registry.tracking_uri
+        or os.environ.get("MLFLOW_TRACKING_URI")
+        or f"sqlite:///{runs / 'mlflow' / 'mlflow.db'}"
+    )
+    before = dict(os.environ)
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    os.environ["MMGEMMA_PIPELINE_DIGEST"] = files.sha256_file(compiled)
+    try:
+        yield server.shown(uri)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextlib.contextmanager
+def _ended_by_signal() -> Iterator[None]:
+    """Treat SIGTERM like Ctrl-C inside the block, so that the task's process ends with this one."""
+
+    def interrupt(number: int, _: Any) -> None:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _exit_code(records: dict[str, Record]) -> int:
+    failed = [record for record in records.values() if record.status == "failed"]
+    if not failed:
+        return 0
+    return INPUT_ERROR if all(record.exit_code == INPUT_ERROR for record in failed) else 1

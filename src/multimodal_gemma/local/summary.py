@@ -1,0 +1,109 @@
+"""What a run leaves for machines: summary.json, and the figures that the terminal and the report show."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from multimodal_gemma import files
+from multimodal_gemma.local.records import Record
+
+NAME = "summary.json"
+_SETTINGS = ("random", "popular", "adversarial")
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """What the finished tasks of a run have shown; an absent part was not reached.
+
+    Attributes:
+        metrics: metrics.json of the evaluation.
+        registration: registration.json of the registry.
+        folders: artifact paths: "model", "dataset", "benchmarks", "evaluation", "registration", "export".
+    """
+
+    metrics: dict[str, Any]
+    registration: dict[str, Any]
+    folders: dict[str, Path]
+
+    @property
+    def pope(self) -> dict[str, dict[str, Any]]:
+        """Scores by POPE setting, from the easiest to the hardest."""
+        scores = self.metrics.get("pope") or {}
+        return {name: scores[name] for name in _SETTINGS if name in scores}
+
+    @property
+    def vqa(self) -> dict[str, Any]:
+        """Scores of VQA v2."""
+        return self.metrics.get("vqa") or {}
+
+
+_ARTIFACTS = {
+    "model": ("train-model", "model"),
+    "dataset": ("preprocess-dataset", "dataset"),
+    "benchmarks": ("download-benchmarks", "benchmarks"),
+    "evaluation": ("evaluate-model", "evaluation"),
+    "registration": ("register-model", "registration"),
+    "export": ("export-model", "export"),
+}
+
+
+def gather(records: dict[str, Record]) -> Results:
+    """Read the results of the tasks that ended well."""
+    folders = {}
+    for name, (task, output) in _ARTIFACTS.items():
+        path = records[task].folder(output) if task in records else None
+        if path is not None:
+            folders[name] = path
+    metrics = files.read_json(folders["evaluation"] / "metrics.json", "evaluation") if "evaluation" in folders else {}
+    registered = (
+        files.read_json(folders["registration"] / "registration.json", "registration")
+        if "registration" in folders
+        else {}
+    )
+    return Results(metrics, registered, folders)
+
+
+def status_of(records: dict[str, Record]) -> str:
+    """Return "succeeded" if no task failed, else "failed"."""
+    return "failed" if any(record.status == "failed" for record in records.values()) else "succeeded"
+
+
+def write(folder: Path, records: dict[str, Record], results: Results, mlflow_uri: str, status: str) -> None:
+    """Write summary.json of a run.
+
+    Args:
+        folder: of the run.
+        records: its tasks.
+        results: what they have shown.
+        mlflow_uri: where its MLflow run is.
+        status: "succeeded", "failed" or "interrupted".
+    """
+    registration = results.registration
+    value = {
+        "status": status,
+        "stages": [
+            {
+                "name": record.name,
+                "status": record.status,
+                "seconds": round(record.seconds, 3),
+                "cached": record.status == "reused",
+                "log": str(record.log) if record.log else None,
+            }
+            for record in records.values()
+        ],
+        "scores": {"pope": results.pope, "vqa": results.vqa},
+        "registry": {key: registration.get(key) for key in ("name", "version", "alias", "gate")}
+        if registration
+        else {},
+        "model": _text(results.folders.get("model")),
+        "export": _text(results.folders.get("export")),
+        "report": str(folder / "report.html"),
+        "mlflow_uri": mlflow_uri,
+    }
+    files.write_json(folder / NAME, value)
+
+
+def _text(path: Path | None) -> str | None:
+    return str(path) if path else None

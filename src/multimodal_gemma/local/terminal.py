@@ -1,0 +1,108 @@
+"""What a person at a terminal sees of a run: a line as each stage begins and ends, and at the end what came of it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from multimodal_gemma.local.records import Record
+from multimodal_gemma.local.summary import Results
+
+_STYLE = {"succeeded": "green", "reused": "cyan", "failed": "bold red", "skipped": "dim", "waiting": "dim"}
+
+
+class Terminal:
+    """Speaks to standard error while a run goes on, and to standard output about what came of it."""
+
+    def __init__(self) -> None:
+        self._err = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        self._out = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+
+    def started(self, folder: Path, preset: str) -> None:
+        """Say which run begins and where it lies."""
+        self._err.print(f"[bold]run[/] preset {preset} in {folder}")
+
+    def begun(self, record: Record) -> None:
+        """Say that a task begins."""
+        self._err.print(f"[bold]>[/] {record.name}")
+
+    def ended(self, record: Record) -> None:
+        """Say how a task ended and how long it took."""
+        self._err.print(f"  [{_STYLE[record.status]}]{record.status}[/] in {duration(record.seconds)}")
+
+    def finished(
+        self, status: str, records: dict[str, Record], results: Results, folder: Path, mlflow_uri: str
+    ) -> None:
+        """Print the table of stages, the scores, the version, and where everything is."""
+        self._out.print()
+        self._out.print(_stages(records))
+        failed = [record for record in records.values() if record.status == "failed"]
+        for record in failed:
+            self._failure(record)
+        if results.pope or results.vqa:
+            self._out.print(_scores(results))
+        if results.registration:
+            self._out.print(_version(results.registration))
+        self._out.print(f"run       {status}, {duration(sum(record.seconds for record in records.values()))}")
+        for label, name in (("model", "model"), ("export", "export")):
+            if name in results.folders:
+                self._out.print(f"{label:<9} {results.folders[name]}", markup=False)
+        self._out.print(f"mlflow    {mlflow_uri}", markup=False)
+        self._out.print(f"report    {folder / 'report.html'}", markup=False)
+
+    def _failure(self, record: Record) -> None:
+        self._out.print(f"[bold red]{record.name} failed[/] (exit code {record.exit_code}). The last lines of its log:")
+        for line in [record.sentence] if record.sentence else record.last_lines():
+            self._out.print(f"  {line}", markup=False)
+        self._out.print(f"  log: {record.log}\n", markup=False)
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it, e.g. "0.4 s", "41 s" or "3 min 05 s"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s"
+
+
+def _stages(records: dict[str, Record]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("stage")
+    table.add_column("time", justify="right")
+    table.add_column("status")
+    for record in records.values():
+        time = duration(record.seconds) if record.status in ("succeeded", "reused", "failed") else ""
+        table.add_row(record.name, time, f"[{_STYLE[record.status]}]{record.status}[/]")
+    return table
+
+
+def _scores(results: Results) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("benchmark")
+    for name in ("accuracy", "majority answer", "F1", "answers yes", "questions"):
+        table.add_column(name, justify="right")
+    for setting, score in results.pope.items():
+        table.add_row(
+            f"POPE {setting}",
+            f"{score['accuracy']:.3f}",
+            f"{score['majority_baseline']:.3f}",
+            f"{score['f1']:.3f}",
+            f"{score['yes_ratio']:.3f}",
+            f"{score['count']:,}",
+        )
+    if vqa := results.vqa:
+        table.add_row(
+            "VQA v2", f"{vqa['accuracy']:.3f}", f"{vqa['majority_baseline']:.3f}", "", "", f"{vqa['count']:,}"
+        )
+    return table
+
+
+def _version(registration: dict[str, Any]) -> str:
+    alias = f"alias {registration['alias']}" if registration.get("alias") else "no alias"
+    return f"\nversion   {registration['version']} of {registration['name']}, {alias}, gate {registration['gate']}"

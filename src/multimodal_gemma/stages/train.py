@@ -1,0 +1,134 @@
+"""Train: a processed dataset and base models become a stock Llava model with its adapter, curves and configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from multimodal_gemma import files, logs, manifest
+from multimodal_gemma.errors import InputError
+from multimodal_gemma.stages.summary import Summary
+
+if TYPE_CHECKING:
+    from multimodal_gemma.config.schema import Config
+    from multimodal_gemma.data.processed import ProcessedDataset
+    from multimodal_gemma.training.plan import Outcome
+
+KIND = "model"
+_WATCHING = ("trackers", "keep_best")  # settings that leave the model as it is
+_TIMED = ("curves.jsonl", "curves.html")  # hold times, which differ between equal runs
+_FOLDERS = ("checkpoints/", "trackers/")  # needed to continue and to watch, no part of the model
+
+
+def run(config: Config, dataset: Path, models: Path, output: Path, *, run_id: str = "") -> Summary:
+    """Train on a processed dataset; continue where a killed run stopped; do nothing where the model lies finished.
+
+    Args:
+        config: the configuration; its sections `model` and `training` shape the result.
+        dataset: a processed dataset.
+        models: base models, with `vision/`, `language/` and perhaps `projector/`.
+        output: gets the model.
+        run_id: the pipeline run, under which MLflow shows this training; empty: a run of its own.
+
+    Returns:
+        Numbers: steps, best_step, loss, validation_loss where there was a validation, samples_per_second of a fresh
+        training.
+
+    Raises:
+        InputError: an input is missing or does not fit, or the loss is no number any more.
+    """
+    from multimodal_gemma.data.processed import ProcessedDataset
+
+    log = logs.get("train")
+    data = ProcessedDataset(dataset)
+    inputs = {"dataset": data.manifest.digest, "models": manifest.read(models, "base-models").digest}
+    _require_same_models(data, inputs["models"])
+    shaping = _shaping(config)
+    done = manifest.finished(output, KIND, config=shaping, inputs=inputs)
+    if done is not None:
+        log.info(f"{output} holds this very model: nothing to do")
+        return Summary("train", output, done.digest, _numbers(done), cached=True)
+
+    from accelerate import PartialState
+
+    from multimodal_gemma.training import checkpoint, session, trackers
+
+    identity = {**trackers.flatten(shaping), **inputs}
+    checkpoint.refuse_other(output / "checkpoints", identity)
+    _open_output(config, output)
+    outcome = session.train(config, data, models, output, identity=identity, run_id=run_id)
+    state = PartialState()
+    if state.is_main_process:
+        _write_model(config, data, models, output, outcome)
+        _describe(data, output, outcome, shaping, inputs)
+    state.wait_for_everyone()
+    made = manifest.read(output, KIND)
+    numbers = _numbers(made) | {"samples_per_second": outcome.samples_per_second}
+    log.info(f"the model of step {outcome.best_step:,} is in {output}")
+    return Summary("train", output, made.digest, numbers)
+
+
+def _shaping(config: Config) -> dict[str, Any]:
+    training = {key: value for key, value in dataclasses.asdict(config.training).items() if key not in _WATCHING}
+    return {"model": dataclasses.asdict(config.model), "training": training}
+
+
+def _require_same_models(data: ProcessedDataset, models: str) -> None:
+    prepared = data.manifest.inputs.get("models")
+    if prepared is not None and prepared != models:
+        raise InputError(
+            f"train: {data.folder} was prepared for other base models (digest {prepared[:12]}, these have "
+            f"{models[:12]}): its tokens and images would not fit. Run preprocess again with these models."
+        )
+
+
+def _open_output(config: Config, output: Path) -> None:
+    """Find out before hours of work that the folder can be written; a model that lies there counts as gone from now."""
+    files.write_json(output / "run_config.json", dataclasses.asdict(config))
+    (output / manifest.NAME).unlink(missing_ok=True)
+
+
+def _write_model(config: Config, data: ProcessedDataset, models: Path, output: Path, outcome: Outcome) -> None:
+    """Write the merged model of the best step and its adapter; the base weights are read afresh, in full precision."""
+    from multimodal_gemma.model import adapters
+    from multimodal_gemma.training import checkpoint, session
+
+    llava, peft_model = session.build(config, data.processor(), models, check=False)
+    adapters.restore(llava, checkpoint.load_weights(output / "checkpoints", outcome.best_step))
+    adapters.save_adapter(llava, peft_model, output / "adapter")
+    adapters.save_merged(adapters.merge(llava, peft_model), data.folder / "processor", output)
+
+
+def _describe(
+    data: ProcessedDataset, output: Path, outcome: Outcome, shaping: dict[str, Any], inputs: dict[str, str]
+) -> None:
+    """Write curves.html, training_images.txt and, last, the manifest."""
+    from multimodal_gemma.training import curves
+
+    train, val = data.split("train"), data.split("val")
+    images = sorted(set(train.image_ids) - {""})
+    page = curves.page(outcome.rows, best_step=outcome.best_step, stopped_early=outcome.stopped_early)
+    files.write_text(output / "curves.html", page)
+    files.write_text(output / "training_images.txt", "".join(f"{image}\n" for image in images))
+    facts = {
+        "steps": outcome.steps,
+        "best_step": outcome.best_step,
+        "loss": outcome.rows[-1]["loss"],
+        "validation_loss": outcome.validation_loss,
+        "stopped_early": outcome.stopped_early,
+    }
+    manifest.write(
+        output,
+        KIND,
+        config=shaping,
+        inputs=inputs,
+        counts={"conversations": len(train), "validation_conversations": len(val), "training_images": len(images)},
+        facts=facts,
+        exclude=lambda name: name in _TIMED or name.startswith(_FOLDERS),
+    )
+
+
+def _numbers(made: manifest.Manifest) -> dict[str, float]:
+    names = ("steps", "best_step", "loss", "validation_loss")
+    return {name: float(made.facts[name]) for name in names if made.facts[name] is not None}

@@ -1,0 +1,54 @@
+"""How a stage's outcome leaves a component: a sentence, an exit code, pages and scores."""
+
+import json
+
+import pytest
+
+from multimodal_gemma.errors import InputError
+from multimodal_gemma.stages import component, run_report
+
+
+def test_a_mistake_of_the_user_ends_as_one_marked_sentence_and_code_2(capsys):
+    with pytest.raises(SystemExit) as end, component.guarded():
+        raise InputError("train: there is no data. Give some.")
+    assert end.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "error: train: there is no data. Give some."
+
+
+def test_any_other_failure_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError), component.guarded():
+        _ = 1 / 0
+
+
+class Matrix:
+    def log_confusion_matrix(self, labels, rows):
+        self.labels, self.rows = labels, rows
+
+
+def test_confusion_matrices_have_the_truth_in_rows_and_settings_not_asked_stay_empty(tmp_path):
+    scores = {"pope": {"random": {"tp": 1, "fn": 2, "fp": 3, "tn": 4}}}
+    (tmp_path / "metrics.json").write_text(json.dumps(scores))
+    asked, other = Matrix(), Matrix()
+    component.log_confusion(str(tmp_path), {"random": asked, "popular": other})
+    assert asked.labels == ["yes", "no"]
+    assert asked.rows == [[1, 2], [3, 4]]  # truly yes: answered yes, no; truly no: answered yes, no
+    assert not hasattr(other, "rows")
+
+
+def test_an_evaluation_without_pope_logs_no_matrix(tmp_path):
+    (tmp_path / "metrics.json").write_text(json.dumps({"pope": {}, "vqa": {}, "contamination": {"status": "clean"}}))
+    component.log_confusion(str(tmp_path), {"random": Matrix()})
+    assert "clean" in component.scores_markdown(str(tmp_path))
+
+
+def status(state: str, **more: object) -> dict[str, object]:
+    return {"state": state, "pipeline_job_resource_name": "run-1", "error_code": None, "error_message": None, **more}
+
+
+def test_the_run_report_says_how_the_run_ended_and_what_was_asked_for():
+    page = run_report.markdown(status("SUCCEEDED"), "sample", ["training.epochs=1"])
+    assert page.startswith("# Run succeeded\n")
+    assert "`training.epochs=1`" in page
+    failed = run_report.markdown(status("FAILED", error_code=1, error_message="Task x failed."), "sample", [])
+    assert failed.startswith("# Run failed\n")
+    assert "Task x failed." in failed
