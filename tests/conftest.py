@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from multimodal_gemma import environment
+
+environment.prepare()
 # A test must behave the same on a laptop that is logged in to a hub as on a bare machine.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 @pytest.fixture(scope="session")

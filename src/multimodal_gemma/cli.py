@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from multimodal_gemma import __version__, logs
+from multimodal_gemma import __version__, environment, logs
 from multimodal_gemma.config import compose, presets, to_json
 from multimodal_gemma.config.schema import Config
 from multimodal_gemma.errors import InputError
@@ -23,9 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(stray)}")
     args.overrides = rest
     logs.setup(quiet=args.quiet)
-    # The bases and data are artifacts of the pipeline: no library may look for them on a hub behind its back.
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    environment.prepare()
     try:
         result: int = args.command(args)
     except InputError as error:

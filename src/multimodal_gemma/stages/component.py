@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from multimodal_gemma import files, logs
+from multimodal_gemma import environment, files, logs
 from multimodal_gemma.errors import InputError
 
 INPUT_ERROR = 2  # exit code of a user's mistake; any other failure ends with 1
@@ -32,6 +32,7 @@ def guarded() -> Iterator[None]:
     """Start log lines, and end a user's mistake as one sentence on standard error and exit code 2."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    environment.prepare()
     logs.setup()
     try:
         yield

@@ -1,0 +1,167 @@
+"""Which part of the joined model learns, and how what it learnt is kept and merged.
+
+Low-rank adapters (Hu et al., 2021) sit on the language model alone: a list of layer names would also catch the vision
+encoder's q_proj, so a regular expression names them. The projector is saved beside them, for one is useless without
+the other.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import LlavaForConditionalGeneration
+
+from multimodal_gemma import files
+from multimodal_gemma.errors import InputError
+from multimodal_gemma.model.quiet import quiet
+
+if TYPE_CHECKING:
+    from multimodal_gemma.config.schema import ModelConfig
+
+_LANGUAGE, _PROJECTOR, _VISION = "language_model.", "multi_modal_projector.", "vision_tower."
+
+
+def apply_policies(llava: LlavaForConditionalGeneration, model: ModelConfig, *, seed: int) -> PeftModel | None:
+    """Say which weights learn, and add adapters to the language model where the policy is LoRA.
+
+    Args:
+        llava: the joined model; adapters are put into it in place.
+        model: policies and adapter settings.
+        seed: of the adapters' initial weights.
+
+    Returns:
+        The PEFT view of `llava` where there are adapters, else None.
+
+    Raises:
+        InputError: nothing would learn, or no layer has a target's name.
+    """
+    llava.requires_grad_(False)
+    peft_model = None
+    if model.language_policy == "lora":
+        peft_model = _add_lora(llava, model, seed)
+    elif model.language_policy == "full":
+        llava.model.language_model.requires_grad_(True)
+        llava.lm_head.requires_grad_(True)
+    llava.model.multi_modal_projector.requires_grad_(model.projector_policy == "trained")
+    llava.model.vision_tower.requires_grad_(model.vision_policy == "full")
+    if not any(parameter.requires_grad for parameter in llava.parameters()):
+        raise InputError(
+            "config: model.vision_policy, model.projector_policy and model.language_policy are all frozen: nothing "
+            "would learn. Set one of them otherwise."
+        )
+    return peft_model
+
+
+def lora_pattern(targets: list[str]) -> str:
+    """Return the regular expression that names `targets` in the language model and nowhere else."""
+    return rf".*language_model\..*\.({'|'.join(re.escape(target) for target in targets)})"
+
+
+def _add_lora(llava: LlavaForConditionalGeneration, model: ModelConfig, seed: int) -> PeftModel:
+    linear = {
+        name.rpartition(".")[2]
+        for name, module in llava.model.language_model.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+    unknown = sorted(set(model.lora.targets) - linear)
+    if unknown or not model.lora.targets:
+        raise InputError(
+            f"config: model.lora.targets={model.lora.targets} does not fit this language model"
+            + (f": it has no layer {unknown[0]!r}" if unknown else "")
+            + f". Its linear layers: {', '.join(sorted(linear))}."
+        )
+    settings = LoraConfig(
+        r=model.lora.rank,
+        lora_alpha=model.lora.alpha,
+        lora_dropout=model.lora.dropout,
+        target_modules=lora_pattern(model.lora.targets),
+    )
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by an old name
+        torch.manual_seed(seed)
+        peft_model = get_peft_model(llava, settings)
+    assert isinstance(peft_model, PeftModel)
+    peft_model.peft_config["default"].base_model_name_or_path = model.language
+    return peft_model.eval()  # new layers start in training mode, with dropout
+
+
+def part_of(name: str) -> str:
+    """Return which learning rate a parameter of the joined model has: "lora", "projector", "language" or "vision"."""
+    if "lora_" in name:
+        return "lora"
+    if _PROJECTOR in name:
+        return "projector"
+    return "vision" if _VISION in name else "language"
+
+
+def trained_weights(llava: LlavaForConditionalGeneration) -> dict[str, Tensor]:
+    """Return what learns, by name: views, not copies."""
+    return {name: weight.detach() for name, weight in llava.named_parameters() if weight.requires_grad}
+
+
+@torch.no_grad()
+def restore(llava: LlavaForConditionalGeneration, weights: dict[str, Tensor]) -> None:
+    """Write `trained_weights` of an equally configured model back.
+
+    Raises:
+        InputError: names or shapes differ.
+    """
+    own = trained_weights(llava)
+    different = sorted(
+        name
+        for name in own.keys() | weights.keys()
+        if name not in own or name not in weights or own[name].shape != weights[name].shape
+    )
+    if different:
+        raise InputError(
+            f"train: the saved weights do not fit this model: {len(different)} differ, first {different[0]}. "
+            "Delete the checkpoints and train again."
+        )
+    for name, weight in own.items():
+        weight.copy_(weights[name])
+
+
+def save_adapter(llava: LlavaForConditionalGeneration, peft_model: PeftModel | None, folder: Path) -> None:
+    """Write the adapters as PEFT does, and the projector as projector.safetensors beside them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if peft_model is not None:
+        peft_model.save_pretrained(folder, save_embedding_layers=False)  # else PEFT asks a hub whether the table grew
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+        (folder / "adapter_model.safetensors").chmod(0o644)
+    projector = llava.model.multi_modal_projector.state_dict()
+    with files.atomic_path(folder / "projector.safetensors") as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in projector.items()}, temporary)
+
+
+def merge(llava: LlavaForConditionalGeneration, peft_model: PeftModel | None) -> LlavaForConditionalGeneration:
+    """Fold the adapters into the language model's own weights; the result is a stock model again."""
+    if peft_model is not None:
+        merged = peft_model.merge_and_unload()
+        assert isinstance(merged, LlavaForConditionalGeneration)
+        return merged
+    return llava
+
+
+def save_merged(llava: LlavaForConditionalGeneration, processor_folder: Path, folder: Path) -> None:
+    """Write a stock model folder: merged weights, configuration and the processor's files as they were.
+
+    Args:
+        llava: a merged model.
+        processor_folder: a saved LlavaProcessor.
+        folder: what AutoModelForImageTextToText and AutoProcessor then load.
+    """
+    with quiet():
+        llava.save_pretrained(folder)
+    for path in folder.glob("*.safetensors"):
+        path.chmod(0o644)  # transformers makes them readable by the owner alone
+    for path in sorted(processor_folder.iterdir()):
+        if path.is_file():
+            with files.atomic_path(folder / path.name) as temporary:
+                temporary.write_bytes(path.read_bytes())

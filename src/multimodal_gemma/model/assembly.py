@@ -1,0 +1,227 @@
+"""Joining a vision encoder and a language model into a stock Llava model.
+
+The result is nothing of our own: `LlavaForConditionalGeneration` as transformers knows it, so that whatever is trained
+here loads anywhere. Only the projector between the two is new.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    CLIPVisionModel,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedModel,
+    SiglipVisionModel,
+)
+
+from multimodal_gemma.errors import InputError
+from multimodal_gemma.model import folders
+from multimodal_gemma.model.processor import end_of_turn
+from multimodal_gemma.model.projector import fresh_projector, start_projector
+from multimodal_gemma.model.quiet import quiet
+
+if TYPE_CHECKING:
+    from multimodal_gemma.config.schema import ModelConfig
+
+_VISION = {
+    "clip": CLIPVisionModel,
+    "clip_vision_model": CLIPVisionModel,
+    "siglip": SiglipVisionModel,
+    "siglip_vision_model": SiglipVisionModel,
+}
+
+
+def load_vision(folder: Path) -> PreTrainedModel:
+    """Load the vision half of a CLIP or SigLIP checkpoint in float32.
+
+    Args:
+        folder: stock folder, a whole checkpoint or its vision half.
+
+    Raises:
+        InputError: the folder is missing, of another kind, without weights or with only a part of them.
+    """
+    facts = folders.vision_facts(folder)
+    return _load(_VISION[facts.model_type], folder, "vision")
+
+
+def load_language(folder: Path) -> PreTrainedModel:
+    """Load a causal language model in float32.
+
+    Args:
+        folder: stock folder.
+
+    Raises:
+        InputError: the folder is missing, no causal language model, without weights or with only a part of them.
+    """
+    config = folders.read_config(folder, "language")
+    kind = config["model_type"]
+    if "text_config" in config:
+        raise InputError(
+            f"model.language: {folder} is a {kind!r} model, multimodal already. Give a text-only language model."
+        )
+    try:
+        return _load(AutoModelForCausalLM, folder, "language")
+    except ValueError as error:
+        if "Unrecognized" not in str(error) and "model type" not in str(error):
+            raise
+        raise InputError(
+            f"model.language: {folder} is a {kind!r} model, no causal language model. Give another."
+        ) from None
+
+
+def _load(kind: Any, folder: Path, part: str) -> PreTrainedModel:
+    folders.require_weights(folder, part)
+    try:
+        with quiet():  # a whole checkpoint's other half is reported as unexpected
+            model, report = kind.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            )
+    except (OSError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"model.{part}: the weights in {folder} cannot be read ({reason}). Fetch it again.") from None
+    if report["missing_keys"] or report["mismatched_keys"]:
+        lacking = sorted(str(key) for key in (*report["missing_keys"], *report["mismatched_keys"]))
+        raise InputError(
+            f"model.{part}: {folder} lacks {len(lacking)} of the model's weights or has them in another shape, first "
+            f"{lacking[0]}. Its config.json and weights belong to different models, or the download was cut short."
+        )
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def assemble(
+    vision: PreTrainedModel,
+    language: PreTrainedModel,
+    processor: LlavaProcessor,
+    model: ModelConfig,
+    *,
+    projector: Path | None = None,
+    seed: int = 0,
+) -> LlavaForConditionalGeneration:
+    """Join a vision encoder and a language model by a projector into a stock Llava model.
+
+    Args:
+        vision: encoder of width V.
+        language: causal language model of width D; it becomes part of the result, not a copy.
+        processor: its tokenizer fits `language`; the embedding table grows if `<image>` lies past its end.
+        model: the configuration's section; names the feature layer.
+        projector: folder of a trained model whose projector to start from; None: a fresh one.
+        seed: of a fresh projector.
+
+    Returns:
+        Model in evaluation mode whose projector maps (images, patches, V) to (images, patches, D): Xavier-uniform with
+        zero biases (Glorot and Bengio, 2010), or the weights found in `projector`.
+
+    Raises:
+        InputError: stock Llava cannot wrap this language model, there is no such feature layer, or the projector does
+            not fit.
+    """
+    _grow_embeddings(language, processor)
+    text = language.config
+    text.architectures = [type(language).__name__]
+    layers = vision.config.num_hidden_layers
+    if not -layers - 1 <= model.vision_feature_layer <= -1:
+        raise InputError(
+            f"config: model.vision_feature_layer={model.vision_feature_layer} is not allowed: this encoder has "
+            f"{layers} layers. Choose one from {-layers - 1} to -1."
+        )
+    config = LlavaConfig(
+        vision_config=vision.config,
+        text_config=text,
+        image_token_index=processor.image_token_id,
+        image_seq_length=(vision.config.image_size // vision.config.patch_size) ** 2,
+        vision_feature_select_strategy=processor.vision_feature_select_strategy,
+        vision_feature_layer=model.vision_feature_layer,
+        tie_word_embeddings=bool(text.tie_word_embeddings),
+        dtype=torch.float32,
+    )
+    _require_wrappable(language, config)
+    with torch.device("meta"):  # its parts are replaced by loaded ones: allocating them would be for nothing
+        llava = LlavaForConditionalGeneration(config)
+    llava.model.vision_tower = vision
+    llava.model.language_model = language.base_model
+    llava.lm_head = language.get_output_embeddings()
+    llava.model.multi_modal_projector = fresh_projector(config, seed)
+    if projector is not None:
+        start_projector(llava.model.multi_modal_projector, projector)
+    llava.tie_weights()
+    llava.generation_config = language.generation_config
+    llava.generation_config.eos_token_id = _stop_tokens(language, processor)
+    llava.generation_config.pad_token_id = processor.tokenizer.pad_token_id
+    return llava.eval()
+
+
+@torch.no_grad()
+def check_wrapping(llava: LlavaForConditionalGeneration, language: PreTrainedModel) -> None:
+    """Check on a few tokens that the joined model computes what the language model computes by itself.
+
+    Stock Llava knows a decoder and a linear head. Anything else that a language model does to its logits (scaling, a
+    bias) is lost, and a model that sees later tokens cannot be trained on right-padded rows.
+
+    Raises:
+        InputError: it does not, or its attention is not causal.
+    """
+    name = type(language).__name__
+    tokens = torch.arange(3, 9, device=language.device).unsqueeze(0) % language.config.vocab_size  # (1, 6)
+    alone = language(input_ids=tokens, use_cache=False).logits  # (1, 6, vocabulary)
+    joined = cap_logits(llava(input_ids=tokens, use_cache=False).logits, language.config)
+    shorter = language(input_ids=tokens[:, :4], use_cache=False).logits
+    scale = alone.abs().max().clamp(min=1e-6)
+    if (alone - joined).abs().max() > 1e-3 * scale:
+        raise InputError(
+            f"model.language: stock Llava computes other logits than {name} by itself. Give another language model."
+        )
+    if (alone[:, :4] - shorter).abs().max() > 1e-3 * scale:
+        raise InputError(f"model.language: {name} sees later tokens; it is no causal language model. Give another.")
+
+
+def cap_logits(logits: torch.Tensor, text_config: Any) -> torch.Tensor:
+    """Bound logits as Gemma 2 does, by cap * tanh(logits / cap), where the language model's configuration says so."""
+    cap = getattr(text_config, "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def _require_wrappable(language: PreTrainedModel, config: LlavaConfig) -> None:
+    with torch.device("meta"):
+        decoder = type(AutoModel.from_config(config.text_config))
+    head = language.get_output_embeddings()
+    base = language.base_model
+    wrappable = (
+        type(base) is decoder
+        and isinstance(head, nn.Linear)
+        and head.bias is None
+        and getattr(base, "embed_tokens", None) is base.get_input_embeddings()
+    )
+    if not wrappable:
+        raise InputError(
+            f"model.language: stock Llava cannot wrap {type(language).__name__}: it takes a decoder with embed_tokens "
+            "and a linear head without bias. Give another language model, e.g. a Gemma 3, Qwen, Llama or SmolLM."
+        )
+
+
+@torch.no_grad()
+def _grow_embeddings(language: PreTrainedModel, processor: LlavaProcessor) -> None:
+    """Give tokens past the end of the embedding table a row: the mean of the others (Hewitt, 2021)."""
+    table = language.get_input_embeddings().num_embeddings
+    needed = len(processor.tokenizer)
+    if needed <= table:
+        return
+    language.resize_token_embeddings(needed, mean_resizing=False)
+    for layer in {language.get_input_embeddings(), language.get_output_embeddings()}:
+        layer.weight[table:] = layer.weight[:table].mean(dim=0)
+
+
+def _stop_tokens(language: PreTrainedModel, processor: LlavaProcessor) -> list[int]:
+    stated = language.generation_config.eos_token_id
+    stops = [stated] if isinstance(stated, int) else list(stated or [])
+    stops += [processor.tokenizer.eos_token_id, processor.tokenizer.convert_tokens_to_ids(end_of_turn(processor))]
+    return list(dict.fromkeys(stops))

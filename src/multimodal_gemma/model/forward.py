@@ -1,0 +1,115 @@
+"""The training forward pass: the mathematics of stock Llava without the work that no loss depends on.
+
+Features of a frozen encoder come from a cache, logits exist only where a token is supervised, and rows are padded on
+the right without an attention mask, which causal attention makes exact: no real position ever looks at padding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import LlavaForConditionalGeneration
+
+from multimodal_gemma.model.assembly import cap_logits
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """A micro-batch, ready for the forward pass. R rows of L positions, I images of P tokens, S supervised tokens.
+
+    Attributes:
+        input_ids: int64 (R, L), image placeholders repeated, padded on the right.
+        image_positions: int64 (I * P,), places of the image tokens in the flattened (R * L) positions, image by image.
+        rows: int64 (S,), places in the flattened positions that predict a supervised token.
+        targets: int64 (S,), the supervised tokens.
+        image_indices: the I images in the order of the rows that hold one.
+        sample_indices: the R samples.
+    """
+
+    input_ids: Tensor
+    image_positions: Tensor
+    rows: Tensor
+    targets: Tensor
+    image_indices: list[int]
+    sample_indices: list[int]
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch with its tensors on `device`."""
+        if device.type == "cpu":
+            return self
+        moved = {
+            name: getattr(self, name).pin_memory().to(device, non_blocking=True)
+            for name in ("input_ids", "image_positions", "rows", "targets")
+        }
+        return dataclasses.replace(self, **moved)
+
+
+class Encoder(nn.Module):
+    """Images to patch features, normalised as the stock image processor does, on whatever device the encoder is.
+
+    Args:
+        llava: the joined model.
+        mean: of each channel, on the scale [0, 1].
+        std: of each channel, on the scale [0, 1].
+        rescale: factor from uint8 to [0, 1].
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, llava: LlavaForConditionalGeneration, mean: list[float], std: list[float], rescale: float
+    ) -> None:
+        super().__init__()
+        self.tower = llava.model.vision_tower
+        self.layer = llava.config.vision_feature_layer
+        self.drop_cls = llava.config.vision_feature_select_strategy == "default"
+        self.rescale = rescale
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return features (images, patches, V) of uint8 images (images, H, W, 3)."""
+        pixels = images.permute(0, 3, 1, 2).to(torch.float32) * self.rescale
+        pixels = (pixels - self.mean) / self.std  # (images, 3, H, W)
+        dtype = next(self.tower.parameters()).dtype
+        hidden = self.tower(pixel_values=pixels.to(dtype), output_hidden_states=True).hidden_states[self.layer]
+        return hidden[:, 1:] if self.drop_cls else hidden
+
+
+class SupervisedLoss(nn.Module):
+    """Sum of the cross-entropies of the supervised tokens.
+
+    Args:
+        llava: the joined model, with or without adapters inside.
+        encoder: its vision tower with normalisation; needed where images are given instead of features.
+    """
+
+    def __init__(self, llava: LlavaForConditionalGeneration, encoder: Encoder | None = None) -> None:
+        super().__init__()
+        self.llava, self.encoder = llava, encoder
+
+    def forward(self, batch: Batch, pictures: Tensor | None) -> Tensor:
+        """Return the summed loss in nats, float32 ().
+
+        Args:
+            batch: the micro-batch, on the model's device.
+            pictures: unprojected features (I, P, V) of the encoder, or uint8 images (I, H, W, 3) that are encoded here
+                so that the encoder learns; None without images.
+        """
+        model = self.llava.model
+        features = self.encoder(pictures) if self.encoder is not None and pictures is not None else pictures
+        embeds = model.get_input_embeddings()(batch.input_ids)  # (R, L, D), scaled inside where the family does
+        flat = embeds.flatten(0, 1)  # (R * L, D)
+        if features is not None:
+            projected = model.multi_modal_projector(features.to(model.multi_modal_projector.linear_1.weight.dtype))
+            flat = flat.index_copy(0, batch.image_positions, projected.flatten(0, 1).to(flat.dtype))
+        hidden = model.language_model(
+            inputs_embeds=flat.view_as(embeds), attention_mask=None, use_cache=False
+        ).last_hidden_state
+        supervised = hidden.flatten(0, 1).index_select(0, batch.rows)  # (S, D)
+        logits = cap_logits(self.llava.lm_head(supervised).float(), self.llava.config.text_config)  # (S, vocabulary)
+        return functional.cross_entropy(logits, batch.targets, reduction="sum")

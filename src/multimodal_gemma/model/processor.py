@@ -1,0 +1,180 @@
+"""The processor of the joined model: its tokenizer knows `<image>`, its chat template marks what is learnt.
+
+Most language models have no image token. Instead of growing their vocabulary, a spare token that they were never
+trained on becomes `<image>`; only where there is none a token is added, and the assembly grows the embedding table.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from multimodal_gemma.errors import InputError
+from multimodal_gemma.model import chat, folders
+
+if TYPE_CHECKING:
+    from transformers import LlavaProcessor, PreTrainedTokenizerFast
+
+# Tokens that language models keep free or use only where no image can be (fill-in-the-middle padding), best first.
+_SPARE = (
+    r"<unused\d+>",
+    r"<\|reserved_special_token_\d+\|>",
+    r"<\|image_pad\|>",
+    r"<\|fim_pad\|>",
+    r"<\|placeholder\d*\|>",
+    r"<\|dummy_\d+\|>",
+    r"<\|extra_\d+\|>",
+    r"\[control_\d+\]",
+)
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+def build_processor(vision: Path, language: Path) -> LlavaProcessor:
+    """Join the image processor of an encoder and the tokenizer of a language model.
+
+    Args:
+        vision: stock folder of a CLIP or SigLIP checkpoint with preprocessor_config.json.
+        language: stock folder of a causal language model with its tokenizer.
+
+    Returns:
+        A stock LlavaProcessor with image token `<image>`, right padding and the family's chat template; it survives
+        save_pretrained and from_pretrained.
+
+    Raises:
+        InputError: a folder lacks a file that is needed, or the image processor does not fit the encoder.
+    """
+    from transformers import LlavaProcessor
+
+    facts = folders.vision_facts(vision)
+    tokenizer = _tokenizer(language)
+    starts_with_bos = tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
+    family = chat.family_of(tokenizer.get_vocab(), eos_token=str(tokenizer.eos_token), starts_with_bos=starts_with_bos)
+    tokenizer.chat_template = family.template  # so that the tokenizer alone writes the same turns
+    return LlavaProcessor(
+        image_processor=_image_processor(vision, facts),
+        tokenizer=tokenizer,
+        patch_size=facts.patch_size,
+        vision_feature_select_strategy=facts.select_strategy,
+        num_additional_image_tokens=int(facts.has_cls),
+        image_token=chat.IMAGE,
+        chat_template=family.template,
+    )
+
+
+def end_of_turn(processor: LlavaProcessor) -> str:
+    """Return the token that ends an answer in this processor's chat template."""
+    tokenizer = processor.tokenizer
+    return chat.family_of(tokenizer.get_vocab(), eos_token=str(tokenizer.eos_token), starts_with_bos=False).end_of_turn
+
+
+def _image_processor(vision: Path, facts: folders.VisionFacts) -> Any:
+    from transformers import AutoImageProcessor
+
+    if not (vision / "preprocessor_config.json").is_file():
+        raise InputError(f"model.vision: {vision} has no preprocessor_config.json. Fetch the checkpoint whole.")
+    image_processor = AutoImageProcessor.from_pretrained(vision)
+    side = image_processor.crop_size if getattr(image_processor, "do_center_crop", False) else image_processor.size
+    made = (side["height"], side["width"]) if "height" in side else (side["shortest_edge"],) * 2
+    if made != (facts.image_size, facts.image_size):
+        raise InputError(
+            f"model.vision: the image processor of {vision} makes images of {made[0]} x {made[1]} pixels, the encoder "
+            f"takes {facts.image_size} x {facts.image_size}. Fetch config.json and preprocessor_config.json of one "
+            "checkpoint."
+        )
+    return image_processor
+
+
+def _tokenizer(language: Path) -> PreTrainedTokenizerFast:
+    from transformers import AutoTokenizer
+
+    config = folders.read_config(language, "language")
+    table = config.get("vocab_size")
+    # Without one of these, transformers makes an empty tokenizer of the right class and says nothing.
+    if not any((language / name).is_file() for name in _TOKENIZER_FILES):
+        raise InputError(f"model.language: {language} has no tokenizer (tokenizer.json). Fetch the folder whole.")
+    try:
+        stock = AutoTokenizer.from_pretrained(language)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"model.language: {language} holds no tokenizer that can be loaded ({reason}).") from None
+    if stock.eos_token is None:
+        raise InputError(f"model.language: the tokenizer of {language} has no end-of-text token. Give another model.")
+    if not isinstance(table, int):
+        table = len(stock)
+    with tempfile.TemporaryDirectory() as name:
+        stock.save_pretrained(name)
+        if not (Path(name) / "tokenizer.json").is_file():
+            raise InputError(
+                f"model.language: the tokenizer of {language} has no tokenizer.json form. Give another model."
+            )
+        _name_image_token(Path(name), table)
+        tokenizer = AutoTokenizer.from_pretrained(name, padding_side="right")  # adds `<image>` where no token was spare
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _name_image_token(folder: Path, table: int) -> None:
+    """Make a spare token `<image>` in saved tokenizer files; drop tokens past the embedding table.
+
+    Gemma 3's tokenizers define `<image_soft_token>` one past the table of the text-only models: text that contains it
+    would read an embedding that does not exist, and LlavaProcessor would prefer it to `<image>`.
+
+    Args:
+        folder: tokenizer.json and tokenizer_config.json.
+        table: rows of the language model's embedding table.
+    """
+    path, config_path = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    backend = json.loads(path.read_text(encoding="utf-8"))
+    config = json.loads(config_path.read_text(encoding="utf-8"))
+    added: list[dict[str, Any]] = backend["added_tokens"]
+    beyond = {token["content"] for token in added if token["id"] >= table}
+    added[:] = [token for token in added if token["id"] < table]
+    vocabulary = backend["model"]["vocab"]
+    spare = None
+    if isinstance(vocabulary, dict):  # a unigram model's list of scores has no spare tokens
+        for token in beyond:
+            vocabulary.pop(token, None)
+        ids = {**vocabulary, **{token["content"]: token["id"] for token in added}}
+        spare = chat.IMAGE if chat.IMAGE in ids else _spare(ids)
+    if spare is not None:
+        number = ids[spare]
+        if spare in vocabulary:
+            vocabulary[chat.IMAGE] = vocabulary.pop(spare)
+        added[:] = [token for token in added if token["id"] != number]
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        added.append({"id": number, "content": chat.IMAGE, **flags, "special": True})
+        added.sort(key=lambda token: token["id"])
+    path.write_text(json.dumps(backend, ensure_ascii=False), encoding="utf-8")
+    gone = {*beyond, spare} - {chat.IMAGE}
+    config_path.write_text(json.dumps(_without(config, gone)), encoding="utf-8")
+
+
+def _spare(ids: dict[str, int]) -> str | None:
+    for pattern in _SPARE:
+        found = [token for token in ids if re.fullmatch(pattern, token)]
+        if found:
+            return min(found, key=lambda token: ids[token])
+    return None
+
+
+def _without(config: dict[str, Any], gone: set[str | None]) -> dict[str, Any]:
+    """Return the tokenizer's configuration with `<image>` as its image token and without tokens that are gone."""
+    kept = {
+        key: value
+        for key, value in config.items()
+        if key not in ("image_token", "added_tokens_decoder", "chat_template")
+        and not (isinstance(value, str) and value in gone)
+    }
+    extra = kept.get("extra_special_tokens", [])
+    if isinstance(extra, dict):
+        kept["extra_special_tokens"] = {
+            key: token for key, token in extra.items() if key != "image_token" and token not in gone
+        }
+    else:
+        kept["extra_special_tokens"] = [token for token in extra if token not in gone]
+    return {**kept, "image_token": chat.IMAGE}

@@ -1,0 +1,101 @@
+"""What is written down of every step, and the page that shows it.
+
+curves.jsonl grows by a line a step. A resumed run forgets the lines after its checkpoint, so each step stands there
+once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from multimodal_gemma import files
+
+_SMOOTHING = 0.05  # share of the newest step in the smoothed loss, of a 20th of the run at least
+
+
+class Curves:
+    """The lines of curves.jsonl.
+
+    Args:
+        path: the file.
+        resume_at: step of the checkpoint that the run continues from; later lines are dropped.
+    """
+
+    def __init__(self, path: Path, *, resume_at: int) -> None:
+        kept = files.read_jsonl(path, "curves") if resume_at and path.is_file() else []
+        self.rows: list[dict[str, Any]] = [row for row in kept if row["step"] <= resume_at]
+        files.write_jsonl(path, self.rows)
+        try:
+            self._stream = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise files.unwritable(path, error) from error
+
+    def add(self, row: Mapping[str, float | int]) -> None:
+        """Write one step down."""
+        self.rows.append(dict(row))
+        self._stream.write(json.dumps(dict(row)) + "\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+
+
+def smoothed(values: list[float]) -> list[float]:
+    """Return the exponential moving average of `values`, corrected for its start (Kingma and Ba, 2015)."""
+    weight = max(_SMOOTHING, min(1.0, 20 / max(len(values), 1)))
+    average, result = 0.0, []
+    for count, value in enumerate(values, start=1):
+        average += weight * (value - average)
+        result.append(average / (1 - (1 - weight) ** count))
+    return result
+
+
+def page(rows: list[dict[str, Any]], *, best_step: int, stopped_early: bool) -> str:
+    """Return curves.html: losses, learning rates and throughput over the steps.
+
+    Args:
+        rows: the lines of curves.jsonl.
+        best_step: whose weights became the model.
+        stopped_early: the loss had stopped falling.
+    """
+    from multimodal_gemma.reporting import charts
+    from multimodal_gemma.reporting.page import Page
+
+    steps = [row["step"] for row in rows]
+    validated = [(row["step"], row["validation_loss"]) for row in rows if "validation_loss" in row]
+    end = "stopped early, as the validation loss no longer fell" if stopped_early else "ran to its end"
+    view = Page("Training", f"{steps[-1]:,} steps; it {end}. The model holds the weights of step {best_step:,}.")
+    losses: dict[str, tuple[list[float], list[float]]] = {
+        "training (smoothed)": (steps, smoothed([row["loss"] for row in rows]))
+    }
+    if validated:
+        losses["validation"] = ([step for step, _ in validated], [loss for _, loss in validated])
+    best = dict(validated).get(best_step)
+    seconds = sum(row["seconds"] for row in rows)
+    view.cards(
+        [
+            ("last training loss", f"{losses['training (smoothed)'][1][-1]:.3f}", "nats a supervised token, smoothed"),
+            ("validation loss", "none" if best is None else f"{best:.3f}", f"step {best_step:,}"),
+            (
+                "time in steps",
+                f"{seconds:,.0f} s",
+                f"{sum(row['samples'] for row in rows) / max(seconds, 1e-9):,.1f} samples/s",
+            ),
+        ]
+    )
+    view.section("Loss", "Both fall together while the model learns; validation that turns up again is memorising.")
+    view.figure(charts.lines(losses, "step", "loss (nats a token)"))
+    rates = {
+        name.removesuffix("_lr"): (steps, [row[name] for row in rows])
+        for name in sorted(rows[0])
+        if name.endswith("_lr")
+    }
+    view.section("Learning rates", "Linear warm-up, then linear to zero.")
+    view.figure(charts.lines(rates, "step", "learning rate"))
+    view.section("Gradient norm", "Before clipping, smoothed; a rise that stays is a warning.")
+    view.figure(charts.lines({"norm": (steps, smoothed([row["grad_norm"] for row in rows]))}, "step", "gradient norm"))
+    return view.html()

@@ -1,0 +1,182 @@
+"""The joined model's processor: its image token, its turns, and what of a conversation is learnt."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
+
+from multimodal_gemma.errors import InputError
+from multimodal_gemma.model import chat
+from multimodal_gemma.model.processor import build_processor, end_of_turn
+from tests.unit.training import toys
+
+SPARE = {
+    "gemma": "<unused0>",
+    "qwen2": "<|fim_pad|>",
+    "qwen3": "<|image_pad|>",
+    "llama": "<|reserved_special_token_0|>",
+}
+TEXTS = {  # as each family's own model card shows its turns
+    "gemma": "<bos><start_of_turn>user\n<image>\nWhich?<end_of_turn>\n<start_of_turn>model\nred<end_of_turn>\n",
+    "qwen2": "<|im_start|>user\n<image>\nWhich?<|im_end|>\n<|im_start|>assistant\nred<|im_end|>\n",
+    "qwen3": "<|im_start|>user\n<image>\nWhich?<|im_end|>\n<|im_start|>assistant\nred<|im_end|>\n",
+    "llama": "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n<image>\nWhich?<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\nred<|eot_id|>",
+}
+ASKED = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "\nWhich?"}]}
+ANSWERED = {"role": "assistant", "content": [{"type": "text", "text": "red"}]}
+
+
+@dataclasses.dataclass
+class Turn:
+    role: str
+    text: str
+
+
+@pytest.fixture(scope="module", params=toys.FAMILIES)
+def joined(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    vision, language = toys.write_vision(folder / "vision"), toys.write_language(folder / "language", request.param)
+    return request.param, language, build_processor(vision, language)
+
+
+def test_a_spare_token_becomes_the_image_token_and_nothing_grows(joined):
+    family, language, processor = joined
+    stock = AutoTokenizer.from_pretrained(language)
+    rows = json.loads((language / "config.json").read_text())["vocab_size"]
+    assert processor.image_token == "<image>"
+    assert processor.image_token_id == stock.convert_tokens_to_ids(SPARE[family])
+    assert len(processor.tokenizer) <= rows
+    assert processor.tokenizer("<image>", add_special_tokens=False).input_ids == [processor.image_token_id]
+    assert processor.tokenizer.decode([processor.image_token_id], skip_special_tokens=True) == ""
+
+
+def test_no_text_reaches_past_the_embedding_table(joined):
+    _, language, processor = joined
+    rows = json.loads((language / "config.json").read_text())["vocab_size"]
+    assert max(processor.tokenizer("<image_soft_token> <image> ü").input_ids) < rows
+
+
+def test_other_text_is_tokenized_as_before(joined):
+    _, language, processor = joined
+    text = "A red car, isn't it?\nYes:  2 ü"
+    assert processor.tokenizer(text).input_ids == AutoTokenizer.from_pretrained(language)(text).input_ids
+
+
+def test_turns_are_written_as_the_family_writes_them(joined):
+    family, _, processor = joined
+    assert processor.apply_chat_template([ASKED, ANSWERED]) == TEXTS[family]
+    assert processor.tokenizer.apply_chat_template([ASKED, ANSWERED], tokenize=False) == TEXTS[family]
+    prompt = processor.apply_chat_template([ASKED], add_generation_prompt=True)
+    assert TEXTS[family].startswith(prompt)
+    assert TEXTS[family][len(prompt) :].startswith("red")
+
+
+def test_the_answer_and_its_end_of_turn_are_learnt_and_nothing_else(joined):
+    _, _, processor = joined
+    encoded = processor.tokenizer.apply_chat_template(
+        [ASKED, ANSWERED, ASKED, {"role": "assistant", "content": "it is blue"}],
+        tokenize=True,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+    )
+    ends = end_of_turn(processor)
+    learnt = [token for token, flag in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if flag]
+    assert processor.tokenizer.decode(learnt) == f"red{ends}it is blue{ends}"
+
+
+def test_an_image_takes_as_many_positions_as_the_encoder_has_patches(joined):
+    _, _, processor = joined
+    text = processor.apply_chat_template([ASKED], add_generation_prompt=True)
+    made = processor(text=[text], images=[Image.new("RGB", (50, 31))], return_tensors="np")
+    assert int((made["input_ids"] == processor.image_token_id).sum()) == 4
+    assert made["pixel_values"].shape == (1, 3, 28, 28)
+
+
+def test_it_survives_saving(joined, tmp_path):
+    family, _, processor = joined
+    processor.save_pretrained(tmp_path)
+    again = AutoProcessor.from_pretrained(tmp_path)
+    assert (again.image_token, again.image_token_id) == (processor.image_token, processor.image_token_id)
+    assert again.apply_chat_template([ASKED, ANSWERED]) == TEXTS[family]
+    assert again.tokenizer(TEXTS[family]).input_ids == processor.tokenizer(TEXTS[family]).input_ids
+
+
+def test_an_unknown_family_speaks_as_llava_1_5_does(tmp_path):
+    made = toys.tokenizer("qwen2")
+    plain = PreTrainedTokenizerFast(tokenizer_object=made.backend_tokenizer, eos_token="</s>", bos_token="<s>")
+    vocabulary = {token for token in plain.get_vocab() if not token.startswith("<|im_")}
+    family = chat.family_of(vocabulary, eos_token="</s>", starts_with_bos=False)
+    assert family.name == "plain"
+    text = plain.apply_chat_template(
+        [ASKED, ANSWERED, ASKED], chat_template=family.template, tokenize=False, add_generation_prompt=True
+    )
+    assert text == "USER: <image>\nWhich? ASSISTANT: red</s>USER: <image>\nWhich? ASSISTANT:"
+
+
+def test_without_a_spare_token_one_is_added(tmp_path):
+    vision, language = toys.write_vision(tmp_path / "vision"), toys.write_language(tmp_path / "language", "qwen2")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        path = language / name
+        path.write_text(path.read_text().replace("<|fim_pad|>", "<|busy|>"))
+    stock = AutoTokenizer.from_pretrained(language)
+    processor = build_processor(vision, language)
+    assert processor.image_token_id == len(stock)
+    assert processor.tokenizer("<|busy|>").input_ids == stock("<|busy|>").input_ids
+
+
+def test_siglip_has_no_class_token(tmp_path):
+    vision = toys.write_vision(tmp_path / "vision", "siglip_vision_model")
+    processor = build_processor(vision, toys.write_language(tmp_path / "language"))
+    assert (processor.vision_feature_select_strategy, processor.num_additional_image_tokens) == ("full", 0)
+    made = processor(
+        text=["<image>"], images=[Image.fromarray(np.zeros((9, 9, 3), np.uint8))], add_special_tokens=False
+    )
+    assert len(made["input_ids"][0]) == 4
+
+
+def test_parts_stand_in_the_order_of_the_text():
+    turns = [
+        Turn("user", "Look: <image>\nwell?"),
+        Turn("assistant", "yes"),
+        Turn("user", "<image>"),
+        Turn("user", "no\n<image>"),
+    ]
+    assert [message["content"] for message in chat.to_messages(turns)] == [
+        [{"type": "text", "text": "Look: "}, {"type": "image"}, {"type": "text", "text": "\nwell?"}],
+        [{"type": "text", "text": "yes"}],
+        [{"type": "image"}],
+        [{"type": "text", "text": "no\n"}, {"type": "image"}],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda folder: (folder / "vision" / "preprocessor_config.json").unlink(), "has no preprocessor_config.json"),
+        (lambda folder: (folder / "vision" / "config.json").unlink(), "has no config.json"),
+        (lambda folder: (folder / "vision" / "config.json").write_text('{"model_type": "bert"}'), "a 'bert' model"),
+        (lambda folder: (folder / "language" / "tokenizer.json").unlink(), r"has no tokenizer \(tokenizer.json\)"),
+        (lambda folder: (folder / "language" / "tokenizer.json").write_text("{"), "no tokenizer that can be loaded"),
+    ],
+    ids=["no image processor", "no config", "no encoder", "no tokenizer", "cut tokenizer"],
+)
+def test_an_incomplete_folder_gets_one_sentence(tmp_path, spoil, sentence):
+    toys.write_vision(tmp_path / "vision")
+    toys.write_language(tmp_path / "language", "qwen2")
+    spoil(tmp_path)
+    with pytest.raises(InputError, match=sentence):
+        build_processor(tmp_path / "vision", tmp_path / "language")
+
+
+def test_an_image_processor_of_another_resolution_is_refused(tmp_path):
+    toys.write_language(tmp_path / "language")
+    path = toys.write_vision(tmp_path / "vision") / "preprocessor_config.json"
+    path.write_text(path.read_text().replace("28", "42"))
+    with pytest.raises(InputError, match=r"42 x 42 pixels, the encoder takes 28 x 28"):
+        build_processor(tmp_path / "vision", tmp_path / "language")

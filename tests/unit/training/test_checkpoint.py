@@ -1,0 +1,96 @@
+"""Checkpoints are whole or absent, recognised when damaged, and never continued with another configuration."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from multimodal_gemma.errors import InputError
+from multimodal_gemma.training import checkpoint
+
+IDENTITY = {"training.lora_lr": 0.1, "dataset": "abc"}
+
+
+def save(folder, step=3, **state):
+    weights = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.bfloat16)}
+    optimiser = {
+        "state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.ones(2)}},
+        "param_groups": [{"lr": 0.1, "params": [0]}],
+    }
+    made = checkpoint.State(step=step, **state)
+    checkpoint.save(folder, made, weights, optimiser, [checkpoint.random_state()], IDENTITY)
+    return weights, optimiser
+
+
+def test_everything_comes_back(tmp_path):
+    best = [(0.1 + 0.2, 3), (1.5, 1)]
+    weights, optimiser = save(tmp_path, best=best, best_loss=0.1 + 0.2, stale=2)
+    state, loaded, loaded_optimiser, random_states = checkpoint.load(tmp_path, 3)
+    assert state == checkpoint.State(step=3, best=best, best_loss=0.1 + 0.2, stale=2)
+    assert loaded.keys() == weights.keys()
+    assert all(
+        torch.equal(loaded[name], weight) and loaded[name].dtype == weight.dtype for name, weight in weights.items()
+    )
+    assert torch.equal(loaded_optimiser["state"][0]["exp_avg"], optimiser["state"][0]["exp_avg"])
+    assert loaded_optimiser["param_groups"] == optimiser["param_groups"]
+    first = torch.rand(3)
+    checkpoint.set_random_state(random_states[0])
+    second = torch.rand(3)
+    checkpoint.set_random_state(random_states[0])
+    assert torch.equal(torch.rand(3), second)
+    assert first.shape == second.shape
+
+
+def test_a_killed_save_leaves_the_one_before(tmp_path, monkeypatch):
+    save(tmp_path, 3)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, 4)
+    assert checkpoint.steps(tmp_path) == [3]
+    checkpoint.load(tmp_path, 3)
+
+
+def test_a_full_disk_is_said_and_the_one_before_stays(tmp_path, monkeypatch):
+    save(tmp_path, 3)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(InputError, match="the disk is full"):
+        save(tmp_path, 4)
+    assert checkpoint.steps(tmp_path) == [3]
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "optimiser.pt", "random.pt"])
+def test_damage_is_recognised(tmp_path, name):
+    save(tmp_path)
+    path = tmp_path / "step-00000003" / name
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=rf"damaged.*{name} differs.*Delete"):
+        checkpoint.load(tmp_path, 3)
+
+
+def test_another_configuration_is_refused_by_its_keys(tmp_path):
+    checkpoint.refuse_other(tmp_path / "none", IDENTITY)
+    save(tmp_path)
+    checkpoint.refuse_other(tmp_path, dict(IDENTITY))
+    with pytest.raises(
+        InputError, match=r"training.lora_lr \(0.1 there, 0.2 now\), training.new \(unset there, 1 now\)\. Choose"
+    ):
+        checkpoint.refuse_other(tmp_path, {**IDENTITY, "training.lora_lr": 0.2, "training.new": 1})
+
+
+def test_pruning_keeps_what_is_named(tmp_path):
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    (tmp_path / ".step-00000009.tmp").mkdir()
+    checkpoint.prune(tmp_path, {1, 3})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000003"]

@@ -1,0 +1,68 @@
+"""MLflow sees parameters and every scalar, in one run that stays open, and its failure never stops training."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from multimodal_gemma.errors import InputError
+from multimodal_gemma.registry import runs, server
+from multimodal_gemma.stages import train
+from multimodal_gemma.training import trackers
+from tests.unit.training import toys
+
+
+@pytest.fixture
+def mlflow(tmp_path, monkeypatch):
+    for name in ("MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    return f"registry.tracking_uri=sqlite:///{tmp_path}/mlflow.db"
+
+
+def test_settings_are_flat():
+    assert trackers.flatten({"a": {"b": 1, "c": {"d": None}}, "e": [1, 2]}) == {
+        "a.b": 1,
+        "a.c.d": "None",
+        "e": "[1, 2]",
+    }
+
+
+def test_a_training_is_seen_in_the_pipelines_run(tmp_path, mlflow):
+    models = toys.write_models(tmp_path / "models")
+    dataset = toys.write_dataset(tmp_path / "data", models)
+    config = toys.configuration("training.trackers=[mlflow]", mlflow)
+    expected = runs.ensure_run(config.registry, "pipeline-1")
+    train.run(config, dataset, models, tmp_path / "model", run_id="pipeline-1")
+    with server.connected(config.registry) as client:
+        run = client.get_run(expected)
+        losses = client.get_metric_history(expected, "loss")
+        validated = client.get_metric_history(expected, "validation_loss")
+    assert run.info.status == "RUNNING"  # the stages that follow write into it
+    assert run.data.params["model.lora.rank"] == "4"
+    assert run.data.params["training.projector_lr"] == "0.001"
+    assert [metric.step for metric in losses] == [1, 2, 3, 4, 5, 6]
+    assert [metric.step for metric in validated] == [3, 6]
+
+
+def test_an_outage_is_named_once_and_the_scalars_follow(tmp_path, mlflow, monkeypatch, caplog):
+    from accelerate import PartialState
+
+    PartialState(cpu=True)
+    registry = toys.configuration(mlflow).registry
+    run = runs.ensure_run(registry, "pipeline-2")
+    tracker = trackers.MLflowBatches(registry, run)
+    monkeypatch.setattr(trackers, "_FLUSH_EVERY", 0.0)
+    monkeypatch.setattr(logging.getLogger("multimodal_gemma"), "propagate", True)
+
+    def away(_):
+        raise InputError("registry: MLflow went away.")
+
+    with monkeypatch.context() as outage, caplog.at_level(logging.WARNING, "multimodal_gemma"):
+        outage.setattr(trackers.server, "connected", away)
+        tracker.log({"loss": 2.0}, step=1)
+        tracker.log({"loss": 1.0}, step=2)
+    assert caplog.text.count("MLflow went away") == 1
+    tracker.finish()
+    with server.connected(registry) as client:
+        assert [metric.value for metric in client.get_metric_history(run, "loss")] == [2.0, 1.0]
