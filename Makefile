@@ -11,10 +11,10 @@ IMAGE_TAG ?=
 export IMAGE_REGISTRY IMAGE_TAG
 
 .DEFAULT_GOAL := help
-.PHONY: help run test e2e lint format compile-pipeline check-pipeline mlflow bench clean
+.PHONY: help run test e2e lint format compile-pipeline check-pipeline mlflow images push test-images manifests bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(VENV)/run.stamp ## the whole pipeline on the offline sample (PRESET=, ARGS="key=value …")
 	$(BIN)/mmgemma run --preset $(PRESET) --runs $(RUNS) $(ARGS)
@@ -34,6 +34,9 @@ format: $(VENV)/dev.stamp ## let ruff lay the code out
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# The committed pipelines name images by tag; once images were pushed, compiling names them by digest.
+compile-pipeline: export IMAGE_DIGESTS ?= $(wildcard images/digests.json)
+check-pipeline: export IMAGE_DIGESTS :=
 compile-pipeline: $(VENV)/run.stamp ## write pipelines/compiled/*.yaml (IMAGE_REGISTRY=, IMAGE_TAG=)
 	PYTHONHASHSEED=0 $(BIN)/python -m pipelines.compile
 
@@ -43,6 +46,18 @@ check-pipeline: compile-pipeline ## fail if the committed pipelines are not what
 mlflow: $(VENV)/run.stamp ## browse the registry of the local runs (PORT=5000)
 	@test -f $(RUNS)/mlflow/mlflow.db || { echo "make mlflow: $(RUNS)/mlflow/mlflow.db does not exist yet; run \`make run\` first."; exit 2; }
 	$(BIN)/mlflow server --backend-store-uri sqlite:///$(abspath $(RUNS))/mlflow/mlflow.db --port $(PORT)
+
+images: ## build the pipeline and trainer images (IMAGE_REGISTRY=, IMAGE_TAG=, BASE_IMAGE=)
+	images/build.sh
+
+push: ## push the images and note their digests in images/digests.json
+	images/push.sh
+
+test-images: $(VENV)/dev.stamp ## the images, built and run with a real Docker engine (minutes)
+	PYTHON=$(BIN)/python images/test.sh $(ARGS)
+
+manifests: ## render every overlay
+	@for overlay in base overlays/kind overlays/gke-a100; do kubectl kustomize manifests/$$overlay > /dev/null || exit 1; done
 
 bench: $(VENV)/run.stamp ## what measures speed (benchmarks/*.py)
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

@@ -37,7 +37,7 @@ def run(
         overrides: `section.key=value` strings.
         runs: folder of all runs; it also holds their shared cache and, unless MLFLOW_TRACKING_URI says otherwise, their
             MLflow.
-        runner: "subprocess" runs components with this interpreter.
+        runner: "subprocess" runs components with this interpreter, "docker" each in a container of its image.
         run_dir: folder of this run; by default RUNS/<time>-<preset>. Given the folder of an interrupted run, its
             finished stages are found finished and the others continue.
         compiled: the compiled pipeline; by default the one that comes with this code.
@@ -49,8 +49,8 @@ def run(
         InputError: the configuration is wrong, the folder is in use or cannot be written, or there is no compiled
             pipeline.
     """
-    if runner != "subprocess":
-        raise InputError(f"run: there is no runner {runner!r}. Use subprocess.")
+    if runner not in ("subprocess", "docker"):
+        raise InputError(f"run: there is no runner {runner!r}. Use subprocess or docker.")
     config = configuration.compose(preset, overrides)
     compiled = compiled or compiled_pipeline()
     records = {task.name: Record(task.name) for task in graph.read(compiled)}
@@ -59,12 +59,13 @@ def run(
 
     from multimodal_gemma.local.terminal import Terminal
 
+    launch = process.launch if runner == "subprocess" else _in_containers(config, compiled, [runs, folder])
     terminal = Terminal()
     with run_folder.occupied(folder), _environment(config, runs, compiled) as mlflow_uri:
         run_folder.point_latest(runs, folder)
         terminal.started(folder, preset)
         watch = engine.Watch(
-            records, folder.name, folder / "logs", process.launch, begun=terminal.begun, ended=terminal.ended
+            records, folder.name, folder / "logs", launch, begun=terminal.begun, ended=terminal.ended
         )
         status = "interrupted"
         try:
@@ -74,6 +75,17 @@ def run(
         finally:
             _conclude(status, records, folder, mlflow_uri, config, compiled, terminal)
     return _exit_code(records)
+
+
+def _in_containers(config: Config, compiled: Path, writable: list[Path]) -> engine.Launcher:
+    """Return what runs a task in a container of its image, once all images are on this machine."""
+    from multimodal_gemma.local import containers
+
+    sections = (config.data, config.benchmarks, config.model)
+    locations = [value for section in sections for value in vars(section).values() if isinstance(value, str)]
+    made = containers.Containers(writable, containers.local_paths(locations))
+    made.require(containers.images(compiled))
+    return made.launch
 
 
 def compiled_pipeline(name: str = "training") -> Path:
