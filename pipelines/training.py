@@ -114,6 +114,7 @@ def stages(
         config=plans["config"],
         model=trained.outputs["model"],
         benchmarks=benchmarks.outputs["benchmarks"],
+        dataset=processed.outputs["dataset"],
     )
     evaluated.set_caching_options(False)
     retried(accelerated(evaluated, hours=12, **gpu), times=2, wait="60s")

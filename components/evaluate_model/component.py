@@ -17,6 +17,7 @@ def evaluate_model(
     pope_adversarial: Output[ClassificationMetrics],
     report: Output[HTML],
     scores: Output[Markdown],
+    dataset: Input[Dataset] = None,
 ):
     """Ask a model every question of the benchmarks and score its answers as the official scorers do."""
     from pathlib import Path
@@ -26,7 +27,8 @@ def evaluate_model(
 
     with component.guarded():
         settings = configuration.from_json(config)
-        summary = evaluate.run(settings, Path(model.path), Path(benchmarks.path), Path(evaluation.path))
+        data = Path(dataset.path) if dataset is not None else None
+        summary = evaluate.run(settings, Path(model.path), Path(benchmarks.path), Path(evaluation.path), dataset=data)
     summary.log_to(metrics)
     summary.describe(evaluation)
     matrices = {"random": pope_random, "popular": pope_popular, "adversarial": pope_adversarial}

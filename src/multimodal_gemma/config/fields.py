@@ -17,8 +17,8 @@ def choice(*options: str) -> Any:
     return dataclasses.field(default=options[0], metadata={"options": options})
 
 
-def number(default: float | int | None, *, low: float | None = None, high: float | None = None) -> Any:
-    """Return a number field within [low, high]."""
+def number(default: float | int | str | None, *, low: float | None = None, high: float | None = None) -> Any:
+    """Return a number field within [low, high]; its default may be a word or nothing instead."""
     return dataclasses.field(default=default, metadata={"low": low, "high": high})
 
 

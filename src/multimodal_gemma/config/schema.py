@@ -28,11 +28,29 @@ class DataConfig:
 
     conversations: str = location(f"{LLAVA}/llava_instruct_150k.json")  # 157,712 conversations
     images: str = location(f"{COCO}/train2017/")  # base that a conversation's image name is appended to
+    image_roots: list[str] = dataclasses.field(
+        default_factory=list
+    )  # PREFIX=LOCATION each: where image names that begin so lie, e.g. 'coco/train2017/=s3://bucket/train2017/'
     sample: SampleConfig = dataclasses.field(default_factory=SampleConfig)
+    require_commits: bool = False  # refuse a revision of a hub that is a branch: what it names may change
+    conversations_sha256: str = ""  # what the file of conversations must have; empty: not compared
+    images_sha256: str = ""  # likewise of an archive of images
+    max_file_bytes: int = number(200_000_000_000, low=1)  # of one archive or question file
+    shard_bytes: int = number(256_000_000, low=1, high=256_000_000)  # image bytes in a shard of a raw dataset
     allowed_hosts: list[str] = dataclasses.field(
         default_factory=lambda: ["huggingface.co", "s3.amazonaws.com", "raw.githubusercontent.com"]
     )  # hosts that https:// may name; a download from anywhere else is refused
     max_missing_fraction: float = number(0.001, low=0, high=1)  # images that may be lost before download fails
+    max_faulty_fraction: float = number(0.0, low=0, high=1)  # conversations that may break the format; 0: not one
+    limit: int | None = number(None, low=1)  # conversations drawn by a seeded hash; null takes all
+    limit_seed: int = 42  # another seed draws others
+    min_turns: int = number(1, low=1)  # questions and answers, both counted
+    max_turns: int | None = number(None, low=1)
+    min_characters: int = number(0, low=0)  # of all turns together
+    max_characters: int | None = number(None, low=1)
+    kinds: list[str] = dataclasses.field(
+        default_factory=lambda: ["single", "multi", "text"]
+    )  # one question about an image, several, or no image at all
     max_image_bytes: int = number(20_000_000, low=1)  # a larger file is no photograph
     max_image_pixels: int = number(50_000_000, low=1)  # decoded size; a bomb is larger
     validation_fraction: float = number(0.02, low=0, high=0.5)  # share of images held out, by image
@@ -85,7 +103,9 @@ class TrainingConfig:
     epochs: int = number(3, low=1)
     max_steps: int | None = number(None, low=1)  # optimiser steps; null: as many as the epochs have
     batch_size: int = number(40, low=1)  # conversations an optimiser step, over all ranks
-    batch_tokens: int = number(16_384, low=64)  # positions a forward pass, image tokens and padding counted
+    batch_tokens: int | str = number(
+        "auto", low=64
+    )  # positions a forward pass, image tokens and padding counted; auto: what the GPU's memory holds, 16384 on a CPU
     projector_lr: float = number(1e-3, low=0)  # learns from random weights: five times the adapters' rate
     lora_lr: float = number(2e-4, low=0)  # bends pretrained weights gently
     language_lr: float = number(2e-5, low=0)  # language_policy=full
@@ -97,11 +117,16 @@ class TrainingConfig:
     precision: str = choice("auto", "fp32", "bf16")  # auto: bf16 where a GPU has it
     device: str = choice("auto", "cpu", "cuda")
     compile: str = choice("auto", "on", "off")  # the language model only; auto: on a GPU
-    feature_cache: str = choice("auto", "none", "memory")  # frozen features once an image; auto: if memory allows
+    feature_cache: str = choice(
+        "auto", "none", "memory", "disk"
+    )  # where frozen features are kept, computed once an image; auto: the first of memory, disk, none that has room
+    cache_folder: str = ""  # of feature_cache=disk; empty: in the output until the model is finished
     gradient_checkpointing: bool = False  # slower, and a longer sample fits
     validations_per_epoch: int = number(4, low=1)
     patience: int = number(3, low=1)  # validations without a better loss before training stops
     keep_best: int = number(2, low=1)  # best checkpoints kept beside the last
+    checkpoint_uri: str = ""  # s3://BUCKET/PREFIX that gets a copy of each checkpoint: spot nodes lose their disks
+    sample_images: int = number(4, low=0)  # validation images that are described at every validation, to look at
     trackers: list[str] = dataclasses.field(default_factory=lambda: ["mlflow"])  # of accelerate; [] is none
 
 
@@ -130,6 +155,10 @@ class RegistryConfig:
     compared: list[str] = dataclasses.field(
         default_factory=lambda: ["pope_accuracy", "vqa_accuracy"]
     )  # must not be worse than the champion's beyond the paired interval
+    margins: dict[str, float] = dataclasses.field(
+        default_factory=lambda: {"pope_accuracy": 0.05, "vqa_accuracy": 0.05}
+    )  # furthest below the best champion so far, by metric: many losses within the noise must not add up
+    required: list[str] = dataclasses.field(default_factory=list)  # metrics that must be there too
 
 
 @dataclasses.dataclass
@@ -137,6 +166,17 @@ class ExportConfig:
     """What is shipped."""
 
     dtype: str = choice("bfloat16", "float32")  # of the merged weights
+
+
+@dataclasses.dataclass
+class ServingConfig:
+    """How a model is tried: `mmgemma ask`, `describe` and `demo`. Pictures have the limits of section data."""
+
+    max_new_tokens: int = number(128, low=1)  # longest answer
+    temperature: float = number(0.0, low=0)  # 0: the likeliest word each time
+    top_p: float = number(1.0, low=0.01, high=1)  # with a temperature: share of the probability drawn from
+    max_question_characters: int = number(4_000, low=1)  # a longer question is refused
+    queue: int = number(16, low=1)  # people who may wait for an answer of the demo; the next one is turned away
 
 
 @dataclasses.dataclass
@@ -151,3 +191,4 @@ class Config:
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     registry: RegistryConfig = dataclasses.field(default_factory=RegistryConfig)
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
+    serving: ServingConfig = dataclasses.field(default_factory=ServingConfig)

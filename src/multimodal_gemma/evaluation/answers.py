@@ -51,6 +51,10 @@ class YesOrNo:
         yes, no = single if all(single) else first
         self._yes, self._no = sorted(yes - no), sorted(no - yes)
 
+    def label(self, token: int) -> bool | None:
+        """Return True if a token begins a yes, False if it begins a no, None if neither."""
+        return True if token in self._yes else False if token in self._no else None
+
     def probability(self, logits: torch.Tensor) -> list[float | None]:
         """Return P(yes) of each row of logits (rows, vocabulary)."""
         if not self._yes or not self._no:

@@ -43,6 +43,43 @@ def calibration(p_yes: Floats, is_yes: npt.NDArray[np.bool_]) -> Calibration:
     return Calibration(auroc(p_yes, is_yes), float(ece), bins)
 
 
+@dataclasses.dataclass(frozen=True)
+class Threshold:
+    """From which P(yes) on an answer should count as yes.
+
+    Attributes:
+        value: the threshold, in [0, 1].
+        balanced_accuracy: mean of the shares of yes and of no that it gets right, on the data that it was found on.
+        questions: how many those are.
+    """
+
+    value: float
+    balanced_accuracy: float
+    questions: int
+
+
+def best_threshold(p_yes: Floats, is_yes: npt.NDArray[np.bool_]) -> Threshold:
+    """Return the threshold of the highest balanced accuracy (Youden, 1950), the nearest to 0.5 among equals.
+
+    Candidates lie half-way between neighbouring probabilities, so that they do not hang on a single question.
+
+    Args:
+        p_yes: predicted probability of yes, (questions,), float64 in [0, 1].
+        is_yes: whether the label is yes, (questions,), bool; both kinds must be there.
+    """
+    levels, place = np.unique(p_yes, return_inverse=True)
+    yes = np.bincount(place, weights=is_yes, minlength=len(levels))
+    no = np.bincount(place, weights=~is_yes, minlength=len(levels))
+    # Candidate k calls the levels from k on yes: k = 0 calls everything yes, the last one nothing.
+    right_yes = yes.sum() - np.concatenate([[0], np.cumsum(yes)])
+    right_no = np.concatenate([[0], np.cumsum(no)])
+    balanced = (right_yes / yes.sum() + right_no / no.sum()) / 2
+    cuts = np.concatenate([[0.0], (levels[1:] + levels[:-1]) / 2, [1.0]])
+    best = np.flatnonzero(balanced >= balanced.max() - 1e-12)
+    chosen = best[np.argmin(np.abs(cuts[best] - 0.5))]
+    return Threshold(float(cuts[chosen]), float(balanced[chosen]), len(p_yes))
+
+
 def auroc(scores: Floats, positive: npt.NDArray[np.bool_]) -> float | None:
     """Return the area under the ROC curve by the Mann-Whitney statistic, ties counted half; None without both kinds."""
     positives, negatives = int(positive.sum()), int((~positive).sum())

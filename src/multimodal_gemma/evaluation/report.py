@@ -71,6 +71,11 @@ def _cards(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
     if vqa := metrics["vqa"]:
         blind_answer = f"always {vqa['majority_answer']!r}: {_share(vqa['majority_baseline'])}"
         cards.append(("VQA v2 accuracy", _share(vqa["accuracy"]), f"{_span(vqa['interval'])}; {blind_answer}"))
+    if found := metrics["validation"]:
+        source = (
+            f"{found['conversations']:,} held-out conversations" if "conversations" in found else "as training left it"
+        )
+        cards.append(("Validation loss", f"{found['loss']:.3f}", f"perplexity {found['perplexity']:.2f}; {source}"))
     return cards
 
 
@@ -119,16 +124,29 @@ def _pope(page: Page, metrics: dict[str, Any]) -> None:
         ]
     )
     if known := metrics["pope_mean"]["calibration"]:
-        _calibration(page, known)
+        _calibration(page, known, _tuned(metrics))
     _objects(page, metrics["objects"])
 
 
-def _calibration(page: Page, known: dict[str, Any]) -> None:
+def _tuned(metrics: dict[str, Any]) -> str:
+    """Say what the threshold of the validation data would make of POPE."""
+    tuned = metrics["pope_mean"]["at_threshold"]
+    if tuned is None:
+        return ""
+    found = metrics["validation"]["threshold"]
+    return (
+        f" If P(yes) of at least {tuned['threshold']:.2f} counted as yes, which separates {found['questions']:,} yes "
+        f"and no answers of the validation data best, accuracy would be {_share(tuned['accuracy'])} "
+        f"({_span(tuned['interval'])}) and the yes-ratio {_share(tuned['yes_ratio'])}."
+    )
+
+
+def _calibration(page: Page, known: dict[str, Any], tuned: str) -> None:
     bins = known["bins"]
     page.section(
         "Calibration",
         "Of the questions that the model holds to be yes with some probability, that share should be yes: the nearer "
-        f"to the diagonal, the better it knows what it knows. Expected calibration error: {known['ece']:.3f}.",
+        f"to the diagonal, the better it knows what it knows. Expected calibration error: {known['ece']:.3f}.{tuned}",
     )
     observed = ([entry[0] for entry in bins], [entry[1] for entry in bins])
     page.figure(charts.lines({"observed": observed, "perfect": ([0.0, 1.0], [0.0, 1.0])}, "P(yes)", "share of yes"))

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import dataclasses
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from multimodal_gemma.evaluation.calibration import calibration
 from multimodal_gemma.evaluation.pope import pope_metrics
 from multimodal_gemma.evaluation.predictions import Row
-from multimodal_gemma.evaluation.statistics import Floats, bootstrap_interval, cluster_sums, clustered_mean
+from multimodal_gemma.evaluation.statistics import Floats, bootstrap_interval, cluster_sums, clustered_mean, perplexity
 from multimodal_gemma.evaluation.vqa import majority_answer, vqa_accuracy
+
+if TYPE_CHECKING:
+    from multimodal_gemma.evaluation.validation import Validation
 
 SCHEMA_VERSION = 1
 Metrics = dict[str, Any]
 
 
-def score(rows: Sequence[Row], *, confidence: float = 0.95) -> Metrics:
-    """Return the sections pope, pope_mean, objects, vqa and the flat metrics (see docs/evaluation.md).
+def score(rows: Sequence[Row], *, confidence: float = 0.95, validation: Metrics | None = None) -> Metrics:
+    """Return the sections pope, pope_mean, objects, vqa, validation and the flat metrics (see docs/evaluation.md).
 
     Args:
         rows: what `predictions.rows` made.
         confidence: probability that the intervals cover.
+        validation: what `validation_section` made; None or {} if nothing is known.
     """
     by_setting = _grouped([row for row in rows if row["benchmark"] != "vqa"], lambda row: row["benchmark"][5:])
     vqa_rows = [row for row in rows if row["benchmark"] == "vqa"]
@@ -33,8 +38,52 @@ def score(rows: Sequence[Row], *, confidence: float = 0.95) -> Metrics:
         "pope_mean": pope_mean(by_setting, confidence) if pope else {},
         "objects": objects([row for asked in by_setting.values() for row in asked]),
         "vqa": vqa_section(vqa_rows, confidence) if vqa_rows else {},
+        "validation": validation or {},
     }
+    if pope:
+        scored["pope_mean"]["at_threshold"] = at_threshold(rows, scored["validation"], confidence)
     return scored | {"metrics": flat(scored)}
+
+
+def validation_section(found: Validation | None, recorded: float | None) -> Metrics:
+    """Return what held-out conversations say of a model.
+
+    Args:
+        found: measured here; None if it was not.
+        recorded: the loss that training left with the model, used where nothing was measured.
+    """
+    if found is not None:
+        threshold = dataclasses.asdict(found.threshold) if found.threshold else None
+        return {
+            "source": "measured",
+            "loss": found.loss,
+            "perplexity": found.perplexity,
+            "tokens": found.tokens,
+            "conversations": found.conversations,
+            "yes_answers": found.yes,
+            "no_answers": found.no,
+            "threshold": threshold,
+        }
+    if recorded is not None:
+        return {"source": "training", "loss": recorded, "perplexity": perplexity(recorded), "threshold": None}
+    return {}
+
+
+def at_threshold(rows: Sequence[Row], validation: Metrics, confidence: float) -> Metrics | None:
+    """Return POPE's accuracy if P(yes) decides, from the threshold that validation data gave; None without one."""
+    asked = [row for row in rows if row["benchmark"] != "vqa"]
+    threshold = validation.get("threshold")
+    if not asked or not threshold or any(row["p_yes"] is None for row in asked):
+        return None
+    said = [row["p_yes"] >= threshold["value"] for row in asked]
+    right = [float(yes == (row["label"] == "yes")) for yes, row in zip(said, asked, strict=True)]
+    sizes = Counter(row["benchmark"] for row in asked)
+    weights = [1 / sizes[row["benchmark"]] for row in asked]
+    images = [row["image_id"] for row in asked]
+    estimate = clustered_mean(right, images, confidence=confidence, weights=weights)
+    ratio = sum(weight for weight, yes in zip(weights, said, strict=True) if yes) / sum(weights)
+    accuracy, interval = estimate.mean, list(estimate.interval)
+    return {"threshold": threshold["value"], "accuracy": accuracy, "interval": interval, "yes_ratio": ratio}
 
 
 def pope_setting(rows: Sequence[Row], confidence: float) -> Metrics:
@@ -113,7 +162,7 @@ def vqa_section(rows: Sequence[Row], confidence: float) -> Metrics:
 
 
 def flat(scored: Metrics) -> dict[str, float]:
-    """Return the metrics by flat name, finite numbers all, for MLflow, KFP and the gate."""
+    """Return the metrics by flat name, for MLflow, KFP and the gate."""
     metrics: dict[str, float] = {}
     for setting, section in scored["pope"].items():
         for name in ("accuracy", "precision", "recall", "f1", "yes_ratio"):
@@ -126,10 +175,14 @@ def flat(scored: Metrics) -> dict[str, float]:
         metrics["pope_yes_ratio"] = _mean(section["yes_ratio"] for section in scored["pope"].values())
         known = mean["calibration"] or {}
         metrics |= {f"pope_{name}": known[name] for name in ("auroc", "ece") if known.get(name) is not None}
+        if tuned := mean["at_threshold"]:
+            metrics |= {"pope_threshold": tuned["threshold"], "pope_threshold_accuracy": tuned["accuracy"]}
     if vqa := scored["vqa"]:
         metrics |= {f"vqa_{name}": vqa[name] for name in ("accuracy", "strict_accuracy", "majority_baseline")}
         metrics["vqa_question_type_baseline"] = vqa["question_type_baseline"]
         metrics["vqa_over_baseline"] = vqa["accuracy"] - vqa["majority_baseline"]
+    if found := scored["validation"]:
+        metrics |= {"validation_loss": found["loss"], "validation_perplexity": found["perplexity"]}
     return {name: float(value) for name, value in metrics.items()}
 
 

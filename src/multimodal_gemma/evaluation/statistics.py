@@ -7,6 +7,7 @@ over images: each image's summed deviation is one draw.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from statistics import NormalDist
 
@@ -123,6 +124,11 @@ def cluster_sums(columns: Floats, clusters: Sequence[str]) -> Floats:
     result = np.zeros((count, columns.shape[1]))
     np.add.at(result, index, columns)
     return result
+
+
+def perplexity(loss: float) -> float:
+    """Return exp(loss) of a loss in nats; infinite where that is beyond a float."""
+    return math.inf if loss > 700 else math.exp(loss)
 
 
 def student_t(probability: float, degrees: int) -> float:

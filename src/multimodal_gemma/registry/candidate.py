@@ -39,6 +39,11 @@ class Candidate:
         return versions.identity(self.model_manifest.digest, self.evaluation_manifest.digest)
 
     @property
+    def benchmarks_digest(self) -> str:
+        """Manifest digest of what it was scored on."""
+        return str(self.metrics.get("benchmarks_digest") or self.evaluation_manifest.digest)
+
+    @property
     def dataset_digest(self) -> str:
         """Manifest digest of the dataset it learned from; "" if the model does not say."""
         return self.dataset_manifest.digest if self.dataset_manifest else self.model_manifest.inputs.get("dataset", "")

@@ -6,6 +6,7 @@ questions on one image count as one draw.
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from multimodal_gemma import files
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.evaluation import statistics
-from multimodal_gemma.registry import gate, versions
+from multimodal_gemma.registry import comparison_report, gate, versions
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -40,7 +41,13 @@ def check_compared(metrics: Sequence[str]) -> None:
 
 
 def against(
-    client: MlflowClient, name: str, version: str, candidate: Sequence[Row], metrics: Sequence[str], confidence: float
+    client: MlflowClient,
+    name: str,
+    version: str,
+    candidate: Sequence[Row],
+    metrics: Sequence[str],
+    confidence: float,
+    benchmarks: str,
 ) -> gate.Champion:
     """Return the paired differences to a version of the model.
 
@@ -51,6 +58,7 @@ def against(
         candidate: rows of the candidate's predictions.jsonl.
         metrics: what to compare; see `check_compared`.
         confidence: of the intervals.
+        benchmarks: digest of what the candidate was scored on.
 
     Returns:
         The champion with differences, or with the reason why there can be none.
@@ -76,7 +84,27 @@ def against(
         differences[metric] = _difference(
             [ours[key] for key in common], [theirs[key] for key in common], common, confidence
         )
-    return gate.Champion(version, differences)
+    page = comparison_report.render(name, version, candidate, rows, confidence=confidence) or ""
+    return gate.Champion(version, differences, best(client, name, version, benchmarks), page=page)
+
+
+def best(client: MlflowClient, name: str, champion: str, benchmarks: str) -> dict[str, gate.Best]:
+    """Return the highest score by metric of the champion and those before it, as far as they answered the same.
+
+    A version that a person promoted against the gate's word ends the search: that level was accepted.
+    """
+    found: dict[str, gate.Best] = {}
+    seen: set[str] = set()
+    number = champion
+    while number and number not in seen:
+        seen.add(number)
+        tags = versions.tags(client, name, number)
+        if tags.get(versions.BENCHMARKS) == benchmarks:
+            for metric, value in json.loads(tags.get(versions.SCORES, "{}")).items():
+                if metric not in found or value > found[metric].value:
+                    found[metric] = gate.Best(value, number)
+        number = "" if versions.BY_HAND in tags else tags.get(versions.PREVIOUS_OF, "")
+    return found
 
 
 def _difference(

@@ -39,18 +39,30 @@ class Difference:
 
 
 @dataclasses.dataclass(frozen=True)
+class Best:
+    """The highest score that a champion had on the candidate's benchmarks."""
+
+    value: float
+    version: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Champion:
     """What the candidate is held against.
 
     Attributes:
         version: the champion's version.
         differences: by metric.
+        best: by metric, over this champion and those before it; a metric that none was scored by is absent.
         problem: why no comparison could be made; "" if it could.
+        page: the comparison for people, HTML; "" if there is none.
     """
 
     version: str
     differences: Mapping[str, Difference] = dataclasses.field(default_factory=dict)
+    best: Mapping[str, Best] = dataclasses.field(default_factory=dict)
     problem: str = ""
+    page: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,11 +104,14 @@ def decide(
     floors: Mapping[str, float] | None,
     compared: Sequence[str],
     champion: Champion | None,
+    margins: Mapping[str, float] | None = None,
+    required: Sequence[str] = (),
 ) -> Decision:
     """Decide whether a candidate may become champion.
 
     A comparison is passed unless the whole paired interval lies below zero: what is merely noise never costs a
-    promotion, and a loss that is measurable always does.
+    promotion, and a loss that is measurable always does. A row of promotions, each a little worse within the noise, is
+    stopped by the margins.
 
     Args:
         metrics: the candidate's metrics by flat name; anything but a finite number fails.
@@ -105,16 +120,27 @@ def decide(
         floors: smallest value by metric; None asks for none.
         compared: metrics that must be there, and not be worse than the champion's.
         champion: None if there is none yet, which passes and says so.
+        margins: furthest that a metric may lie below the best champion so far.
+        required: metrics that must be there besides those of floors, compared and margins.
 
     Returns:
         The decision; its rules are in a fixed order.
     """
-    floors = floors or {}
-    rules = [_finite(metrics), _present(metrics, [*floors, *compared])]
+    floors, margins = floors or {}, margins or {}
+    rules = [_finite(metrics), _present(metrics, [*floors, *compared, *margins, *required])]
     rules += [_floor(name, metrics.get(name), floor) for name, floor in sorted(floors.items())]
     rules += _against(champion, compared)
+    if champion is not None and not champion.problem:
+        rules += [
+            _near_best(name, metrics.get(name), margins[name], champion.best.get(name)) for name in sorted(margins)
+        ]
     rules.append(_contamination(contamination))
     return Decision(all(rule.passed for rule in rules), rules)
+
+
+def finite(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics that are finite numbers."""
+    return {name: float(value) for name, value in metrics.items() if _is_finite(value)}
 
 
 def _is_finite(value: Any) -> bool:
@@ -168,6 +194,18 @@ def _not_worse(name: str, champion: Champion) -> Rule:
     if difference.high < 0:
         return Rule(rule, False, f"worse beyond the paired interval: {interval}")
     return Rule(rule, True, f"not worse beyond the paired interval: {interval}")
+
+
+def _near_best(name: str, value: Any, margin: float, best: Best | None) -> Rule:
+    rule = f"best champion in {name}"
+    if best is None:
+        return Rule(rule, True, "no champion was scored by it on these benchmarks")
+    if not _is_finite(value):
+        return Rule(rule, False, f"there is no finite value to hold against {best.value:.4f} of version {best.version}")
+    figures = f"{value:.4f} to {best.value:.4f} of version {best.version}"
+    if not value >= best.value - margin:  # a margin that is no number is met by nothing
+        return Rule(rule, False, f"more than {margin:g} below the best champion so far: {figures}")
+    return Rule(rule, True, f"not more than {margin:g} below the best champion so far: {figures}")
 
 
 def _contamination(status: str) -> Rule:

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from multimodal_gemma.config.schema import RegistryConfig
 
-_BY_HAND = "mmgemma.promoted_by_hand"  # tag of a version that a person promoted although its gate had failed
-
 
 @dataclasses.dataclass(frozen=True)
 class Change:
@@ -65,7 +63,7 @@ def promote(registry: RegistryConfig, version: str | int, *, dry_run: bool = Fal
         change = Change(name, held.get(versions.CHAMPION, ""), number, gate, dry_run)
         if not dry_run and change.before != change.after:
             if gate != "passed":
-                client.set_model_version_tag(name, number, _BY_HAND, "true")
+                client.set_model_version_tag(name, number, versions.BY_HAND, "true")
             versions.crown(client, name, number)
     return change
 

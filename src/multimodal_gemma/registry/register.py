@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import random
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
     from multimodal_gemma.config.schema import Config
 
+COMPARISON = "comparison.html"  # beside decision.md, where there was a champion to be held against
+_PAUSES = (1.0, 2.0, 4.0)  # seconds before a registration that met another one of the same run starts over
 _CURVES = ("curves.jsonl", "curves.html", "run_config.json")
 _DATASET_PAGES = ("report.html", "statistics.json")
 
@@ -43,20 +47,29 @@ def register(config: Config, candidate: Candidate, pipeline_run: str = "") -> Re
     versions.check_name(registry.name)
     comparison.check_compared(registry.compared)
     with server.connected(registry) as client:
-        version = versions.find(client, registry.name, candidate.identity)
-        if version is not None and _is_settled(client, version, config):
-            return _found(client, version)
-        if version is not None:
-            run_id = version.run_id
-        else:
-            run_id = runs.run_in(client, registry, pipeline_run or f"register-{candidate.identity[:12]}")
-        status = "FAILED"
-        try:
-            made = _make(client, config, candidate, version, run_id)
-            status = "FINISHED"
-        finally:
-            _end(client, run_id, status)
-        return made
+        for pause in _PAUSES:
+            with server.tolerating_collisions():
+                return _find_or_make(client, config, candidate, pipeline_run)
+            time.sleep(pause * random.uniform(0.5, 1.5))  # two that collide at once should not do so again
+        return _find_or_make(client, config, candidate, pipeline_run)
+
+
+def _find_or_make(client: MlflowClient, config: Config, candidate: Candidate, pipeline_run: str) -> Registration:
+    registry = config.registry
+    version = versions.find(client, registry.name, candidate.identity)
+    if version is not None and _is_settled(client, version, config):
+        return _found(client, version)
+    if version is not None:
+        run_id = version.run_id
+    else:
+        run_id = runs.run_in(client, registry, pipeline_run or f"register-{candidate.identity[:12]}")
+    status = "FAILED"
+    try:
+        made = _make(client, config, candidate, version, run_id)
+        status = "FINISHED"
+    finally:
+        _end(client, run_id, status)
+    return made
 
 
 def _make(
@@ -73,8 +86,8 @@ def _make(
         client, run_id, candidate.metrics["metrics"], model_id=version.tags[versions.LOGGED_MODEL], dataset=scored
     )
     number = str(version.version)
-    decision = _decide(client, config, candidate, number)
-    _write_down(client, run_id, name, number, decision)
+    decision, page = _decide(client, config, candidate, number)
+    _write_down(client, run_id, name, number, decision, page)
     if decision.passed:
         versions.crown(client, name, number)
     elif versions.aliases(client, name).get(versions.CHAMPION) != number:
@@ -108,7 +121,7 @@ def _record(client: MlflowClient, candidate: Candidate, run_id: str) -> tuple[st
         client,
         run_id,
         "benchmarks",
-        candidate.metrics.get("benchmarks_digest") or candidate.evaluation_manifest.digest,
+        candidate.benchmarks_digest,
         context="evaluation",
         source={},
         profile=candidate.evaluation_manifest.counts,
@@ -120,30 +133,40 @@ def _record(client: MlflowClient, candidate: Candidate, run_id: str) -> tuple[st
     return scored
 
 
-def _decide(client: MlflowClient, config: Config, candidate: Candidate, number: str) -> gate.Decision:
+def _decide(client: MlflowClient, config: Config, candidate: Candidate, number: str) -> tuple[gate.Decision, str]:
+    """Return the decision, and the comparison with the champion for people ("" without one)."""
     registry = config.registry
     former = versions.aliases(client, registry.name).get(versions.CHAMPION)
     if former == number:
         # A registration that was killed after it crowned this version: the decision that did it stands.
         held = client.get_model_version(registry.name, number).tags.get(versions.DECISION)
         if held:
-            return decision_of(held)
+            return decision_of(held), ""
     champion = None
     if former is not None:
         rows = files.read_jsonl(candidate.evaluation / "predictions.jsonl", "predictions")
         champion = comparison.against(
-            client, registry.name, former, rows, registry.compared, config.evaluation.confidence
+            client,
+            registry.name,
+            former,
+            rows,
+            registry.compared,
+            config.evaluation.confidence,
+            candidate.benchmarks_digest,
         )
-    return gate.decide(
+    decision = gate.decide(
         candidate.metrics["metrics"],
         contamination=str(candidate.metrics.get("contamination", {}).get("status", "unknown")),
         floors=registry.floors,
         compared=registry.compared,
         champion=champion,
+        margins=registry.margins,
+        required=registry.required,
     )
+    return decision, champion.page if champion is not None else ""
 
 
-def _write_down(client: MlflowClient, run_id: str, name: str, number: str, decision: gate.Decision) -> None:
+def _write_down(client: MlflowClient, run_id: str, name: str, number: str, decision: gate.Decision, page: str) -> None:
     written = {
         "gate": decision.word,
         "gate_reason": decision.reason[:5000],
@@ -154,9 +177,10 @@ def _write_down(client: MlflowClient, run_id: str, name: str, number: str, decis
     record.tags(client, run_id, {"gate": decision.word, "gate_reason": decision.reason[:5000]})
     record.metrics(client, run_id, {"gate_passed": float(decision.passed)})
     with tempfile.TemporaryDirectory() as scratch:
-        page = Path(scratch) / "decision.md"
-        page.write_text(decision.markdown(), encoding="utf-8")
-        client.log_artifact(run_id, str(page), "gate")
+        (Path(scratch) / "decision.md").write_text(decision.markdown(), encoding="utf-8")
+        if page:
+            (Path(scratch) / COMPARISON).write_text(page, encoding="utf-8")
+        client.log_artifacts(run_id, scratch, "gate")
 
 
 def _version_tags(candidate: Candidate) -> dict[str, str]:
@@ -165,6 +189,8 @@ def _version_tags(candidate: Candidate) -> dict[str, str]:
         versions.MODEL_DIGEST: candidate.model_manifest.digest,
         versions.EVALUATION_DIGEST: candidate.evaluation_manifest.digest,
         "mmgemma.dataset_digest": candidate.dataset_digest,
+        versions.BENCHMARKS: candidate.benchmarks_digest,
+        versions.SCORES: json.dumps(gate.finite(candidate.metrics["metrics"]), sort_keys=True),
         versions.PREDICTIONS: files.sha256_file(candidate.evaluation / "predictions.jsonl"),
     }
     return {key: value for key, value in tags.items() if value}
@@ -172,7 +198,9 @@ def _version_tags(candidate: Candidate) -> dict[str, str]:
 
 def _terms(config: Config) -> str:
     """Return what a decision was made under; under other terms it is made anew."""
-    return files.digest_of([config.registry.floors, sorted(config.registry.compared), config.evaluation.confidence])
+    asked = dataclasses.asdict(config.registry)
+    terms = {name: asked[name] for name in ("floors", "compared", "margins", "required")}
+    return files.digest_of([terms, config.evaluation.confidence])
 
 
 def _is_settled(client: MlflowClient, version: ModelVersion, config: Config) -> bool:

@@ -1,7 +1,8 @@
 """From what a user calls a model to a folder that stock transformers loads.
 
-A folder is itself; `models:/NAME@champion` and `models:/NAME/3` are fetched from the registry once, checked against
-their manifest and kept in a cache.
+A folder is itself, an export its `model/`, a run what it exported. `models:/NAME@champion` and `models:/NAME/3` are
+fetched from the registry once, `s3://` prefixes and repositories of a hub from there; all are checked and kept in a
+cache.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ from urllib.parse import unquote, urlsplit
 
 from multimodal_gemma import files, logs, manifest
 from multimodal_gemma.errors import InputError
-from multimodal_gemma.registry import server, versions
+from multimodal_gemma.registry import remote, server, versions
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
     from multimodal_gemma.config.schema import Config
 
+_GIVE = "Give a model folder, models:/NAME@ALIAS, s3://BUCKET/PREFIX or ORG/NAME of a hub."
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
 _REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[^/@]+))")
 
 
@@ -40,27 +43,46 @@ def resolve_model(location: str, config: Config) -> Path:
     """Return the stock model folder behind a location.
 
     Args:
-        location: a folder, a file:// URI, `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `models:/NAME/latest`.
+        location: a folder (of a model, an export or a finished run), a file:// URI, `models:/NAME@ALIAS`,
+            `models:/NAME/VERSION`, `models:/NAME/latest`, `s3://BUCKET/PREFIX`, or `ORG/NAME[@REVISION]` of a hub.
         config: names MLflow.
 
     Returns:
-        A folder with config.json, weights and processor; read only for registered models, which others may share.
+        A folder with config.json, weights and processor; read only if it was fetched, for others may share it.
 
     Raises:
         InputError: nothing lies there, the location is of no known kind, or the download differs from its manifest.
     """
     if location.startswith("models:"):
         return _registered(parse(location), config)
+    if location.startswith(("s3://", "hf://")):
+        return remote.fetch(location, config.data, cache_folder() / "models")
     if "://" in location and not location.startswith("file://"):
-        raise InputError(f"model: {location} cannot be loaded from here. Give a folder or models:/NAME@ALIAS.")
+        raise InputError(f"model: {location} cannot be loaded from here. {_GIVE}")
     path = Path(unquote(urlsplit(location).path)) if location.startswith("file://") else Path(location).expanduser()
     if not location or not path.is_dir():
-        raise InputError(f"model: {location or 'no folder'} does not exist. Give a model folder or models:/NAME@ALIAS.")
-    if not (path / "config.json").is_file():
-        raise InputError(
-            f"model: {path} holds no config.json, so it is no model folder. Give the folder that train wrote."
-        )
-    return path
+        if _HUB_NAME.fullmatch(location) and not path.parent.is_dir():
+            return remote.fetch(f"hf://{location}", config.data, cache_folder() / "models")
+        raise InputError(f"model: {location or 'no folder'} does not exist. {_GIVE}")
+    for inside in (path, path / "model", _of_run(path)):
+        if inside is not None and (inside / "config.json").is_file():
+            return inside
+    raise InputError(
+        f"model: {path} holds no config.json, so it is no model folder. Give the folder that train or export wrote."
+    )
+
+
+def _of_run(folder: Path) -> Path | None:
+    """Return the model that a finished run exported, or else trained."""
+    summary = folder / "summary.json"
+    if not summary.is_file():
+        return None
+    stated = files.read_json(summary, "model")
+    if not isinstance(stated, dict):
+        return None
+    places = [stated.get("export"), stated.get("model")]
+    candidates = [Path(place) / inside for place in places if isinstance(place, str) for inside in ("model", "")]
+    return next((place for place in candidates if (place / "config.json").is_file()), None)
 
 
 def parse(location: str) -> Reference:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from multimodal_gemma.config.schema import RegistryConfig
 
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+_VARIABLE = "MLFLOW_TRACKING_URI"
 _HEALTH_TIMEOUT = 5.0  # seconds
 # MLflow's defaults block about four minutes; a user's own setting of any of these stays.
 _PATIENCE = {
@@ -34,17 +35,30 @@ _PATIENCE = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
 }
 _QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true"}  # nobody asked for reports to a third party, and a pod cannot send them
+_COLLISION = re.compile("UniqueViolation|UNIQUE constraint failed|Duplicate entry|deadlock detected|database is locked")
 _STATUS = re.compile(r"error code (\d{3})|too many (\d{3}) error responses")
 
 
 def tracking_uri(registry: RegistryConfig) -> str:
     """Return MLflow's location: the configuration's, else that of MLFLOW_TRACKING_URI, else ""."""
-    return registry.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    return registry.tracking_uri or os.environ.get(_VARIABLE, "")
 
 
 def shown(uri: str) -> str:
     """Return a tracking URI without the password that it may carry."""
     return re.sub(r"(?<=://)([^:/@]+):[^@/]*@", r"\1:***@", uri)
+
+
+def check(registry: RegistryConfig) -> None:
+    """Find out cheaply whether runs can be recorded later: MLflow is named, and a server gives a sign of life.
+
+    Raises:
+        InputError: no MLflow is named, or its server cannot be reached.
+    """
+    uri = tracking_uri(registry)
+    _check_scheme(uri)
+    if uri.startswith(("http://", "https://")):
+        _check_health(uri)
 
 
 @contextlib.contextmanager
@@ -76,6 +90,7 @@ def connected(registry: RegistryConfig) -> Iterator[MlflowClient]:
 
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # a fresh database tells each migration
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    variable = os.environ.get(_VARIABLE)
     before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
     before_registry = mlflow.get_registry_uri()
     try:
@@ -94,8 +109,29 @@ def connected(registry: RegistryConfig) -> Iterator[MlflowClient]:
             f"registry: the database {shown(uri)} failed: {first_line(error)}. Check it, then run again."
         ) from error
     finally:
-        mlflow.set_tracking_uri(before or "")
+        mlflow.set_tracking_uri(before)
+        # MLflow writes its location into the variable, where it would outlive the block and hide what a platform set.
+        if variable is None:
+            os.environ.pop(_VARIABLE, None)
+        else:
+            os.environ[_VARIABLE] = variable
         mlflow.set_registry_uri(before_registry if before else "")
+
+
+@contextlib.contextmanager
+def tolerating_collisions() -> Iterator[None]:
+    """End the block quietly where another process wrote the same row at the same instant.
+
+    MLflow looks whether a row is there before it makes it, without a lock: of two that look at once, one is refused by
+    the database. What it wanted is there, so the work can simply be done again.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if not _COLLISION.search(str(error)):
+            raise
 
 
 def sqlite_file(uri: str) -> Path | None:

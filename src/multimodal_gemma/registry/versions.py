@@ -25,6 +25,9 @@ PREDICTIONS = "mmgemma.predictions_sha256"  # tag: sha256 of the run's evaluatio
 DECISION = "mmgemma.decision"  # tag: the gate's rules as JSON
 SETTLED = "mmgemma.settled"  # tag, written last: what was decided under, see `register`
 PREVIOUS_OF = "mmgemma.previous_champion"  # tag of a champion: the version that it replaced
+BY_HAND = "mmgemma.promoted_by_hand"  # tag of a version that a person promoted although its gate had not passed
+SCORES = "mmgemma.scores"  # tag: the flat metrics as JSON
+BENCHMARKS = "mmgemma.benchmarks_digest"  # tag: manifest digest of what the scores were measured on
 _NOTED = "mlflow.modelVersions"  # MLflow's own tag of a logged model
 ROLLED_BACK = "mmgemma.rolled_back"  # tag of a version that a rollback took the title from: the version that got it
 
@@ -74,6 +77,18 @@ def aliases(client: MlflowClient, name: str) -> dict[str, str]:
         return {}
     # Over REST a version is text, on a database a number.
     return {alias: str(version) for alias, version in found.items()}
+
+
+def tags(client: MlflowClient, name: str, version: str) -> dict[str, str]:
+    """Return the tags of a version; none if it was deleted."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return dict(client.get_model_version(name, version).tags)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return {}
 
 
 def find(client: MlflowClient, name: str, wanted: str) -> ModelVersion | None:

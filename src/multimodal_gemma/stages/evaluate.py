@@ -14,6 +14,7 @@ from multimodal_gemma.config.schema import Config
 from multimodal_gemma.stages.summary import Summary
 
 KIND = "evaluation"
+FORMAT = 2  # of what is written; another one makes a finished folder outdated
 _log = logs.get("evaluate")
 
 
@@ -25,8 +26,9 @@ def run(config: Config, model: Path, benchmarks: Path, output: Path, *, dataset:
         model: any stock image-text-to-text folder with a chat template.
         benchmarks: artifact of the benchmark download.
         output: folder that becomes the evaluation artifact; an unfinished one is continued.
-        dataset: the processed dataset, whose training images are compared with the benchmark's where the model folder
-            does not list its own.
+        dataset: the processed dataset that the model learnt from. Its validation split gives loss, perplexity and the
+            threshold of P(yes); its training images are compared with the benchmark's where the model folder does not
+            list its own. Without it the loss is the one that training recorded.
 
     Returns:
         Summary whose numbers are the flat metrics.
@@ -38,7 +40,11 @@ def run(config: Config, model: Path, benchmarks: Path, output: Path, *, dataset:
 
     model_digest = loading.digest(model)
     asked_of = manifest.read(benchmarks, "benchmarks")
-    shaping = {"evaluation": dataclasses.asdict(config.evaluation), "contamination": config.data.contamination}
+    shaping = {
+        "evaluation": dataclasses.asdict(config.evaluation),
+        "contamination": config.data.contamination,
+        "format": FORMAT,
+    }
     inputs = {"model": model_digest, "benchmarks": asked_of.digest}
     if dataset is not None:
         inputs["dataset"] = manifest.read(dataset, "processed-dataset").digest
@@ -53,14 +59,14 @@ def run(config: Config, model: Path, benchmarks: Path, output: Path, *, dataset:
         {question.image_id for question in asked},
         config.data.contamination,
     )
-    answers = _answers(config, model, benchmarks, output, asked, inputs)
+    answers, validation = _answers(config, model, benchmarks, output, asked, inputs, dataset)
     rows = predictions.rows(asked, answers)
     metrics = {
         "schema_version": scoring.SCHEMA_VERSION,
         "model_digest": model_digest,
         "benchmarks_digest": asked_of.digest,
         "contamination": {"status": status.status, "images": status.images},
-        **scoring.score(rows, confidence=config.evaluation.confidence),
+        **scoring.score(rows, confidence=config.evaluation.confidence, validation=validation),
     }
     _write(config, benchmarks, output, rows, metrics, status.sentence)
     counts = {"questions": len(rows), "images": len({row["image"] for row in rows})}
@@ -71,9 +77,15 @@ def run(config: Config, model: Path, benchmarks: Path, output: Path, *, dataset:
 
 
 def _answers(
-    config: Config, model: Path, benchmarks: Path, output: Path, asked: list[Any], inputs: dict[str, str]
-) -> dict[str, dict[str, Any]]:
-    """Return the answer to every distinct question, by image and text."""
+    config: Config,
+    model: Path,
+    benchmarks: Path,
+    output: Path,
+    asked: list[Any],
+    inputs: dict[str, str],
+    dataset: Path | None,
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Return the answer to every distinct question, by image and text, and what validation data say."""
     from multimodal_gemma.data.decode import Limits
     from multimodal_gemma.data.shards import ImageShards
     from multimodal_gemma.evaluation import asking, loading, questions
@@ -93,11 +105,30 @@ def _answers(
     distinct = sum(map(len, by_image.values()))
     _log.info(f"{len(asked):,} questions, {distinct:,} of them distinct, about {len(by_image):,} images")
     identity = {**inputs, "settings": dataclasses.asdict(settings)}
-    with AnswerStore(output, identity) as store:
+    with AnswerStore(output, identity) as store, loading.threads_for(loaded):
         if store.answers:
             _log.info(f"continuing: {len(store.answers):,} of {len(by_image):,} images are answered")
         limits = Limits(config.data.max_image_bytes, config.data.max_image_pixels)
-        return asking.ask(by_image, shards, limits, generator, store)
+        return asking.ask(by_image, shards, limits, generator, store), _validation(
+            config, model, loaded, processor, dataset
+        )
+
+
+def _validation(config: Config, model: Path, loaded: Any, processor: Any, dataset: Path | None) -> dict[str, Any]:
+    """Measure the model on the validation split that it was trained beside, else take what training has recorded."""
+    from multimodal_gemma.data.processed import ProcessedDataset
+    from multimodal_gemma.evaluation import scoring
+    from multimodal_gemma.evaluation.validation import validate
+
+    trained = manifest.read(model, "model") if (model / manifest.NAME).is_file() else None
+    found = None
+    if dataset is not None:
+        data = ProcessedDataset(dataset)
+        if trained is not None and trained.inputs.get("dataset") == data.manifest.digest:
+            found = validate(loaded, processor, data, batch_tokens=config.evaluation.batch_tokens)
+        else:
+            _log.info(f"no validation loss: {model} does not state that it learnt from {dataset}")
+    return scoring.validation_section(found, trained.facts.get("validation_loss") if trained else None)
 
 
 def _write(

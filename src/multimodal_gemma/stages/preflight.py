@@ -19,6 +19,7 @@ from multimodal_gemma import config as configuration
 from multimodal_gemma import files, logs
 from multimodal_gemma.config import Config
 from multimodal_gemma.errors import InputError
+from multimodal_gemma.registry import server
 
 _log = logs.get("preflight")
 
@@ -79,14 +80,15 @@ def run(
         needed: the cached stages that the pipeline has; the plan of any other is "".
 
     Raises:
-        InputError: a preset, key or value is wrong, or a source cannot be had.
+        InputError: a preset, key or value is wrong, MLflow does not answer, or a source cannot be had.
     """
     for override in overrides:
         if not isinstance(override, str):
             raise InputError(f"config: {override!r} is no override. Write each as a text section.key=value.")
     config = configuration.compose(preset, [*_as_overrides(settings or {}), *overrides])
+    server.check(config.registry)  # now, and not after hours of training
     plans = {stage: _plan(stage, config) if stage in needed else "" for stage in _TOLD}
-    _log.info(f"preset {preset} with {len(overrides)} overrides is valid, and its sources answer")
+    _log.info(f"preset {preset} with {len(overrides)} overrides is valid; its sources and MLflow answer")
     return Plans(config=configuration.to_json(config), **plans)
 
 

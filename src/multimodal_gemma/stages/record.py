@@ -60,7 +60,17 @@ def run(config: Config, name: str, model: Path, evaluation: Path, output: Path, 
             "mmgemma.purpose": "evaluation",
         }
         record.tags(client, run, tags)
-        record.metrics(client, run, metrics["metrics"], model_id=found[0].tags[versions.LOGGED_MODEL])
+        measured_on = record.dataset(
+            client,
+            run,
+            "benchmarks",
+            metrics.get("benchmarks_digest") or scored.digest,
+            context="evaluation",
+            source={},
+            profile=scored.counts,
+        )
+        logged = found[0].tags[versions.LOGGED_MODEL]
+        record.metrics(client, run, metrics["metrics"], model_id=logged, dataset=measured_on)
         record.folder_files(client, run, evaluation, _PAGES, "evaluation")
         for version in found:
             client.set_model_version_tag(name, version.version, LAST_EVALUATION, run)

@@ -14,6 +14,10 @@ from transformers import (
     CLIPVisionConfig,
     Gemma3TextConfig,
     GemmaConfig,
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    Idefics3ImageProcessorPil,
+    Idefics3Processor,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -160,6 +164,35 @@ def save_paligemma(folder: Path) -> Path:
         projection_dim=32,
     )
     model = PaliGemmaForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.5 if "embed" in name else 0.25)
+    model.save_pretrained(folder)
+    made.save_pretrained(folder)
+    return folder
+
+
+def save_idefics(folder: Path) -> Path:
+    """Write a stock folder of the family of SmolVLM: images cut into tiles, each of them several tokens."""
+    words = tokenizer()
+    extra = ["<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<row_1_col_1>"]
+    words.add_special_tokens({"additional_special_tokens": extra})
+    reader = Idefics3ImageProcessorPil(
+        size={"longest_edge": 32}, max_image_size={"longest_edge": 32}, do_image_splitting=False
+    )
+    made = Idefics3Processor(reader, words, image_seq_len=4, chat_template=TEMPLATE)
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = LlamaConfig(**size, vocab_size=len(words), num_key_value_heads=2, pad_token_id=0, eos_token_id=2)
+    torch.manual_seed(0)
+    config = Idefics3Config(
+        vision_config={**size, "image_size": 32, "patch_size": 8},
+        text_config=text.to_dict(),
+        image_token_id=words.convert_tokens_to_ids("<image>"),
+        scale_factor=2,
+        pad_token_id=0,
+    )
+    model = Idefics3ForConditionalGeneration(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1:

@@ -13,6 +13,12 @@ from multimodal_gemma.stages import preflight
 CACHED = ("models", "dataset", "benchmarks", "preprocess")
 
 
+@pytest.fixture(autouse=True)
+def registry(tmp_path, monkeypatch):
+    """A place for MLflow, named as a platform names it."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+
+
 @pytest.fixture
 def data(tmp_path) -> Path:
     """A folder of conversations, images and benchmarks, as far as the preflight looks at them."""
@@ -124,3 +130,11 @@ def test_a_source_that_is_not_there_is_told_before_anything_is_downloaded(data):
 def test_an_override_that_is_no_text_is_refused():
     with pytest.raises(InputError, match="no override"):
         preflight.run("sample", [{"training.epochs": 1}])  # type: ignore[list-item]
+
+
+def test_a_run_that_could_not_be_recorded_never_starts(data, monkeypatch):
+    with pytest.raises(InputError, match=r"MLflow at http://127.0.0.1:9 cannot be reached\. Start it"):
+        plans(data, "registry.tracking_uri='http://127.0.0.1:9'")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with pytest.raises(InputError, match=r"no MLflow is named\. Set registry.tracking_uri"):
+        plans(data)

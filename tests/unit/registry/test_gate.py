@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from multimodal_gemma.registry.gate import Champion, Decision, Difference, decide
+from multimodal_gemma.registry.gate import Best, Champion, Decision, Difference, decide
 
 GOOD = {"pope_accuracy": 0.8, "vqa_accuracy": 0.7, "vqa_over_baseline": 0.3}
 COMPARED = ["pope_accuracy", "vqa_accuracy"]
@@ -85,3 +85,26 @@ def test_every_rule_has_a_reason_and_a_row() -> None:
     assert page.startswith("# Gate: passed")
     assert page.count("\n| ") == len(made.rules) + 2
     assert "there is no champion to be held against" in page
+
+
+@pytest.mark.parametrize(
+    ("best", "margin", "passed", "words"),
+    [
+        (0.82, 0.05, True, "not more than 0.05 below the best champion so far"),
+        (0.86, 0.05, False, "more than 0.05 below the best champion so far: 0.8000 to 0.8600 of version 1"),
+        (0.82, math.nan, False, "more than nan below"),
+        (None, 0.05, True, "no champion was scored by it"),
+    ],
+)
+def test_many_small_losses_do_not_add_up(best: float | None, margin: float, passed: bool, words: str) -> None:
+    former = Champion("3", champion().differences, {} if best is None else {"pope_accuracy": Best(best, "1")})
+    made = decision(champion=former, margins={"pope_accuracy": margin})
+    assert made.passed is passed
+    assert words in next(rule.reason for rule in made.rules if rule.name == "best champion in pope_accuracy")
+
+
+def test_required_metrics_are_configuration() -> None:
+    made = decision(required=["validation_loss"])
+    assert not made.passed
+    assert "lacks validation_loss" in made.reason
+    assert decision({**GOOD, "validation_loss": 2.0}, required=["validation_loss"]).passed

@@ -15,7 +15,7 @@ import pytest
 from multimodal_gemma import manifest
 from multimodal_gemma.config.schema import Config
 from multimodal_gemma.errors import InputError
-from multimodal_gemma.registry import packaging, runs, server, versions
+from multimodal_gemma.registry import packaging, promote, runs, server, versions
 from multimodal_gemma.registry.resolve import resolve_model
 from multimodal_gemma.stages import register as stage
 from multimodal_gemma.stages.summary import Summary
@@ -196,6 +196,18 @@ def test_other_floors_are_asked_of_the_same_version(config: Config, submit: Any,
     assert held(config) == {"champion": "1"}
 
 
+def test_a_row_of_losses_within_the_noise_ends_at_the_margin(config: Config, submit: Any, scored: Scored) -> None:
+    """Each is paired with the champion before it, none is measurably worse, and the third would be 0.10 below."""
+    config.registry.margins = {"pope_accuracy": 0.08}
+    said = [submit(scored(accuracy, seed=seed)) for seed, accuracy in enumerate((0.80, 0.75, 0.70))]
+    assert [made.facts["gate"] for made in said] == ["passed", "passed", "failed"]
+    assert "more than 0.08 below the best champion so far: 0.7000 to 0.8000 of version 1" in said[2].facts["reason"]
+    assert "worse beyond" not in said[2].facts["reason"]
+    # A person may accept the new level; from then on it is what counts.
+    promote.promote(config.registry, "3")
+    assert submit(scored(0.65, seed=5)).facts["gate"] == "passed"
+
+
 def test_two_registrations_at_once_make_one_version(
     config: Config, submit: Any, scored: Scored, monkeypatch: Any
 ) -> None:
@@ -283,3 +295,19 @@ def test_what_cannot_be_paired_is_refused_before_anything_is_recorded(
     with pytest.raises(InputError, match="registry.compared names 'pope_random_f1'"):
         submit(scored(0.8))
     assert numbers(config) == []
+
+
+def test_candidate_and_champion_can_be_looked_at_side_by_side(
+    config: Config, submit: Any, scored: Scored, tmp_path: Path
+) -> None:
+    first = submit(scored(0.5))
+    second = submit(scored(0.9))
+    with server.connected(config.registry) as client:
+        assert [entry.path for entry in client.list_artifacts(first.facts["run_id"], "gate")] == ["gate/decision.md"]
+        page = Path(
+            client.download_artifacts(second.facts["run_id"], "gate/comparison.html", str(tmp_path))
+        ).read_text()
+    ours, theirs = artifacts.answers(0.9), artifacts.answers(0.5)
+    for said in ("90.0%", "50.0%", "+40.0", f"{(ours > theirs).sum()}", "beside version 1 on 240 questions", "Won"):
+        assert said in page
+    assert "<script" not in page

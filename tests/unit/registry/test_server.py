@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -118,3 +119,15 @@ def test_the_process_keeps_its_own_mlflow(database: str, tmp_path: Path) -> None
         assert mlflow.get_tracking_uri() == mine
     finally:
         mlflow.set_tracking_uri("")
+
+
+def test_the_platforms_variable_outlives_every_connection(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with server.connected(RegistryConfig(tracking_uri=database)):
+        pass
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
+    for _ in range(2):
+        with server.connected(RegistryConfig()):
+            assert os.environ["MLFLOW_TRACKING_URI"] == database
+        assert os.environ["MLFLOW_TRACKING_URI"] == database

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from multimodal_gemma import config, files, manifest
+from multimodal_gemma import cli, config, files, manifest
 from multimodal_gemma.errors import InputError
-from multimodal_gemma.evaluation import asking, predictions
+from multimodal_gemma.evaluation import asking, loading, predictions, validation
+from multimodal_gemma.evaluation.calibration import Threshold
 from multimodal_gemma.evaluation.generator import SuffixGenerator
 from multimodal_gemma.evaluation.pope import pope_metrics
 from multimodal_gemma.evaluation.resume import NAME as PARTIAL
@@ -303,3 +304,92 @@ def test_two_models_are_compared_on_the_same_questions(finished: Path) -> None:
     assert found.mean == pytest.approx(1 - sum(pope) / len(pope))
     with pytest.raises(InputError, match="cannot be compared on vqa"):
         predictions.compare(rows[:-1], rows, "vqa")
+
+
+@pytest.mark.parametrize("save", [tiny.save_paligemma, tiny.save_idefics])
+def test_a_published_architecture_is_scored_by_the_same_command(save: Any, benchmarks: Path, tmp_path: Path) -> None:
+    folder = save(tmp_path / "model")
+    command = ["evaluate", str(folder), str(benchmarks), str(tmp_path / "out"), "evaluation.max_new_tokens=2"]
+    assert cli.main(command) == 0
+    assert len(predictions.load(tmp_path / "out")) == QUESTIONS
+    assert files.read_json(tmp_path / "out" / "metrics.json", "metrics")["contamination"]["status"] == "unknown"
+
+
+def pope_line(folder: Path, **changes: Any) -> None:
+    path = folder / "pope" / "coco_pope_random.json"
+    first, *others = path.read_text().splitlines(keepends=True)
+    path.write_text(json.dumps({**json.loads(first), **changes}) + "\n" + "".join(others))
+
+
+def repeat_vqa_id(folder: Path) -> None:
+    path = folder / "vqa" / "questions.json"
+    document = json.loads(path.read_text())
+    document["questions"].append(document["questions"][0])
+    path.write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "sentence"),
+    [
+        (lambda folder: pope_line(folder, label="maybe"), "label 'maybe'"),
+        (lambda folder: pope_line(folder, question_id=2), "question_id 2 stands twice"),
+        (lambda folder: pope_line(folder, image="nowhere.jpg"), "1 of 5 benchmark images are missing"),
+        (repeat_vqa_id, "question_id 0 stands twice"),
+    ],
+    ids=["unknown label", "duplicate id", "missing image", "duplicate vqa id"],
+)
+def test_faulty_questions_end_the_command_with_one_sentence(
+    spoiled: Any, sentence: str, model: Path, benchmarks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = copied(benchmarks, tmp_path / "benchmarks")
+    spoiled(folder)
+    assert cli.main(["evaluate", str(model), str(folder), str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("mmgemma: ")
+    assert sentence in said
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_validation_data_are_measured_only_for_the_model_that_learnt_beside_them(
+    settings: config.Config, model: Path, benchmarks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = tmp_path / "dataset"
+    dataset.mkdir()
+    digest = manifest.write(dataset, "processed-dataset", config={}).digest
+    found = validation.Validation(2.0, 10, 3, 30, 30, Threshold(0.4, 0.9, 60))
+    monkeypatch.setattr(validation, "validate", lambda *_, **__: found)
+
+    def score(name: str, learnt_from: str) -> dict[str, Any]:
+        folder = copied(model, tmp_path / name)
+        (folder / "training_images.txt").write_text("other\n")
+        facts = {"validation_loss": 3.0}
+        manifest.write(folder, "model", config={}, inputs={"dataset": learnt_from}, facts=facts)
+        evaluate.run(settings, folder, benchmarks, tmp_path / f"out-{name}", dataset=dataset)
+        return files.read_json(tmp_path / f"out-{name}" / "metrics.json", "metrics")
+
+    own, other = score("own", digest), score("other", "0" * 64)
+    assert own["validation"]["source"] == "measured"
+    assert own["metrics"]["validation_loss"] == 2.0
+    assert own["metrics"]["validation_perplexity"] == pytest.approx(math.e**2)
+    assert own["metrics"]["pope_threshold"] == 0.4
+    assert 0 <= own["metrics"]["pope_threshold_accuracy"] <= 1
+    assert "of at least 0.40 counted as yes" in (tmp_path / "out-own" / "report.html").read_text()
+    assert other["validation"] == {
+        "source": "training", "loss": 3.0, "perplexity": pytest.approx(math.e**3), "threshold": None,
+    }  # fmt: skip
+    assert "pope_threshold" not in other["metrics"]
+
+
+@pytest.mark.parametrize(("parameters", "threads"), [(1_000, 1), (30_000_000, 2)])
+def test_a_miniature_is_not_slowed_down_by_idle_threads(parameters: int, threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        made = torch.nn.Module()
+        made.weight = torch.nn.Parameter(torch.empty(parameters))
+        made.device = torch.device("cpu")
+        with loading.threads_for(made):
+            assert torch.get_num_threads() == threads
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

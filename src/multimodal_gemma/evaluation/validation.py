@@ -1,0 +1,132 @@
+"""Loss, perplexity and the yes-or-no threshold on the held-out conversations of the training data.
+
+The conversations were split off by image before training, so a threshold found on them has seen neither the benchmark
+nor the training images. Each of their answers that begins with a yes or a no is one labelled question: the model reads
+the true conversation up to there, and its P(yes) is held against the word that follows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from multimodal_gemma.evaluation.answers import YesOrNo
+from multimodal_gemma.evaluation.calibration import Threshold, best_threshold
+from multimodal_gemma.evaluation.statistics import perplexity
+from multimodal_gemma.model.assembly import cap_logits
+from multimodal_gemma.progress import Progress
+from multimodal_gemma.training.batches import make_batch
+from multimodal_gemma.training.sampler import cut_by_tokens
+
+if TYPE_CHECKING:
+    from multimodal_gemma.data.processed import ProcessedDataset
+    from multimodal_gemma.model.forward import Batch
+
+_ROWS = 1024  # rows of logits at once: over 262,144 words they take 1 GB
+FEWEST = 20  # answers of each kind; fewer say nothing about where yes ends and no begins
+
+
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """What the held-out conversations say.
+
+    Attributes:
+        loss: mean cross-entropy of the supervised tokens, nats; all tokens weigh alike, as in training.
+        tokens: how many there are.
+        conversations: how many hold them.
+        yes: answers among them that begin with yes.
+        no: answers that begin with no.
+        threshold: of P(yes), in best balance; None with fewer than `FEWEST` answers of either kind.
+    """
+
+    loss: float
+    tokens: int
+    conversations: int
+    yes: int
+    no: int
+    threshold: Threshold | None
+
+    @property
+    def perplexity(self) -> float:
+        """See `statistics.perplexity`."""
+        return perplexity(self.loss)
+
+
+@torch.inference_mode()
+def validate(model: Any, processor: Any, dataset: ProcessedDataset, *, batch_tokens: int) -> Validation | None:
+    """Run the validation split through a stock Llava model.
+
+    Args:
+        model: in eval mode; it must have learnt from this dataset, whose token ids are those of its tokenizer.
+        processor: its stock processor.
+        dataset: the processed dataset.
+        batch_tokens: positions that a forward pass may hold.
+
+    Returns:
+        What was found; None if the split is empty.
+    """
+    split: Any = dataset.split("val")
+    if not len(split):
+        return None
+    yes_or_no = YesOrNo(processor.tokenizer)
+    order = np.argsort(-split.lengths, kind="stable")
+    total, tokens = 0.0, 0
+    sure: list[float] = []
+    truth: list[bool] = []
+    with Progress("validation", len(split), "conversation") as progress:
+        for cut in cut_by_tokens(order, split.lengths, max(batch_tokens, int(split.lengths.max()))):
+            batch = make_batch(
+                split,
+                cut,
+                image_tokens=dataset.image_tokens,
+                image_token_id=dataset.image_token_id,
+                pad_token_id=dataset.pad_token_id,
+            )
+            hidden = _hidden(model, processor, dataset, batch)  # (supervised tokens, width)
+            for start in range(0, len(hidden), _ROWS):
+                logits = _logits(model, hidden[start : start + _ROWS])
+                targets = batch.targets[start : start + _ROWS].to(logits.device)
+                total += float(functional.cross_entropy(logits, targets, reduction="sum"))
+            tokens += len(hidden)
+            first = _first_words(batch.rows)
+            labels = [yes_or_no.label(token) for token in batch.targets[first].tolist()]
+            asked = [place for place, label in zip(first.tolist(), labels, strict=True) if label is not None]
+            if asked:
+                known = yes_or_no.probability(_logits(model, hidden[asked]))
+                sure += [probability for probability in known if probability is not None]
+                truth += [label for label in labels if label is not None]
+            progress.advance(len(cut))
+    yes = sum(truth)
+    enough = min(yes, len(truth) - yes) >= FEWEST
+    threshold = best_threshold(np.array(sure), np.array(truth)) if enough else None
+    return Validation(total / max(tokens, 1), tokens, len(split), yes, len(truth) - yes, threshold)
+
+
+def _hidden(model: Any, processor: Any, dataset: ProcessedDataset, batch: Batch) -> torch.Tensor:
+    """Return the states that the supervised tokens are predicted from, (supervised tokens, width)."""
+    pixels = None
+    if batch.image_indices:
+        images = [dataset.image(index) for index in batch.image_indices]  # resized and cropped already
+        stock = processor.image_processor(images, do_resize=False, do_center_crop=False, return_tensors="pt")
+        pixels = stock["pixel_values"].to(model.device, model.dtype)
+    hidden = model.model(
+        input_ids=batch.input_ids.to(model.device), pixel_values=pixels, use_cache=False
+    ).last_hidden_state  # (rows, positions, width); padding stands on the right, where causal attention never looks
+    supervised: torch.Tensor = hidden.flatten(0, 1)[batch.rows.to(model.device)]
+    return supervised
+
+
+def _logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """Return float32 (rows, vocabulary)."""
+    return cap_logits(model.lm_head(hidden).float(), model.config.text_config)
+
+
+def _first_words(rows: torch.Tensor) -> torch.Tensor:
+    """Return which supervised tokens begin an answer: those whose predecessor is not supervised."""
+    follows = torch.zeros_like(rows, dtype=torch.bool)
+    follows[1:] = rows[1:] == rows[:-1] + 1
+    return (~follows).nonzero().squeeze(-1)
