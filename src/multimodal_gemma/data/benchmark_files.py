@@ -13,7 +13,7 @@ from typing import Any
 
 from multimodal_gemma import files
 from multimodal_gemma.data.benchmarks import POPE_SETTINGS, pope_file
-from multimodal_gemma.data.sources.archive import ArchiveSource
+from multimodal_gemma.data.sources.archive import ZipSource
 from multimodal_gemma.data.sources.base import Source, Unavailable
 from multimodal_gemma.errors import InputError
 
@@ -72,7 +72,7 @@ def fetch_vqa(source: Source, folder: Path) -> None:
         for key, (archive, member) in OFFICIAL.items():
             packed = Path(scratch) / archive
             _fetch(source, archive, packed, "benchmarks.vqa")
-            _fetch(ArchiveSource(packed, source), member, folder / PLAIN[key], "benchmarks.vqa")
+            _fetch(ZipSource(packed, source), member, folder / PLAIN[key], "benchmarks.vqa")
 
 
 def draw_vqa(folder: Path, count: int) -> None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from multimodal_gemma import files
+from multimodal_gemma import files, logs
 from multimodal_gemma.config.schema import DataConfig
+from multimodal_gemma.data.commits import Commits
 from multimodal_gemma.data.fetching import fetch_all
 from multimodal_gemma.data.shards import write_image_shards
 from multimodal_gemma.data.sources.base import Source, Unavailable
@@ -42,6 +44,7 @@ def collect(
     names: Sequence[str],
     data: DataConfig,
     output: Path,
+    record: Path,
     fault: Callable[[bytes], str] | None = None,
 ) -> Collected:
     """Write image shards and `missing.jsonl` into `output`.
@@ -50,28 +53,35 @@ def collect(
         source: the images' location; may be None if no image is named.
         names: distinct file names.
         data: what an image may cost.
-        output: the artifact's folder.
+        output: the artifact's folder; shards that an interrupted attempt finished there are kept.
+        record: the file that says which those are.
         fault: says of the bytes of an image why they are of no use, "" if they are.
 
     Raises:
         InputError: the source does not answer, or `output` cannot be written.
     """
-    collected = Collected()
+    commits = Commits(output, record, names)
+    collected = Collected(len(commits.held), commits.image_bytes)
+    wanted = sorted(set(names) - commits.held)
+    if commits.held:
+        logs.get("download").info("%s of %s images are there already", f"{len(commits.held):,}", f"{len(names):,}")
 
     def usable() -> Iterator[tuple[str, bytes]]:
         if source is None:
             return
-        with Progress("download", len(names), "image") as progress:
-            for name, content in fetch_all(source, sorted(names), data.max_image_bytes, fault):
+        start, before = time.monotonic(), collected.bytes
+        with Progress("download", len(names), "image", done=len(commits.held)) as progress:
+            for name, content in fetch_all(source, wanted, data.max_image_bytes, fault):
                 if isinstance(content, Unavailable):
                     collected.missing.append({"file_name": name, "reason": str(content)})
                 else:
                     collected.images += 1
                     collected.bytes += len(content)
                     yield name, content
-                progress.advance(MB=f"{collected.bytes / 1e6:,.0f}", missing=f"{len(collected.missing):,}")
+                rate = (collected.bytes - before) / 1e6 / max(time.monotonic() - start, 1e-9)
+                progress.advance(1, **{"MB/s": f"{rate:,.1f}", "missing": f"{len(collected.missing):,}"})
 
-    write_image_shards(output, usable())
+    write_image_shards(output, usable(), data.shard_bytes, first=len(commits.shards), finished=commits.add)
     files.write_jsonl(output / MISSING, collected.missing)
     return collected
 

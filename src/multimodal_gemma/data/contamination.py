@@ -50,6 +50,25 @@ def benchmark_images(folder: Path) -> set[str]:
     return ids | {question.image_id for question in questions.load_vqa(folder)}
 
 
+def check_lookalikes(lookalikes: dict[str, str], policy: str) -> None:
+    """Refuse a dataset that holds a benchmark's picture under another name.
+
+    Args:
+        lookalikes: the benchmark image by the dataset's image.
+        policy: data.contamination.
+
+    Raises:
+        InputError: the policy is "fail" and there is such an image.
+    """
+    if lookalikes and policy == "fail":
+        listed = ", ".join(f"{name} is {found}" for name, found in sorted(lookalikes.items())[:_NAMED])
+        raise InputError(
+            f"preprocess: {len(lookalikes):,} images of the dataset show pictures of the benchmarks under other names "
+            f"({listed}), so scores would measure memory. Leave them out with data.contamination=drop, or keep them "
+            "with data.contamination=allow (such a model is never promoted)."
+        )
+
+
 def check(conversations: list[Conversation], benchmarks: Path | None, policy: str) -> Contamination:
     """Compare the conversations' images with the benchmarks'.
 

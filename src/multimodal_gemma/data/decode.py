@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # what photographs come in; nothing exotic
+_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")  # of the same formats
 MAX_SIDE = 30_000  # pixels; no camera makes a wider picture
 
 # What Pillow's readers raise on bytes that break their format's rules.
@@ -104,6 +105,20 @@ def decode(content: bytes, limits: Limits) -> Decoded:
             raise UnusableImage("not-an-image", reason) from None
         except _BROKEN as error:
             raise UnusableImage("corrupt", f"it is corrupt ({_first_line(error)})") from None
+
+
+def not_an_image(content: bytes) -> str:
+    """Return why bytes cannot be an image of a listed format, judged by their beginning alone; "" if they can.
+
+    A server that answers with a page of HTML where a photograph was asked for is caught here, without decoding.
+    """
+    if not content:
+        return "the file is empty"
+    if content.startswith(_BEGINNINGS):
+        return ""
+    start = content[:200].lstrip().lower()
+    found = "a web page" if start.startswith((b"<!doctype", b"<html", b"<?xml")) else "something else"
+    return f"{found}, not an image"
 
 
 def _decode(content: bytes, limits: Limits) -> Decoded:

@@ -8,18 +8,31 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import functools
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from multimodal_gemma import files
 from multimodal_gemma.config.schema import Config
-from multimodal_gemma.data import base_models, benchmark_files, benchmarks, conversations, sources
+from multimodal_gemma.data import (
+    base_models,
+    benchmark_files,
+    benchmarks,
+    conversations,
+    image_places,
+    selection,
+    sources,
+)
 from multimodal_gemma.data.collecting import Collected, collect
-from multimodal_gemma.data.decode import Limits, UnusableImage, decode
-from multimodal_gemma.data.sources.archive import SUFFIX, ArchiveSource
+from multimodal_gemma.data.commits import COMMITS
+from multimodal_gemma.data.decode import Limits, UnusableImage, decode, not_an_image
 from multimodal_gemma.data.sources.base import Source, Unavailable
+from multimodal_gemma.data.sources.rooted import parse_root
 from multimodal_gemma.errors import InputError
+
+_SHAPING = ("max_image_bytes", "max_image_pixels", "shard_bytes")
 
 
 class Download(abc.ABC):
@@ -35,19 +48,37 @@ class Download(abc.ABC):
     config: dict[str, Any]
     sources: dict[str, Source]
 
+    def __init__(self) -> None:
+        self._stamps: dict[str, str] = {}
+
     def fingerprint(self) -> str:
         """Return a cheap identity of what the sources hold; another value means that they may have changed.
 
         Raises:
             InputError: a source cannot be asked.
         """
-        stamps = {}
-        for key, source in self.sources.items():
+        return files.digest_of({key: [source.uri, self._asked(key)] for key, source in self.sources.items()})
+
+    @property
+    def shaping(self) -> dict[str, Any]:
+        """The part of `config` that shapes a shard of given images."""
+        return {key: value for key, value in self.config.items() if key in _SHAPING}
+
+    @functools.cached_property
+    def images(self) -> str:
+        """An identity of where the images come from; as long as it stays, an image's bytes stay."""
+        stamps = {key: self._asked(key) for key in self.sources if "image" in key}
+        return files.digest_of({key: [self.sources[key].uri, stamp] for key, stamp in stamps.items()})
+
+    def _asked(self, key: str) -> str:
+        """Return what a source says of itself, asked once."""
+        if key not in self._stamps:
+            source = self.sources[key]
             try:
-                stamps[key] = [source.uri, self._stamp(key, source)]
+                self._stamps[key] = self._stamp(key, source)
             except Unavailable as error:
                 raise InputError(f"download: {source.uri} cannot be had ({error}). Check {key}.") from None
-        return files.digest_of(stamps)
+        return self._stamps[key]
 
     def _stamp(self, key: str, source: Source) -> str:
         return source.fingerprint()
@@ -74,30 +105,43 @@ class Dataset(Download):
     kind = "raw-dataset"
 
     def __init__(self, config: Config) -> None:
+        super().__init__()
         data = config.data
         if not data.conversations:
             raise InputError("download: data.conversations is empty. Give the location of the conversations.")
         self._data = data
-        self.config = {"max_image_bytes": data.max_image_bytes}
+        self.config = {
+            "max_image_bytes": data.max_image_bytes,
+            "shard_bytes": data.shard_bytes,
+            "max_faulty_fraction": data.max_faulty_fraction,
+            **selection.keys(data),
+        }
         self.sources = {"data.conversations": sources.open(data.conversations, data)}
         if data.images:
-            self.sources["data.images"] = sources.open(_base(data.images), data, "images")
+            self.sources["data.images"] = sources.open(image_places.base(data.images), data, "images")
+        self._roots: dict[str, str] = {}  # prefix of image names: key of the source that they lie in
+        for text in data.image_roots:
+            prefix, location = parse_root(text)
+            self._roots[prefix] = key = f"data.image_roots ({prefix})"
+            self.sources[key] = sources.open(image_places.base(location), data, "images")
 
     def fetch(self, output: Path, scratch: Path) -> dict[str, int]:
         """Write `conversations.json`, the image shards and `missing.jsonl`."""
         source = self.sources["data.conversations"]
         path = scratch / "conversations.json"
         try:
-            source.fetch(None, path)
+            source.fetch(None, path, self._data.max_file_bytes)
         except Unavailable as error:
             raise InputError(f"download: {source.uri} cannot be had ({error}). Check data.conversations.") from None
+        image_places.compare(path, self._data.conversations_sha256, source.uri, "data.conversations_sha256")
         with _called(path, source.uri):
-            parsed = conversations.parse(path)
-        names = conversations.image_names(parsed)
-        images = _images(self.sources.get("data.images"), "data.images", names, scratch)
+            parsed, faults = conversations.parse_counted(path, self._data.max_faulty_fraction)
+            selected, _ = selection.select(parsed, self._data)
+        names = conversations.image_names(selected)
+        images = image_places.place_by_prefix(self.sources, self._roots, names, scratch, self._data)
         path.replace(output / path.name)
-        collected = collect(images, names, self._data, output)
-        return {"conversations": len(parsed), **_counts(collected)}
+        collected = collect(images, names, self._data, output, scratch / COMMITS, fault=not_an_image)
+        return {"conversations": len(parsed), "faulty_conversations": len(faults), **_counts(collected)}
 
 
 class Benchmarks(Download):
@@ -106,6 +150,7 @@ class Benchmarks(Download):
     kind = "benchmarks"
 
     def __init__(self, config: Config) -> None:
+        super().__init__()
         data, asked = config.data, config.benchmarks
         if not asked.pope and not asked.vqa:
             raise InputError("download: benchmarks.pope and benchmarks.vqa are both empty. Give at least one location.")
@@ -115,8 +160,9 @@ class Benchmarks(Download):
             "max_image_bytes": data.max_image_bytes,
             "max_image_pixels": data.max_image_pixels,
             "vqa_questions": asked.vqa_questions,
+            "shard_bytes": data.shard_bytes,
         }
-        locations = {"pope": asked.pope, "vqa": asked.vqa, "images": _base(asked.images)}
+        locations = {"pope": asked.pope, "vqa": asked.vqa, "images": image_places.base(asked.images)}
         self.sources = {f"benchmarks.{part}": sources.open(uri, data, part) for part, uri in locations.items() if uri}
 
     def _stamp(self, key: str, source: Source) -> str:
@@ -138,12 +184,14 @@ class Benchmarks(Download):
             pope = [question for setting in benchmarks.load_pope(scratch).values() for question in setting]
             vqa = benchmarks.load_vqa(scratch)
         names = sorted({question.image for question in pope} | {question.image for question in vqa})
-        images = _images(self.sources.get("benchmarks.images"), "benchmarks.images", names, scratch)
+        place = self.sources.get("benchmarks.images")
+        images = image_places.place(place, "benchmarks.images", names, scratch, self._data)
         for part in ("pope", "vqa"):
             if (scratch / part).is_dir():
+                shutil.rmtree(output / part, ignore_errors=True)  # of an interrupted attempt
                 (scratch / part).replace(output / part)
         # No later stage looks at these images before they are scored on: each is decoded once, here.
-        collected = collect(images, names, self._data, output, fault=self._fault)
+        collected = collect(images, names, self._data, output, scratch / COMMITS, fault=self._fault)
         return {"pope_questions": len(pope), "vqa_questions": len(vqa), **_counts(collected)}
 
     def _fault(self, content: bytes) -> str:
@@ -160,6 +208,7 @@ class Models(Download):
     kind = "base-models"
 
     def __init__(self, config: Config) -> None:
+        super().__init__()
         model = config.model
         locations = {"vision": model.vision, "language": model.language, "projector": model.projector}
         for part in ("vision", "language"):
@@ -178,6 +227,7 @@ class Models(Download):
                 base_models.fetch_model(source, part, scratch / part)
         for key in self.sources:
             part = key.removeprefix("model.")
+            shutil.rmtree(output / part, ignore_errors=True)  # of an interrupted attempt
             (scratch / part).replace(output / part)
         return {"models": len(self.sources)}
 
@@ -187,29 +237,6 @@ KINDS: dict[str, type[Dataset] | type[Benchmarks] | type[Models]] = {
     "benchmarks": Benchmarks,
     "models": Models,
 }
-
-
-def _base(uri: str) -> str:
-    """Return the location of images, ending with "/" unless it is an archive: a place that names are appended to."""
-    return uri if not uri or uri.endswith("/") or uri.lower().endswith(SUFFIX) else f"{uri}/"
-
-
-def _images(source: Source | None, key: str, names: list[str], scratch: Path) -> Source | None:
-    """Return where images are read by name; an archive is fetched whole first."""
-    if source is None:
-        if names:
-            raise InputError(
-                f"download: {key} is empty, but {len(names):,} images are named, first {names[0]}. Give their location."
-            )
-        return None
-    if not names or not source.uri.lower().endswith(SUFFIX):
-        return source
-    archive = scratch / "images.zip"
-    try:
-        source.fetch(None, archive)
-    except Unavailable as error:
-        raise InputError(f"download: {source.uri} cannot be had ({error}). Check {key}.") from None
-    return ArchiveSource(archive, source)
 
 
 def _counts(collected: Collected) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from multimodal_gemma.data.decode import Limits, UnusableImage, decode
+from multimodal_gemma.data.lookalikes import thumbnail
 from multimodal_gemma.data.resize import Resizer
 
 
@@ -19,6 +20,7 @@ class ImageOutcome:
         height: likewise.
         format: Pillow's name of the file's format.
         mode: Pillow's mode of the stored pixels.
+        thumbnail: of the pixels, see `lookalikes`; b"" if unusable.
         kind: the reason as a word to count by; "" if the image is usable.
         reason: the reason in words.
     """
@@ -29,6 +31,7 @@ class ImageOutcome:
     height: int = 0
     format: str = ""
     mode: str = ""
+    thumbnail: bytes = b""
     kind: str = ""
     reason: str = ""
 
@@ -56,4 +59,5 @@ class ImageChunk:
         except UnusableImage as unusable:
             return ImageOutcome(name, kind=unusable.kind, reason=unusable.reason)
         width, height = decoded.image.size
-        return ImageOutcome(name, pixels.tobytes(), width, height, decoded.format, decoded.mode)
+        small = thumbnail(pixels)
+        return ImageOutcome(name, pixels.tobytes(), width, height, decoded.format, decoded.mode, small)

@@ -8,6 +8,8 @@ memory.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,8 @@ from multimodal_gemma import files, progress
 from multimodal_gemma.data.conversations import Conversation
 from multimodal_gemma.data.decode import Limits
 from multimodal_gemma.data.image_names import image_id
-from multimodal_gemma.data.images import ImageChunk
+from multimodal_gemma.data.images import ImageChunk, ImageOutcome
+from multimodal_gemma.data.lookalikes import Lookalikes
 from multimodal_gemma.data.parallel import available_cores, ordered_map
 from multimodal_gemma.data.processed_writer import TableWriter, conversation_features, image_features, writing
 from multimodal_gemma.data.resize import resizer_of
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 # Starting processes costs seconds; below these counts one process is done sooner.
 _MANY_IMAGES, _MANY_CONVERSATIONS = 3_000, 20_000
 _IMAGES_A_CHUNK, _CONVERSATIONS_A_CHUNK = 16, 256
+_COMPARED = 64  # images compared with the benchmarks' at once
 
 
 def save_processor(models: Path, folder: Path) -> tuple[LlavaProcessor, dict[str, Any]]:
@@ -74,15 +78,23 @@ class Images:
         indices: row of each stored image, by file name.
         lost: (kind, reason) of each image that is not stored, by file name.
         thumbnails: some of the stored ones, uint8 (side, side, 3).
+        lookalikes: the benchmark image that shows the same picture, by file name; stored unless they are left out.
     """
 
     indices: dict[str, int]
     lost: dict[str, tuple[str, str]]
     thumbnails: list[np.ndarray]
+    lookalikes: dict[str, str]
 
 
 def write_images(
-    data: DataConfig, raw: Path, names: list[str], processor: LlavaProcessor, statistics: Statistics, folder: Path
+    data: DataConfig,
+    raw: Path,
+    names: list[str],
+    processor: LlavaProcessor,
+    statistics: Statistics,
+    folder: Path,
+    benchmarks: Path | None = None,
 ) -> Images:
     """Decode and resize each named image once and store it; record each that cannot be.
 
@@ -93,24 +105,30 @@ def write_images(
         processor: its image processor's geometry is followed.
         statistics: receives every image.
         folder: where the table goes.
+        benchmarks: a benchmarks artifact whose images the dataset's must not look like; None if there is none.
     """
     resizer = resizer_of(processor.image_processor)
     shards = ImageShards(raw)
     stored = [name for name in names if name in shards]
     told = {row["file_name"]: str(row["reason"]) for row in files.read_jsonl(raw / "missing.jsonl", "missing images")}
     lost = {name: ("missing", told.get(name, "it is not in the raw dataset")) for name in names if name not in shards}
-    images = Images({}, lost, [])
+    images = Images({}, lost, [], {})
     work = ImageChunk(resizer, Limits(data.max_image_bytes, data.max_image_pixels))
     wanted = set(stored)
     items = ((name, content) for name, content in shards.iterate() if name in wanted)
+    known = _benchmark_images(benchmarks, work, data)
     outcomes = ordered_map(work, items, workers=_workers(data, len(stored), _MANY_IMAGES), chunk=_IMAGES_A_CHUNK)
     step = -(-len(stored) // THUMBNAILS) or 1
     with TableWriter(folder, image_features()) as table:
-        for outcome in progress.track(outcomes, "preprocess", len(stored), "image"):
+        for outcome, lookalike in _compared(progress.track(outcomes, "preprocess", len(stored), "image"), known):
             name = outcome.file_name
             if outcome.kind:
                 images.lost[name] = (outcome.kind, outcome.reason)
                 continue
+            if lookalike:
+                images.lookalikes[name] = lookalike
+                if data.contamination == "drop":
+                    continue
             if table.rows % step == 0:
                 images.thumbnails.append(np.frombuffer(outcome.pixels, np.uint8).reshape(resizer.side, resizer.side, 3))
             images.indices[name] = table.rows
@@ -119,6 +137,24 @@ def write_images(
     for name, (kind, reason) in sorted(images.lost.items()):
         statistics.drop("image", name, name, kind, reason)
     return images
+
+
+def _benchmark_images(folder: Path | None, work: ImageChunk, data: DataConfig) -> Lookalikes:
+    """Return the benchmarks' images in the geometry of the dataset's."""
+    shards = ImageShards(folder) if folder is not None else None
+    items = shards.iterate() if shards is not None else iter(())
+    workers = _workers(data, len(shards) if shards is not None else 0, _MANY_IMAGES)
+    outcomes = ordered_map(work, items, workers=workers, chunk=_IMAGES_A_CHUNK)
+    return Lookalikes({outcome.file_name: outcome.thumbnail for outcome in outcomes if not outcome.kind})
+
+
+def _compared(outcomes: Iterator[ImageOutcome], known: Lookalikes) -> Iterator[tuple[ImageOutcome, str]]:
+    """Yield each outcome with the benchmark image that shows the same picture, "" for none."""
+    while group := list(itertools.islice(outcomes, _COMPARED)):
+        usable = [outcome for outcome in group if not outcome.kind]
+        found = dict(zip(map(id, usable), known.match([outcome.thumbnail for outcome in usable]), strict=True))
+        for outcome in group:
+            yield outcome, found.get(id(outcome), "")
 
 
 def write_conversations(
@@ -138,6 +174,9 @@ def write_conversations(
         if conversation.image in images.lost:
             kind, reason = images.lost[conversation.image]
             statistics.drop("conversation", conversation.id, conversation.image, f"image-{kind}", reason)
+        elif conversation.image is not None and conversation.image not in images.indices:
+            reason = f"its image shows the same picture as {images.lookalikes[conversation.image]} of a benchmark"
+            statistics.drop("conversation", conversation.id, conversation.image, "contaminated", reason)
         else:
             usable.append(conversation)
     digest = files.digest_of([files.sha256_file(path) for path in sorted((output / "processor").iterdir())])

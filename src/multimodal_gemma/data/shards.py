@@ -7,7 +7,7 @@ MB are a few dozen files, each readable by any tool that reads Parquet, with a s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from multimodal_gemma import files
 from multimodal_gemma.data.image_names import image_id
 from multimodal_gemma.errors import InputError
 
+PATTERN = "images-*.parquet"
 MAX_SHARD_BYTES = 256_000_000
 _GROUP_BYTES = 4_000_000  # image bytes in a row group, the least that a random read takes from the disk
 SCHEMA = pa.schema(
@@ -26,7 +27,12 @@ SCHEMA = pa.schema(
 
 
 def write_image_shards(
-    folder: Path, items: Iterable[tuple[str, bytes]], max_bytes: float = MAX_SHARD_BYTES
+    folder: Path,
+    items: Iterable[tuple[str, bytes]],
+    max_bytes: float = MAX_SHARD_BYTES,
+    *,
+    first: int = 0,
+    finished: Callable[[Path], object] = lambda _: None,
 ) -> list[Path]:
     """Write images into `images-00000.parquet`, `images-00001.parquet` and so on.
 
@@ -34,6 +40,8 @@ def write_image_shards(
         folder: where the shards go; each one appears whole.
         items: (file_name, bytes) in strictly ascending order of file_name; consumed one by one.
         max_bytes: image bytes a shard may hold; a single larger image has a shard to itself.
+        first: number of the first shard.
+        finished: called after each shard.
 
     Returns:
         The shards, in order; none if there is no image.
@@ -46,10 +54,11 @@ def write_image_shards(
     stream = _ascending(items)
     item = next(stream, None)
     while item is not None:
-        path = folder / f"images-{len(shards):05d}.parquet"
+        path = folder / f"images-{first + len(shards):05d}.parquet"
         with files.atomic_path(path) as temporary:
             item = _write_shard(temporary, item, stream, max_bytes)
         shards.append(path)
+        finished(path)
     return shards
 
 
@@ -100,15 +109,16 @@ class ImageShards:
     """The images of an artifact, by file name.
 
     Args:
-        folder: a folder with `images-*.parquet`; a folder without any holds no image.
+        place: a folder with `images-*.parquet`, which may hold none, or the shards themselves.
 
     Raises:
         InputError: a shard cannot be read.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._shards = [_open(path) for path in sorted(folder.glob("images-*.parquet"))]
+    def __init__(self, place: Path | Sequence[Path]) -> None:
+        paths = sorted(place.glob(PATTERN)) if isinstance(place, Path) else place
+        self._folder = place if isinstance(place, Path) else paths[0].parent
+        self._shards = [_open(path) for path in paths]
         self._place: dict[str, tuple[int, int, int]] = {}  # file name: shard, row group, row
         for number, shard in enumerate(self._shards):
             for group in range(shard.num_row_groups):
@@ -124,7 +134,13 @@ class ImageShards:
 
     def names(self) -> list[str]:
         """Return every file name, ascending."""
-        return list(self._place)
+        return sorted(self._place)
+
+    def image_bytes(self) -> int:
+        """Return the size of all images together, without reading them into memory at once."""
+        groups = ((shard, group) for shard in self._shards for group in range(shard.num_row_groups))
+        tables = (shard.read_row_group(group, columns=["bytes"]) for shard, group in groups)
+        return sum(len(content.as_buffer()) for table in tables for content in table.column(0))
 
     def read(self, file_name: str) -> bytes:
         """Return the bytes of one image, as published.
@@ -145,7 +161,10 @@ class ImageShards:
         return content
 
     def iterate(self) -> Iterator[tuple[str, bytes]]:
-        """Yield (file_name, bytes) of every image, by ascending file name, one row group in memory at a time."""
+        """Yield (file_name, bytes) of every image, one row group in memory at a time.
+
+        Names ascend within a shard; a dataset that grew has its new images in shards of their own at the end.
+        """
         for shard in self._shards:
             for group in range(shard.num_row_groups):
                 table = shard.read_row_group(group, columns=["file_name", "bytes"])

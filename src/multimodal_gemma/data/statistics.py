@@ -60,11 +60,11 @@ class Statistics:
     """Gathers figures; `to_json` returns them.
 
     Args:
-        image_tokens: positions that an image takes.
+        image_tokens: positions that an image takes; may be set later, before the first conversation is added.
     """
 
-    def __init__(self, image_tokens: int) -> None:
-        self._image_tokens = image_tokens
+    def __init__(self, image_tokens: int = 0) -> None:
+        self.image_tokens = image_tokens
         self.splits = {"train": SplitFigures(), "val": SplitFigures()}
         self.dropped: list[Dropped] = []
         self._answers: collections.Counter[str] = collections.Counter()
@@ -83,7 +83,7 @@ class Statistics:
         """Count a conversation as it stands in a split."""
         figures, with_image = self.splits[split], image_index >= 0
         figures.text_tokens.append(len(tokenized.input_ids) - with_image)
-        figures.positions.append(len(tokenized.input_ids) + (self._image_tokens - 1) * with_image)
+        figures.positions.append(len(tokenized.input_ids) + (self.image_tokens - 1) * with_image)
         figures.supervised_tokens.append(sum(tokenized.supervised))
         figures.turns.append(tokenized.turns)
         if with_image:

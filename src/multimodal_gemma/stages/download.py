@@ -6,10 +6,13 @@ about) and the base models. A finished artifact is left alone as long as its sou
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from multimodal_gemma import files, logs, manifest
 from multimodal_gemma.config.schema import Config
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 
 SOURCES = "sources.json"  # where everything came from; no part of the artifact's identity, which is its content alone
 _SCRATCH = ".partial"  # there from the first moment to the last: it marks a folder as this stage's own work
+_LOCK = "lock"
+_PLAN = "plan.json"  # what an attempt set out to make; one with another plan builds on nothing
 
 
 def run(config: Config, what: str, output: Path) -> Summary:
@@ -38,6 +43,7 @@ def run(config: Config, what: str, output: Path) -> Summary:
         InputError: a source, a file or the output is at fault, or more images are missing than allowed.
         ValueError: there is no such artifact.
     """
+    from multimodal_gemma.data.commits import COMMITS, extended
     from multimodal_gemma.data.downloads import KINDS
 
     if what not in KINDS:
@@ -52,18 +58,22 @@ def run(config: Config, what: str, output: Path) -> Summary:
         log.info("%s: finished before and unchanged at its source, nothing to do: %s", what, _figures(found.counts))
         return _summary(output, found, cached=True)
     log.info("%s: from %s", what, ", ".join(dict.fromkeys(source.uri for source in download.sources.values())))
-    scratch = _prepare(output)
-    try:
-        counts = download.fetch(output, scratch)
-    except InputError:
-        _tidy(output)
-        raise
-    _remove(scratch.iterdir())
-    origins = {key: source.describe() for key, source in download.sources.items()}
-    files.write_json(output / SOURCES, {"fingerprint": fingerprint, "sources": origins})
-    _check_missing(output, counts, config)
-    written = manifest.write(output, download.kind, config=download.config, counts=counts, exclude=_no_content)
-    scratch.rmdir()
+    with _occupied(output) as scratch:
+        _prepare(output, scratch, download)
+        try:
+            counts = download.fetch(output, scratch)
+            origins = {key: source.describe() for key, source in download.sources.items()}
+            stamps = {"fingerprint": fingerprint, "images": download.images}
+            files.write_json(output / SOURCES, {**stamps, "sources": origins})
+            _check_missing(output, counts, config)
+        except InputError:
+            _tidy(output, scratch)
+            raise
+        facts = extended(scratch / COMMITS)
+        written = manifest.write(
+            output, download.kind, config=download.config, counts=counts, facts=facts, exclude=_no_content
+        )
+        shutil.rmtree(scratch)
     log.info("%s: %s", what, _figures(counts))
     return _summary(output, written, cached=False)
 
@@ -78,40 +88,80 @@ def _finished(output: Path, download: Download, fingerprint: str) -> manifest.Ma
     return found if same else None
 
 
-def _prepare(output: Path) -> Path:
-    """Make `output` a folder that holds nothing but an empty scratch folder.
+@contextlib.contextmanager
+def _occupied(output: Path) -> Iterator[Path]:
+    """Hold a folder for this download alone and yield its scratch folder; the kernel lets go of it with the process.
 
-    Only what this stage left there is cleared away; a folder of somebody else's files is refused.
+    Raises:
+        InputError: another download is at work there, somebody else's files lie there, or it cannot be written.
     """
+    scratch = output / _SCRATCH
     try:
         output.mkdir(parents=True, exist_ok=True)
-        held = [path for path in output.iterdir() if path.name != _SCRATCH]
-        if held and not (output / _SCRATCH).is_dir() and not (output / manifest.NAME).is_file():
+        held = [path.name for path in output.iterdir() if path.name != _SCRATCH]
+        if held and not scratch.is_dir() and not (output / manifest.NAME).is_file():
             raise InputError(
-                f"download: {output} holds files that no download left, {held[0].name} for one. Give an empty folder."
+                f"download: {output} holds files that no download left, {held[0]} for one. Give an empty folder."
             )
-        scratch = output / _SCRATCH
         scratch.mkdir(exist_ok=True)
-        (output / manifest.NAME).unlink(missing_ok=True)
-        _remove(held)
-        _remove(scratch.iterdir())
+        lock = (scratch / _LOCK).open("a")
     except OSError as error:
         raise files.unwritable(output, error) from error
-    return scratch
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"download: another download is at work in {output}. Wait until it ends, or give another folder."
+            ) from None
+        yield scratch
+
+
+def _prepare(output: Path, scratch: Path, download: Download) -> None:
+    """Clear away everything but what this attempt can build on.
+
+    That is: files of which a part has arrived, and, as long as images come from where they came from and are shaped
+    alike, the finished shards of an interrupted attempt or of a finished artifact.
+    """
+    from multimodal_gemma.data import commits
+    from multimodal_gemma.data.shards import PATTERN
+
+    before: dict[str, Any] | None
+    plan = {"kind": download.kind, "shaping": download.shaping, "images": download.images}
+    record, there = scratch / commits.COMMITS, output / manifest.NAME
+    try:
+        if there.is_file():
+            found = manifest.read(output, download.kind)
+            origin = files.read_json(output / SOURCES, "sources") if (output / SOURCES).is_file() else {}
+            shaping = {key: found.config.get(key) for key in download.shaping}
+            before = {"kind": found.kind, "shaping": shaping, "images": origin.get("images")}
+            shards = {name: entry["sha256"] for name, entry in found.files.items() if fnmatch(name, PATTERN)}
+            commits.write(record, shards, found.digest, len(shards))
+        else:
+            before = files.read_json(scratch / _PLAN, "download") if (scratch / _PLAN).is_file() else None
+        keep = PATTERN if before == plan else ""
+        _remove(path for path in output.iterdir() if path not in (scratch, there) and not fnmatch(path.name, keep))
+        if before != plan:
+            _remove(path for path in scratch.iterdir() if path.name != _LOCK)
+        files.write_json(scratch / _PLAN, plan)
+        there.unlink(missing_ok=True)
+    except OSError as error:
+        raise files.unwritable(output, error) from error
 
 
 def _remove(paths: Iterable[Path]) -> None:
-    for path in paths:
+    for path in list(paths):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
 
 
-def _tidy(output: Path) -> None:
+def _tidy(output: Path, scratch: Path) -> None:
     """Leave no trace of an attempt that failed before it had anything to keep."""
-    _remove((output / _SCRATCH).iterdir())
-    if [path.name for path in output.iterdir()] == [_SCRATCH]:
+    made = [path for path in output.iterdir() if path != scratch]
+    begun = [path for path in scratch.rglob("*.part") if path.stat().st_size]
+    if not made and not begun:
         shutil.rmtree(output)
 
 

@@ -25,6 +25,8 @@ _log = logs.get("preflight")
 
 # What a cached stage is told: sections of the configuration, less the keys that do not shape its result.
 _SPLITTING = {"validation_fraction", "split_seed", "max_text_tokens", "contamination"}
+_FETCHING = {"conversations", "images", "image_roots", "sample", "allowed_hosts", "require_commits"}
+_FETCHING |= {"conversations_sha256", "images_sha256", "max_file_bytes", "shard_bytes"}
 _TOLD: dict[str, dict[str, set[str]]] = {
     "models": {
         "model": {"vision_feature_layer", "vision_policy", "projector_policy", "language_policy", "lora"},
@@ -32,7 +34,7 @@ _TOLD: dict[str, dict[str, set[str]]] = {
     },
     "dataset": {"data": _SPLITTING},
     "benchmarks": {"benchmarks": set(), "data": {"conversations", "images", *_SPLITTING}},
-    "preprocess": {"data": {"conversations", "images", "sample", "allowed_hosts"}},
+    "preprocess": {"data": _FETCHING},
 }
 # Code that makes the cached artifacts, relative to the package.
 _DOWNLOAD_CODE = ("data", "sample", "files.py", "manifest.py", "stages/download.py")

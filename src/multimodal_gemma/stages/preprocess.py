@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from multimodal_gemma.data.preparation import Images
     from multimodal_gemma.data.statistics import Statistics
 
-FORMAT = 1  # raised when equal inputs come to give other bytes: older artifacts are then made again
+FORMAT = 2  # raised when equal inputs come to give other bytes: older artifacts are then made again
 _SHAPING = (
     "validation_fraction",
     "split_seed",
@@ -31,6 +31,14 @@ _SHAPING = (
     "max_image_bytes",
     "max_image_pixels",
     "max_missing_fraction",
+    "max_faulty_fraction",
+    "limit",
+    "limit_seed",
+    "min_turns",
+    "max_turns",
+    "min_characters",
+    "max_characters",
+    "kinds",
     "contamination",
 )  # the keys of data.* that the result depends on
 _PAGE = "report.html"  # no part of the identity: its bytes vary with the version of what draws it
@@ -55,7 +63,7 @@ def run(config: Config, raw: Path, models: Path, benchmarks: Path | None, output
         InputError: an input is unfinished or of another kind, too many images are unusable, a benchmark's images are
             in the data, or a split comes out empty.
     """
-    from multimodal_gemma.data import acceptance, contamination, conversations
+    from multimodal_gemma.data import acceptance, contamination, conversations, selection, statistics
     from multimodal_gemma.data.processed import KIND
 
     log = logs.get("preprocess")
@@ -68,12 +76,20 @@ def run(config: Config, raw: Path, models: Path, benchmarks: Path | None, output
     if made is not None:
         log.info("%s is finished already (%s); nothing to do", output, _figures(made.counts))
         return _summary(output, made, cached=True)
-    given = conversations.parse(raw / "conversations.json")
+    manifest.verify(raw, "raw-dataset")
+    right, faults = conversations.parse_counted(raw / "conversations.json", config.data.max_faulty_fraction)
+    given, left = selection.select(right, config.data)
     found = contamination.check(given, benchmarks, config.data.contamination)
     acceptance.check_plan([conversation for conversation in given if not found.drops(conversation)], config.data)
     _clear(output)
     try:
-        counts, facts = _write(config.data, raw, models, given, found, output)
+        figures = statistics.Statistics()
+        for fault in faults:
+            figures.drop("conversation", fault.id, "", fault.kind, fault.reason)
+        for conversation, kind, reason in left:
+            figures.drop("conversation", conversation.id, conversation.image or "", kind, reason)
+        counts, facts = _write(config.data, raw, models, benchmarks, given, found, figures, output)
+        counts = {"conversations": len(right) + len(faults), **counts}
     except InputError:
         _clear(output, keep=_RECORD)  # nothing half-made stays, only the record that the sentence may point to
         raise
@@ -85,15 +101,21 @@ def run(config: Config, raw: Path, models: Path, benchmarks: Path | None, output
 
 
 def _write(
-    data: DataConfig, raw: Path, models: Path, given: list[Conversation], found: Contamination, output: Path
+    data: DataConfig,
+    raw: Path,
+    models: Path,
+    benchmarks: Path | None,
+    given: list[Conversation],
+    found: Contamination,
+    figures: Statistics,
+    output: Path,
 ) -> tuple[dict[str, int], dict[str, Any]]:
     """Write everything but the manifest; return its counts and facts."""
-    from multimodal_gemma.data import acceptance, preparation, statistics, statistics_report
+    from multimodal_gemma.data import acceptance, contamination, preparation, statistics_report
     from multimodal_gemma.data.conversations import image_names
 
     processor, facts = preparation.save_processor(models, output / "processor")
-    facts["contamination"] = {"status": found.status, "images": found.images, "dropped": found.dropped}
-    figures = statistics.Statistics(facts["image_tokens"])
+    figures.image_tokens = facts["image_tokens"]
     kept = []
     for conversation in given:
         if found.drops(conversation):
@@ -102,7 +124,15 @@ def _write(
         else:
             kept.append(conversation)
     names = image_names(kept)
-    images = preparation.write_images(data, raw, names, processor, figures, output / "images")
+    images = preparation.write_images(data, raw, names, processor, figures, output / "images", benchmarks)
+    contamination.check_lookalikes(images.lookalikes, data.contamination)
+    kept_on_request = bool(images.lookalikes) and data.contamination == "allow"
+    facts["contamination"] = {
+        "status": "allowed" if kept_on_request else found.status,
+        "images": found.images,
+        "lookalikes": images.lookalikes,
+        "dropped": found.dropped,
+    }
     dropped = output / _RECORD
     acceptance.check_losses(images, len(names), data, figures, dropped)
     preparation.write_conversations(data, kept, images, figures, output)
@@ -111,10 +141,10 @@ def _write(
 
     files.write_json(output / "statistics.json", figures.to_json())
     files.write_text(output / _PAGE, statistics_report.page(figures, facts, images.thumbnails))
-    return _counts(figures, found, images, len(given)), facts
+    return _counts(figures, found, images), facts
 
 
-def _counts(figures: Statistics, found: Contamination, images: Images, given: int) -> dict[str, int]:
+def _counts(figures: Statistics, found: Contamination, images: Images) -> dict[str, int]:
     by_reason: dict[str, int] = {}
     for item in figures.dropped:
         name = f"dropped_{item.what}s_{item.kind}" if item.what != "turns" else "cut_conversations"
@@ -122,7 +152,6 @@ def _counts(figures: Statistics, found: Contamination, images: Images, given: in
         by_reason[name] = by_reason.get(name, 0) + 1
     train, validation = figures.splits["train"], figures.splits["val"]
     return {
-        "conversations": given,
         "train": len(train.turns),
         "val": len(validation.turns),
         "images": len(images.indices),
@@ -130,7 +159,8 @@ def _counts(figures: Statistics, found: Contamination, images: Images, given: in
         "val_images": len(validation.images),
         "lost_images": len(images.lost),
         "contaminated_images": len(found.images),
-        "dropped_conversations": given - len(train.turns) - len(validation.turns),
+        "lookalike_images": len(images.lookalikes),
+        "dropped_conversations": sum(item.what == "conversation" for item in figures.dropped),
         **dict(sorted(by_reason.items())),
     }
 

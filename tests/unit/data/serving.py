@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import socket
+import struct
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,8 +24,12 @@ class Server:
     Attributes:
         url: where it listens.
         files: content by path, e.g. {"/images/a.jpg": b"…"}.
-        faults: by path, what the next answers are instead: a status, "cut" (half the body, then the connection closes),
-            or "-> URL" (a redirect).
+        faults: by path, what the next answers are instead: a status (429 asks to wait a second), "cut" (half the body,
+            then the connection closes), "reset" (half the body, then the connection is reset), "slow" (a byte every
+            20 ms), "html" (a page with status 200), "wrong" (other bytes), or "-> URL" (a redirect).
+        latency: seconds before every answer.
+        knows_ranges: whether a part of a file can be asked for.
+        ranges: the Range header of each request that had one, with its path.
         errors: by path, the error code that the hub or S3 answers with instead, e.g. "GatedRepo", "AccessDenied".
         asked: how often each (method, path) was asked for.
     """
@@ -33,6 +40,9 @@ class Server:
         self.faults: dict[str, list[int | str]] = {}
         self.errors: dict[str, str] = {}
         self.asked: Counter[tuple[str, str]] = Counter()
+        self.latency = 0.0
+        self.knows_ranges = True
+        self.ranges: list[tuple[str, str]] = []
 
     def add_folder(self, folder: Path, base: str) -> None:
         """Serve every file of a folder below `base`."""
@@ -59,6 +69,8 @@ def serve() -> Iterator[Server]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
+        disable_nagle_algorithm = True
+
         def log_message(self, *_: object) -> None: ...
 
         def do_HEAD(self) -> None:
@@ -71,11 +83,12 @@ def serve() -> Iterator[Server]:
             split = urlsplit(self.path)
             path = unquote(split.path)
             server.asked[self.command, path] += 1
+            time.sleep(server.latency)
             fault = server.faults[path].pop(0) if server.faults.get(path) else None
             if isinstance(fault, str) and fault.startswith("-> "):
                 self._head(302, 0, Location=fault.removeprefix("-> "))
             elif isinstance(fault, int):
-                self._head(fault, 0, **{"Retry-After": "0"})
+                self._head(fault, 0, **{"Retry-After": "1" if fault == 429 else "0"})
             elif path in server.errors:
                 code = server.errors[path]
                 self._send(_s3_error(code, path), 403, body_wanted, **{"X-Error-Code": code})
@@ -85,20 +98,58 @@ def serve() -> Iterator[Server]:
                 absent = _s3_error("NoSuchKey", path) if path.startswith("/bucket/") else b"absent"
                 self._send(absent, 404, body_wanted, **{"X-Error-Code": "EntryNotFound"})
             else:
-                body = server.files[path]
-                self._send(body, 200, body_wanted, cut=fault == "cut")
+                self._send_file(path, fault, body_wanted)
+
+        def _send_file(self, path: str, fault: int | str | None, body_wanted: bool) -> None:
+            body = server.files[path]
+            if fault == "html":
+                body = b"<!DOCTYPE html><title>Sign in</title>" + b" " * 1000
+            elif fault == "wrong":
+                body = bytes(byte ^ 1 for byte in body)
+            tag = f'"{hashlib.md5(body).hexdigest()}"'
+            wanted = self.headers.get("Range")
+            if wanted:
+                server.ranges.append((path, wanted))
+            same = self.headers.get("If-Range", tag) == tag
+            if wanted and not server.knows_ranges:
+                wanted = None
+            if self.headers.get("If-Match", tag) != tag:
+                self._send(_s3_error("PreconditionFailed", path), 412, body_wanted)
+            elif wanted and same:
+                start = int(wanted.removeprefix("bytes=").partition("-")[0])
+                told = {"Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"}
+                self._send(body[start:], 206, body_wanted, fault=fault, tag=tag, **told)
+            else:
+                self._send(body, 200, body_wanted, fault=fault)
 
         def _send(
-            self, body: bytes, status: int = 200, body_wanted: bool = True, cut: bool = False, **more: str
+            self,
+            body: bytes,
+            status: int = 200,
+            body_wanted: bool = True,
+            fault: int | str | None = None,
+            tag: str = "",
+            **more: str,
         ) -> None:
-            tag = hashlib.md5(body).hexdigest()
-            extra = {"ETag": f'"{tag}"', "X-Repo-Commit": COMMIT, "Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT"}
+            tag = tag or f'"{hashlib.md5(body).hexdigest()}"'
+            extra = {"ETag": tag, "X-Repo-Commit": COMMIT, "Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT"}
             kind = "application/xml" if body.startswith(b"<?xml") else "application/json"
             self._head(status, len(body), **extra, **more, **{"Content-Type": kind})
-            if body_wanted:
-                self.wfile.write(body[: len(body) // 2] if cut else body)
-            if cut:
+            if not body_wanted:
+                return
+            if fault == "slow":
+                with contextlib.suppress(OSError):  # the other side may give up
+                    for byte in body:
+                        self.wfile.write(bytes([byte]))
+                        time.sleep(0.02)
+            elif fault in ("cut", "reset"):
+                self.wfile.write(body[: len(body) // 2])
+                if fault == "reset":
+                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    self.connection.close()
                 self.close_connection = True
+            else:
+                self.wfile.write(body)
 
         def _head(self, status: int, size: int, **headers: str) -> None:
             self.send_response(status)
@@ -108,7 +159,9 @@ def serve() -> Iterator[Server]:
 
     class Listener(ThreadingHTTPServer):
         daemon_threads = True
-        request_queue_size = 64
+        request_queue_size = 128
+
+        def handle_error(self, *_: object) -> None: ...  # a client that hangs up is what some tests want
 
     listener = Listener(("127.0.0.1", 0), Handler)
     server = Server(f"http://127.0.0.1:{listener.server_port}")

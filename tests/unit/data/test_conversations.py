@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from multimodal_gemma.data.conversations import Turn, image_names, parse
+from multimodal_gemma.data.conversations import Turn, image_names, parse, parse_counted
 from multimodal_gemma.errors import InputError
 
 
@@ -61,7 +61,7 @@ def test_several_conversations_may_share_an_id_and_an_image(tmp_path: Path) -> N
         ('[{"id": "one", "conv', "no whole JSON document"),
         ({"id": "one"}, "holds a JSON object, not a list"),
         ([], "empty list"),
-        (["text"], "entry 0 .* is a JSON text"),
+        (["text"], "conversation 0 .* is a JSON text"),
         ([GOOD, entry(image="a.jpg")], r"conversation 1 \(id one\) .* no turns"),
         ([{"id": 7, "image": "a.jpg"}], r"conversation 0 \(id 7\) .* no turns"),
         ([entry(("human", "hi"), ("robot", "ho"))], "unknown speaker 'robot' in turn 1"),
@@ -69,8 +69,8 @@ def test_several_conversations_may_share_an_id_and_an_image(tmp_path: Path) -> N
         ([entry(("human", "<image>"), ("gpt", "x"), ("human", "<image>"), image="a.jpg")], "2 image tags"),
         ([entry(("human", "<image>"), ("gpt", "x"))], "names no image"),
         ([entry(("human", "hi"), ("gpt", "<image>"), image="a.jpg")], "image tag <image> in an answer"),
-        ([entry(("gpt", "x"), ("human", "<image>"), image="a.jpg")], "does not start with human"),
-        ([entry(("human", "a"), ("human", "b"))], "does not alternate human and gpt at turn 1"),
+        ([entry(("gpt", "x"), ("human", "<image>"), image="a.jpg")], "does not start with a user"),
+        ([entry(("human", "a"), ("human", "b"))], "does not alternate user and assistant at turn 1"),
         ([entry(("human", "a"), ("gpt", "b"), image=["a.jpg", "b.jpg"])], "not one file name"),
         ([{"id": "one", "conversations": [{"from": "human"}]}], "turn 0 without"),
     ],
@@ -79,6 +79,41 @@ def test_a_faulty_file_is_one_sentence_that_names_the_place(tmp_path: Path, valu
     with pytest.raises(InputError, match=said) as caught:
         parse(written(tmp_path, value))
     assert "\n" not in str(caught.value)
+
+
+def test_openai_messages_are_read_like_the_others(tmp_path: Path) -> None:
+    asked = [{"type": "image_url", "image_url": {"url": "a.jpg"}}, {"type": "text", "text": "What?"}]
+    talk = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": asked},
+        {"role": "assistant", "content": "A cat."},
+    ]
+    named = [{"role": "user", "content": "<image>\nWhat?"}, {"role": "assistant", "content": "A cat."}]
+    first, second = parse(written(tmp_path, [{"messages": talk}, {"messages": named, "images": ["a.jpg"]}]))
+    assert first.turns == [Turn("user", "Be brief.\n\n<image>\nWhat?"), Turn("assistant", "A cat.")]
+    assert second.turns == [Turn("user", "<image>\nWhat?"), Turn("assistant", "A cat.")]
+    assert (first.id, first.image, second.image) == ("0", "a.jpg", "a.jpg")
+
+
+def test_the_mix_of_llava_15_is_read_with_its_roots_and_its_text_only_rows(tmp_path: Path) -> None:
+    value = [
+        {**GOOD, "image": "coco/train2017/000000033471.jpg", "model": ""},
+        {**GOOD, "image": "vg/VG_100K_2/1.jpg"},
+        {**entry(("human", "Hi"), ("gpt", "Hello")), "id": "wgByO4Y_0", "model": ""},
+    ]
+    found = parse(written(tmp_path, value))
+    assert [item.image for item in found] == ["coco/train2017/000000033471.jpg", "vg/VG_100K_2/1.jpg", None]
+
+
+def test_faulty_conversations_are_set_aside_up_to_a_share(tmp_path: Path) -> None:
+    path = written(tmp_path, [GOOD, GOOD, GOOD, entry(("robot", "beep"), image="b.jpg")])
+    right, faults = parse_counted(path, 0.25)
+    assert len(right) == 3
+    assert [(fault.index, fault.kind) for fault in faults] == [(3, "unknown-speaker")]
+    with pytest.raises(InputError, match="unknown speaker 'robot'"):
+        parse_counted(path, 0.2)
+    with pytest.raises(InputError, match="conversation 0 .* and 1 more of 2 are faulty"):
+        parse_counted(written(tmp_path, [{}, {}]), 1.0)
 
 
 def test_a_missing_file_is_a_sentence(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from multimodal_gemma.config.schema import DataConfig
 from multimodal_gemma.data import sources
 from multimodal_gemma.data.fetching import fetch_all
 from multimodal_gemma.data.sources import Source, Unavailable, public_address, retrying
-from multimodal_gemma.data.sources.archive import ArchiveSource
+from multimodal_gemma.data.sources.archive import ZipSource
 from multimodal_gemma.errors import InputError
 from tests.unit.data.serving import COMMIT, Server, serve
 
@@ -352,13 +352,13 @@ def test_what_the_store_refuses_is_a_sentence(code: str, said: str, s3: Server) 
 # Archives
 
 
-def zipped(path: Path, members: dict[str, bytes], mode: int = stat.S_IFREG | 0o644) -> ArchiveSource:
+def zipped(path: Path, members: dict[str, bytes], mode: int = stat.S_IFREG | 0o644) -> ZipSource:
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in members.items():
             member = zipfile.ZipInfo(name)
             member.external_attr = mode << 16
             archive.writestr(member, content)
-    return ArchiveSource(path, sources.open(path.as_uri(), DATA))
+    return ZipSource(path, sources.open(path.as_uri(), DATA))
 
 
 def test_a_member_is_found_by_its_path_or_the_end_of_it(tmp_path: Path) -> None:
@@ -388,4 +388,4 @@ def test_half_an_archive_is_a_sentence(tmp_path: Path) -> None:
     zipped(tmp_path / "a.zip", {"a.jpg": os.urandom(1000)})
     (tmp_path / "b.zip").write_bytes((tmp_path / "a.zip").read_bytes()[:700])
     with pytest.raises(InputError, match="no whole zip archive"):
-        ArchiveSource(tmp_path / "b.zip", sources.open((tmp_path / "b.zip").as_uri(), DATA))
+        ZipSource(tmp_path / "b.zip", sources.open((tmp_path / "b.zip").as_uri(), DATA))

@@ -13,6 +13,7 @@ from transformers import LlavaProcessor
 from multimodal_gemma import config, files, manifest
 from multimodal_gemma.config import Config
 from multimodal_gemma.data.processed import ProcessedDataset
+from multimodal_gemma.data.shards import ImageShards, write_image_shards
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.stages import preprocess
 from multimodal_gemma.stages.summary import Summary
@@ -239,7 +240,12 @@ def test_contaminated_images_are_dropped_on_request(tmp_path: Path, models: Path
     dataset = ProcessedDataset(tmp_path / "out")
     assert "000000000005" not in {*dataset.split("train").image_ids, *dataset.split("val").image_ids}
     assert dataset.image_count == 39
-    assert dataset.manifest.facts["contamination"] == {"status": "clean", "images": ["000000000005"], "dropped": True}
+    assert dataset.manifest.facts["contamination"] == {
+        "status": "clean",
+        "images": ["000000000005"],
+        "lookalikes": {},
+        "dropped": True,
+    }
     assert dataset.manifest.inputs["benchmarks"] == manifest.read(benchmarks).digest
     assert [item["kind"] for item in dropped(tmp_path / "out")] == ["contaminated"]
     assert summary.facts["contamination"] == "clean"
@@ -262,9 +268,103 @@ def test_without_benchmarks_contamination_is_unknown(tmp_path: Path, models: Pat
 def test_zero_usable_conversations_is_a_sentence(tmp_path: Path, models: Path) -> None:
     conversations = [making.conversation(name, ("Why?", " ")) for name in NAMES]
     source = making.raw_dataset(tmp_path / "raw", conversations, {name: making.image_bytes() for name in NAMES})
-    with pytest.raises(InputError, match=r"zero usable conversations; all were dropped \(no-answer\)"):
+    with pytest.raises(InputError, match=r"zero usable conversations; all 40 are filtered out \(empty-turn\)"):
         preprocess.run(settings(), source, models, None, tmp_path / "out")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["dropped.jsonl"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_photograph_under_another_name_is_recognised(photographs: Path, models: Path, tmp_path: Path) -> None:
+    """Saved again at another quality and size, under a name without digits."""
+    shards = ImageShards(photographs)
+    known = shards.names()[3]
+    picture = Image.open(io.BytesIO(shards.read(known))).convert("RGB")
+    stream = io.BytesIO()
+    picture.resize((picture.width * 3 // 4, picture.height * 3 // 4)).save(stream, "JPEG", quality=70)
+    asked = making.benchmarks(tmp_path / "benchmarks", ["holiday.jpg"])
+    write_image_shards(asked, [("holiday.jpg", stream.getvalue())])
+    with pytest.raises(InputError, match=f"1 images of the dataset show pictures .*{known} is holiday.jpg"):
+        preprocess.run(config.compose("sample"), photographs, models, asked, tmp_path / "out")
+    drop = config.compose("sample", ["data.contamination=drop"])
+    summary = preprocess.run(drop, photographs, models, asked, tmp_path / "out")
+    assert (summary.numbers["lookalike_images"], summary.numbers["images"]) == (1, 35)
+    assert summary.facts["contamination"] == "clean"
+    assert {item["kind"] for item in dropped(tmp_path / "out")} == {"contaminated"}
+    assert known not in ProcessedDataset(tmp_path / "out").file_names
+    allow = config.compose("sample", ["data.contamination=allow"])
+    assert preprocess.run(allow, photographs, models, asked, tmp_path / "allowed").facts["contamination"] == "allowed"
+
+
+def test_no_two_reference_photographs_look_alike(photographs: Path, models: Path, tmp_path: Path, shared: Path) -> None:
+    asked = making.benchmarks(tmp_path / "benchmarks", ["x.jpg"])
+    own = set(ImageShards(photographs).names())
+    others = sorted(path for path in (shared / "coco-sample" / "train2017").iterdir() if path.name not in own)
+    write_image_shards(asked, [(f"other-{number:03d}", path.read_bytes()) for number, path in enumerate(others)])
+    summary = preprocess.run(config.compose("sample"), photographs, models, asked, tmp_path / "out")
+    assert (summary.numbers["lookalike_images"], summary.facts["contamination"]) == (0, "clean")
+
+
+def test_faulty_conversations_are_counted_by_reason_where_some_are_allowed(tmp_path: Path, models: Path) -> None:
+    said = [making.conversation(name) for name in NAMES]
+    said[3]["conversations"] = []
+    said[5]["conversations"][0]["from"] = "robot"
+    said[7] = said[6]  # a duplicate
+    said[8]["conversations"][1]["value"] = "  "
+    images = {name: making.image_bytes((number, 0, 0)) for number, name in enumerate(NAMES)}
+    source = making.raw_dataset(tmp_path / "raw", said, images)
+    with pytest.raises(InputError, match=r"conversation 3 .* has no turns, and 1 more of 40 are faulty \(5.00%"):
+        preprocess.run(settings(), source, models, None, tmp_path / "out")
+    summary = preprocess.run(settings("data.max_faulty_fraction=0.05"), source, models, None, tmp_path / "out")
+    assert summary.numbers["conversations"] == 40
+    assert summary.numbers["train"] + summary.numbers["val"] == 36
+    kinds = ("no_turns", "unknown_speaker", "duplicate", "empty_turn")
+    assert [summary.numbers[f"dropped_conversations_{kind}"] for kind in kinds] == [1, 1, 1, 1]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "unknown speaker" in page
+    assert "duplicate" in page
+
+
+def test_filters_and_a_seeded_draw_decide_what_is_learnt(tmp_path: Path, models: Path) -> None:
+    said = [making.conversation(name) for name in NAMES[:20]]
+    pair = ("What is it?", "It is red.")
+    said += [making.conversation(name, pair, ("And now?", "Still red."), ("Sure?", "Yes.")) for name in NAMES[20:]]
+    said += [making.conversation(None, ("Hi", f"Hello {number}"), identity=f"text{number}") for number in range(5)]
+    images = {name: making.image_bytes((number, 0, 0)) for number, name in enumerate(NAMES)}
+    source = making.raw_dataset(tmp_path / "raw", said, images)
+
+    def counted(*overrides: str) -> dict[str, float]:
+        return preprocess.run(settings(*overrides), source, models, None, tmp_path / "out").numbers
+
+    assert counted("data.kinds=[single]")["dropped_conversations_other_kind"] == 25
+    assert counted("data.min_turns=4")["dropped_conversations_turns"] == 25
+    assert counted("data.max_turns=2")["dropped_conversations_turns"] == 20
+    assert counted("data.min_characters=20")["dropped_conversations_length"] == 5
+    drawn = counted("data.limit=30")
+    assert (drawn["train"] + drawn["val"], drawn["dropped_conversations_not_drawn"]) == (30, 15)
+    first = {row["id"] for row in dropped(tmp_path / "out")}
+    counted("data.limit=30", "data.limit_seed=7")
+    assert {row["id"] for row in dropped(tmp_path / "out")} != first
+    with pytest.raises(InputError, match="zero usable conversations; all 45 are filtered out"):
+        counted("data.min_turns=99")
+    with pytest.raises(InputError, match=r"data.kinds=\['poem'\] is not allowed. Choose from single, multi, text"):
+        counted("data.kinds=[poem]")
+
+
+def test_a_shard_that_was_edited_by_hand_is_a_sentence(tmp_path: Path, models: Path) -> None:
+    source = raw(tmp_path / "raw")
+    content = bytearray((source / "images-00000.parquet").read_bytes())
+    content[200] ^= 1
+    (source / "images-00000.parquet").write_bytes(content)
+    with pytest.raises(InputError, match="images-00000.parquet differs from its sha256 in the manifest"):
+        preprocess.run(settings(), source, models, None, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_manifest_of_a_newer_schema_is_a_sentence(tmp_path: Path, models: Path) -> None:
+    source = raw(tmp_path / "raw")
+    value = json.loads((source / manifest.NAME).read_text())
+    (source / manifest.NAME).write_text(json.dumps({**value, "schema_version": 99}))
+    with pytest.raises(InputError, match="schema version 99, newer than the 1 known here. Update multimodal-gemma"):
+        preprocess.run(settings(), source, models, None, tmp_path / "out")
 
 
 def test_a_validation_split_of_zero_images_is_a_sentence(tmp_path: Path, models: Path) -> None:

@@ -41,7 +41,7 @@ def open(uri: str, data: DataConfig, part: str = "") -> Source:
     if scheme == "hf":
         from multimodal_gemma.data.sources.hub import HubSource
 
-        return HubSource(uri)
+        return HubSource(uri, require_commit=data.require_commits)
     if scheme in ("https", "http"):
         from multimodal_gemma.data.sources.web import WebSource
 

@@ -38,11 +38,16 @@ class Source(abc.ABC):
         """
 
     @abc.abstractmethod
-    def fetch(self, name: str | None, destination: Path) -> None:
+    def fetch(self, name: str | None, destination: Path, max_bytes: int | None = None) -> None:
         """Write one file under the location, or the file that the location itself is (None), to `destination`.
 
+        Args:
+            name: the file.
+            destination: appears whole or not at all.
+            max_bytes: a larger file is refused; None takes any.
+
         Raises:
-            Unavailable: it is not there or cannot be had.
+            Unavailable: it is not there, larger than `max_bytes`, or cannot be had.
             InputError: `destination` cannot be written.
         """
 
@@ -89,6 +94,16 @@ def safe_name(name: str) -> str:
     if not name or path.is_absolute() or ".." in path.parts or "\\" in name or any(ord(letter) < 32 for letter in name):
         raise Unavailable("its name points outside the location")
     return str(path)
+
+
+def check_size(size: int, max_bytes: int | None) -> None:
+    """Refuse a file that is too large.
+
+    Raises:
+        Unavailable: `size` is above `max_bytes`.
+    """
+    if max_bytes is not None and size > max_bytes:
+        raise Unavailable(f"larger than {max_bytes:,} bytes")
 
 
 def place(path: Path, destination: Path) -> None:

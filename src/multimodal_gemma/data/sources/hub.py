@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from multimodal_gemma import files
 from multimodal_gemma.data.sources import retrying
-from multimodal_gemma.data.sources.base import Source, Unavailable, Unreachable, place, safe_name
+from multimodal_gemma.data.sources.base import Source, Unavailable, Unreachable, check_size, place, safe_name
 from multimodal_gemma.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,11 +34,13 @@ class HubSource(Source):
     Args:
         uri: the location; without a revision it is the branch main.
 
+        require_commit: refuse a branch or tag, which may name something else tomorrow.
+
     Raises:
-        InputError: the location is malformed.
+        InputError: the location is malformed, or names no commit where one is demanded.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, *, require_commit: bool = False) -> None:
         super().__init__(uri)
         found = _LOCATION.fullmatch(uri)
         if found is None:
@@ -49,6 +51,11 @@ class HubSource(Source):
         self._type = "dataset" if found["kind"] == "datasets/" else "model"
         self._repo, self._path = found["repo"], (found["path"] or "").strip("/")
         self._revision = found["revision"] or "main"
+        if require_commit and not _COMMIT.fullmatch(self._revision):
+            raise InputError(
+                f"download: {uri} names the revision {self._revision!r}, which is no commit, and data.require_commits "
+                "demands one. Write @ and the 40 hexadecimal digits of a commit."
+            )
 
     def read(self, name: str, max_bytes: int) -> bytes:
         """Return the bytes of one file, see `Source.read`."""
@@ -57,9 +64,11 @@ class HubSource(Source):
             raise Unavailable(f"larger than {max_bytes:,} bytes")
         return path.read_bytes()
 
-    def fetch(self, name: str | None, destination: Path) -> None:
+    def fetch(self, name: str | None, destination: Path, max_bytes: int | None = None) -> None:
         """Write one file, linked to the hub's cache where that works; see `Source.fetch`."""
-        place(self._cached(name), destination)
+        path = self._cached(name)
+        check_size(path.stat().st_size, max_bytes)
+        place(path, destination)
 
     def exists(self, name: str) -> bool:
         """Return whether the repository holds that file at the resolved commit."""

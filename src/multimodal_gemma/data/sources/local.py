@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from multimodal_gemma import files
-from multimodal_gemma.data.sources.base import Source, Unavailable, copy, place, safe_name
+from multimodal_gemma.data.sources.base import Source, Unavailable, check_size, copy, place, safe_name
 from multimodal_gemma.errors import InputError
 
 _BEGINNING = 1 << 16  # bytes in which the first conversation names its turns
@@ -52,13 +52,15 @@ class LocalSource(Source):
             raise Unavailable(f"larger than {max_bytes:,} bytes")
         return content
 
-    def fetch(self, name: str | None, destination: Path) -> None:
+    def fetch(self, name: str | None, destination: Path, max_bytes: int | None = None) -> None:
         """Copy one file, or link it if it holds weights; None is the file itself, or the one JSON file of a folder."""
         path = self._one_file() if name is None else self._path(name)
         try:
             path.open("rb").close()
+            size = path.stat().st_size
         except OSError as error:
             raise Unavailable(_reason(error)) from None
+        check_size(size, max_bytes)
         (place if path.suffix in _LINKED else copy)(path, destination)
 
     def exists(self, name: str) -> bool:

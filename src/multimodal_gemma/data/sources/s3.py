@@ -6,25 +6,45 @@ AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION. Without
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
+import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from multimodal_gemma import files
-from multimodal_gemma.data.sources import retrying
-from multimodal_gemma.data.sources.base import Source, Unavailable, safe_name
+from multimodal_gemma.data.sources import retrying, transfer
+from multimodal_gemma.data.sources.base import Source, Unavailable, Unreachable, safe_name
 from multimodal_gemma.errors import InputError
 
 T = TypeVar("T")
 _ENDPOINT = "https://s3.amazonaws.com"
 _CONNECTIONS = 64  # kept alive in the pool
-_CHUNK = 1 << 20
+SHA256 = "sha256"  # name of the metadata
+SINGLE_PART = 64 << 20  # bytes up to which an object is written in one piece, so that its ETag is the MD5 of its bytes
+_CHANGED = ("PreconditionFailed", "InvalidRange")  # another object than the one whose first part is held
 _ABSENT = ("NoSuchKey", "NoSuchObject", "ResourceNotFound")
 _DENIED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken")
 _BUSY = ("SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "XMinioServerNotInitialized")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """What a store knows of an object.
+
+    Attributes:
+        size: bytes.
+        etag: the MD5 of the bytes, unless the object came in parts.
+        sha256: as recorded beside it by `put`, "" if it was not.
+    """
+
+    size: int
+    etag: str
+    sha256: str
 
 
 class S3Source(Source):
@@ -43,22 +63,18 @@ class S3Source(Source):
         self._prefix = prefix.strip("/")
         if not self._bucket:
             raise InputError(f"download: {uri} names no bucket. Write s3://BUCKET/PREFIX.")
-        self._client = _client()
+        self._client = client()
 
     def read(self, name: str, max_bytes: int) -> bytes:
         """Return the bytes of one object, see `Source.read`."""
-        content = self._ask(lambda: self._get(self._key(name), max_bytes + 1))
-        if len(content) > max_bytes:
-            raise Unavailable(f"larger than {max_bytes:,} bytes")
-        return content
+        return transfer.to_memory(functools.partial(self._part, self._key(name)), max_bytes)
 
-    def fetch(self, name: str | None, destination: Path) -> None:
+    def fetch(self, name: str | None, destination: Path, max_bytes: int | None = None) -> None:
         """Write one object, see `Source.fetch`."""
         key = self._prefix if name is None else self._key(name)
         if not key:
             raise InputError(f"download: {self.uri} names a bucket, not an object in it. Append /OBJECT.")
-        with files.atomic_path(destination) as temporary:
-            self._ask(lambda: self._save(key, temporary))
+        transfer.to_file(functools.partial(self._part, key), destination, max_bytes)
 
     def exists(self, name: str) -> bool:
         """Return whether the store has that object."""
@@ -67,6 +83,45 @@ class S3Source(Source):
     def names(self) -> list[str]:
         """Return every object below the prefix."""
         return [name for name, _ in self._listing]
+
+    def stored(self, name: str) -> Stored | None:
+        """Return what the store knows of an object, None if it does not have it."""
+        try:
+            found = self._ask(lambda: self._client.stat_object(self._bucket, self._key(name)))
+        except Unreachable:
+            raise
+        except Unavailable:
+            return None
+        return Stored(int(found.size), str(found.etag), str((found.metadata or {}).get(f"x-amz-meta-{SHA256}", "")))
+
+    def stored_all(self) -> dict[str, Stored]:
+        """Return what a listing tells of every object below the prefix; no sha256."""
+        prefix = f"{self._prefix}/" if self._prefix else ""
+        found = self._ask(lambda: list(self._client.list_objects(self._bucket, prefix=prefix, recursive=True)))
+        return {item.object_name.removeprefix(prefix): Stored(int(item.size), str(item.etag), "") for item in found}
+
+    def put(self, name: str, content: bytes | Path, sha256: str) -> None:
+        """Write an object with its sha256 beside it.
+
+        Args:
+            name: of the object, below the prefix.
+            content: its bytes, or the file that holds them.
+            sha256: hexadecimal, kept as the object's metadata and compared whenever the object is read.
+
+        Raises:
+            Unavailable: it cannot be written.
+            InputError: the store refuses.
+        """
+
+        def attempt() -> None:
+            size = content.stat().st_size if isinstance(content, Path) else len(content)
+            with content.open("rb") if isinstance(content, Path) else io.BytesIO(content) as stream:
+                part = 0 if size <= SINGLE_PART else SINGLE_PART
+                self._client.put_object(
+                    self._bucket, self._key(name), stream, size, metadata={SHA256: sha256}, part_size=part
+                )
+
+        self._ask(attempt)
 
     def fingerprint(self, *names: str) -> str:
         """Return a digest of the objects' ETags."""
@@ -86,7 +141,7 @@ class S3Source(Source):
         """Return an object's ETag, "" if the store does not have it."""
         try:
             return str(self._ask(lambda: self._client.stat_object(self._bucket, key)).etag)
-        except retrying.Unreachable:
+        except Unreachable:
             raise
         except Unavailable:
             return ""
@@ -100,38 +155,44 @@ class S3Source(Source):
             raise InputError(f"download: {self.uri} cannot be listed ({error}). Check AWS_ENDPOINT_URL.") from None
         return sorted((item.object_name.removeprefix(prefix), str(item.etag)) for item in found)
 
-    def _get(self, key: str, max_bytes: int) -> bytes:
-        answer = self._client.get_object(self._bucket, key)
-        try:
-            content = bytearray()
-            while len(content) < max_bytes and (piece := answer.read(min(_CHUNK, max_bytes - len(content)))):
-                content += piece
-            return bytes(content)
-        finally:
-            answer.close()
-            answer.release_conn()
-
-    def _save(self, key: str, path: Path) -> None:
-        answer = self._client.get_object(self._bucket, key)
-        try:
-            with path.open("wb") as stream:
-                while piece := answer.read(_CHUNK):
-                    stream.write(piece)
-        finally:
-            answer.close()
-            answer.release_conn()
+    @contextlib.contextmanager
+    def _part(self, key: str, start: int, identity: str) -> Iterator[transfer.Part]:
+        """Yield the answer to a request for an object from `start` on."""
+        with self._spoken():
+            try:
+                answer = self._client.get_object(
+                    self._bucket, key, offset=start, request_headers={"If-Match": identity} if start else None
+                )
+            except _s3_error() as error:
+                if error.code not in _CHANGED:
+                    raise
+                start, answer = 0, self._client.get_object(self._bucket, key)
+            try:
+                stated = answer.headers.get("Content-Length", "")
+                total = start + int(stated) if stated.isdecimal() else None
+                recorded = answer.headers.get(f"x-amz-meta-{SHA256}", "")
+                yield transfer.Part(answer, start, total, answer.headers.get("ETag", ""), recorded)
+            finally:
+                answer.close()
+                answer.release_conn()
 
     def _ask(self, question: Callable[[], T]) -> T:
         """Return the store's answer, asked again when it is busy; turn its refusals into sentences."""
         return retrying.call(lambda: self._ask_once(question))
 
     def _ask_once(self, question: Callable[[], T]) -> T:
+        with self._spoken():
+            return question()
+
+    @contextlib.contextmanager
+    def _spoken(self) -> Iterator[None]:
+        """Turn what the store refuses into reasons and sentences."""
         import urllib3
-        from minio.error import InvalidResponseError, S3Error, ServerError
+        from minio.error import InvalidResponseError, ServerError
 
         try:
-            return question()
-        except S3Error as error:
+            yield
+        except _s3_error() as error:
             code = error.code or ""
             if code in _ABSENT:
                 raise Unavailable("no such object") from None
@@ -140,18 +201,32 @@ class S3Source(Source):
             if code in _DENIED:
                 raise InputError(
                     f"download: the store refuses {self.uri} ({code}). Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY "
-                    "and AWS_ENDPOINT_URL, and what the key may read."
+                    "and AWS_ENDPOINT_URL, and what the key may do."
                 ) from None
             if code in _BUSY:
                 raise retrying.Transient(code) from None
             raise Unavailable(code or "refused by the store") from None
         except (ServerError, InvalidResponseError):
             raise retrying.Transient("the store answers with an error") from None
+        except urllib3.exceptions.ProtocolError as error:
+            broken = isinstance(error, urllib3.exceptions.IncompleteRead)
+            raise retrying.Transient("the connection broke" if broken else "no connection to the store") from None
         except urllib3.exceptions.HTTPError:
             raise retrying.Transient("no connection to the store") from None
 
 
-def _client() -> Any:
+def _s3_error() -> type[Any]:
+    from minio.error import S3Error
+
+    return S3Error
+
+
+def client() -> Any:
+    """Return a connection pool to the store that the environment names.
+
+    Raises:
+        InputError: the endpoint is malformed, or half of the credentials is missing.
+    """
     import urllib3
     from minio import Minio
 

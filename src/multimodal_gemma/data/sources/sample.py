@@ -63,9 +63,9 @@ class SampleSource(Source):
         """Return the bytes of one file, see `Source.read`."""
         return self._folder.read(name, max_bytes)
 
-    def fetch(self, name: str | None, destination: Path) -> None:
+    def fetch(self, name: str | None, destination: Path, max_bytes: int | None = None) -> None:
         """Write one file, see `Source.fetch`."""
-        self._folder.fetch(name, destination)
+        self._folder.fetch(name, destination, max_bytes)
 
     def exists(self, name: str) -> bool:
         """Return whether the sample holds that file."""

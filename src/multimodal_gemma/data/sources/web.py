@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote, urljoin, urlsplit
 
 import requests
+import urllib3
 
 from multimodal_gemma import __version__, files
-from multimodal_gemma.data.sources import public_address, retrying
+from multimodal_gemma.data.sources import public_address, retrying, transfer
 from multimodal_gemma.data.sources.base import Source, Unavailable, Unreachable, safe_name
 from multimodal_gemma.errors import InputError
 
-_TIMEOUT = (10.0, 60.0)  # seconds to connect, seconds between two bytes
+_TIMEOUT = (10.0, 30.0)  # seconds to connect, seconds between two bytes
 _REDIRECTS = 5
-_CHUNK = 1 << 18
-_ABSENT = (401, 403, 404, 410)  # object stores answer 403 for what is absent where listing is not allowed
+_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
 
 
 class WebSource(Source):
@@ -50,13 +51,12 @@ class WebSource(Source):
     def read(self, name: str, max_bytes: int) -> bytes:
         """Return the bytes of one file, see `Source.read`."""
         url = self._url(name)
-        return retrying.call(lambda: self._body(url, max_bytes))
+        return transfer.to_memory(functools.partial(self._part, url), max_bytes)
 
-    def fetch(self, name: str | None, destination: Path) -> None:
+    def fetch(self, name: str | None, destination: Path, max_bytes: int | None = None) -> None:
         """Write one file, see `Source.fetch`."""
         url = self.uri if name is None else self._url(name)
-        with files.atomic_path(destination) as temporary:
-            retrying.call(lambda: self._save(url, temporary))
+        transfer.to_file(functools.partial(self._part, url), destination, max_bytes)
 
     def exists(self, name: str) -> bool:
         """Ask the server for the header of one file."""
@@ -88,35 +88,37 @@ class WebSource(Source):
     def _url(self, name: str) -> str:
         return f"{self.uri.rstrip('/')}/{quote(safe_name(name))}"
 
-    def _body(self, url: str, max_bytes: int) -> bytes:
-        with self._answer("GET", url) as answer:
-            stated = answer.headers.get("Content-Length", "")
-            size = int(stated) if stated.isdecimal() else 0
-            content = bytearray()
-            pieces = answer.iter_content(_CHUNK)
-            while size <= max_bytes and len(content) <= max_bytes and (piece := next(pieces, None)) is not None:
-                content += piece
-        if max(size, len(content)) > max_bytes:
-            raise Unavailable(f"larger than {max_bytes:,} bytes")
-        return bytes(content)
-
-    def _save(self, url: str, path: Path) -> None:
-        with self._answer("GET", url) as answer, path.open("wb") as stream:
-            for piece in answer.iter_content(_CHUNK):
-                stream.write(piece)
+    @contextlib.contextmanager
+    def _part(self, url: str, start: int, identity: str) -> Iterator[transfer.Part]:
+        """Yield the answer to a request for a file from `start` on."""
+        wanted = {"Range": f"bytes={start}-", "If-Range": identity} if start else {}
+        with self._answer("GET", url, wanted) as answer:
+            head = answer.headers
+            tag = head.get("ETag", "")
+            known = "" if tag.startswith("W/") else tag or head.get("Last-Modified", "")
+            if answer.status_code == 206:
+                found = _RANGE.fullmatch(head.get("Content-Range", ""))
+                if found is None:
+                    raise Unavailable("the server answers with an unknown part of the file")
+                yield transfer.Part(answer.raw, int(found[1]), int(found[2]), known)
+                return
+            stated = head.get("Content-Length", "")
+            yield transfer.Part(answer.raw, 0, int(stated) if stated.isdecimal() else None, known)
 
     def _stamp(self, url: str) -> list[str]:
         with self._answer("HEAD", url) as answer:
             return [answer.headers.get(name, "") for name in ("ETag", "Last-Modified", "Content-Length")]
 
     @contextlib.contextmanager
-    def _answer(self, method: str, url: str) -> Iterator[requests.Response]:
+    def _answer(self, method: str, url: str, headers: dict[str, str] | None = None) -> Iterator[requests.Response]:
         """Yield the answer to one request, redirects followed; turn what a network can do into reasons."""
         try:
             for _ in range(_REDIRECTS + 1):
                 if fault := self._fault(url):
                     raise Unavailable(f"{url} {fault}")
-                answer = self._session.request(method, url, stream=True, timeout=_TIMEOUT, allow_redirects=False)
+                answer = self._session.request(
+                    method, url, headers=headers, stream=True, timeout=_TIMEOUT, allow_redirects=False
+                )
                 if not answer.is_redirect:
                     break
                 url = urljoin(url, answer.headers["Location"])
@@ -130,6 +132,10 @@ class WebSource(Source):
             raise Unavailable(str(error)) from None
         except requests.RequestException as error:
             raise retrying.Transient(_reason(error)) from None
+        except urllib3.exceptions.ReadTimeoutError:
+            raise retrying.Transient("no answer in time") from None
+        except urllib3.exceptions.HTTPError:
+            raise retrying.Transient("the connection broke") from None
 
     def _fault(self, url: str) -> str:
         """Return why an address may not be asked, "" if it may."""
@@ -150,7 +156,7 @@ def _check_status(answer: requests.Response) -> None:
     status = answer.status_code
     if status == 429 or status >= 500:
         raise retrying.Transient(str(status), wait=retrying.parse_retry_after(answer.headers.get("Retry-After")))
-    if status in _ABSENT or status != 200:
+    if status not in (200, 206):
         raise Unavailable(str(status))
 
 

@@ -1,0 +1,301 @@
+"""How fast data gets from a mirror into shards, from shards into arrays, and from text into tokens.
+
+    python benchmarks/data.py [preprocess|download|tokens|all]
+
+The photographs are made here: 640 x 480 pixels of smooth colour with grain, JPEG at quality 90, about 100 KB each.
+Figures are printed as JSON, one object a measurement; times are wall time, memory is the largest resident set of the
+process that did the work and of its workers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import multiprocessing
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+LATENCY = 0.03  # seconds before each answer of the mirror
+PUBLISHED = 157_712  # conversations of LLaVA-Instruct-150K
+WORDS = "the a in of is on and with man woman dog cat table red blue street standing image there two people near white"
+
+
+def photograph(seed: int) -> bytes:
+    """Return a JPEG that costs about as much to decode as a photograph."""
+    numbers = np.random.default_rng(seed)
+    coarse = numbers.integers(0, 255, (12, 16, 3), np.uint8)
+    smooth = np.asarray(Image.fromarray(coarse).resize((640, 480), Image.Resampling.BICUBIC), np.int16)
+    grained = np.clip(smooth + numbers.normal(0, 6, (480, 640, 1)), 0, 255).astype(np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(grained).save(stream, "JPEG", quality=90)
+    return stream.getvalue()
+
+
+def conversation(number: int, image: str | None, pairs: int, words: int) -> dict[str, Any]:
+    """Return a conversation with `pairs` questions and answers of about `words` words each."""
+    numbers = np.random.default_rng(number)
+    said = []
+    for pair in range(pairs):
+        tag = "<image>\n" if image and not pair else ""
+        lengths = (8, max(int(numbers.gamma(2.0, words / 2.0)), 1))
+        question, answer = (" ".join(numbers.choice(WORDS.split(), length)) for length in lengths)
+        said += [{"from": "human", "value": f"{tag}{question}?"}, {"from": "gpt", "value": f"{answer}."}]
+    return {"id": str(number), "conversations": said, **({"image": image} if image else {})}
+
+
+def raw_dataset(folder: Path, conversations: list[dict[str, Any]], images: Iterator[tuple[str, bytes]]) -> Path:
+    """Write a raw-dataset artifact."""
+    from multimodal_gemma import files, manifest
+    from multimodal_gemma.data.shards import write_image_shards
+
+    folder.mkdir(parents=True)
+    (folder / "conversations.json").write_text(json.dumps(conversations))
+    write_image_shards(folder, images)
+    files.write_jsonl(folder / "missing.jsonl", [])
+    manifest.write(folder, "raw-dataset", config={})
+    return folder
+
+
+def base_models(folder: Path) -> Path:
+    """Write a base-models artifact: the packaged language model, and an image processor of 224 pixels."""
+    from transformers import CLIPImageProcessor
+
+    from multimodal_gemma import config, manifest
+    from multimodal_gemma.stages import download
+
+    download.run(config.compose("sample"), "models", folder)
+    vision = folder / "vision"
+    CLIPImageProcessor(size={"shortest_edge": 224}, crop_size={"height": 224, "width": 224}).save_pretrained(vision)
+    facts = json.loads((vision / "config.json").read_text())
+    facts.update(image_size=224, patch_size=14)
+    (vision / "config.json").write_text(json.dumps(facts))
+    manifest.write(folder, "base-models", config={})
+    return folder
+
+
+def alone(work: str, *arguments: str) -> dict[str, Any]:
+    """Run one measurement in a process of its own, so that its peak memory is its own."""
+    done = subprocess.run([sys.executable, __file__, work, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr[-3000:])
+    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def peak() -> float:
+    """Return the largest resident sets so far, of this process and of the largest of its children, in MB."""
+    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return sum(resource.getrusage(one).ru_maxrss for one in who) / 1024
+
+
+def processed(raw: str, models: str, workers: str) -> None:
+    """Preprocess an artifact and print seconds, processor seconds and peak memory."""
+    from multimodal_gemma import config
+    from multimodal_gemma.stages import preprocess
+
+    settings = config.compose("sample", [f"data.workers={workers}", "data.validation_fraction=0.02"])
+    with tempfile.TemporaryDirectory(dir=Path(raw).parent) as output:
+        start, before = time.monotonic(), os.times()
+        summary = preprocess.run(settings, Path(raw), Path(models), None, Path(output) / "out")
+        seconds, after = time.monotonic() - start, os.times()
+        used = sum(after[:4]) - sum(before[:4])
+        tokens = sum(path.stat().st_size for part in ("train", "val") for path in (summary.folder / part).iterdir())
+        print(
+            json.dumps({"seconds": seconds, "cpu": used, "peak_mb": peak(), "token_bytes": tokens, **summary.numbers})
+        )
+
+
+def measure_preprocess(base: Path) -> None:
+    """Images a second a core, and memory at 2,000 and at 20,000 images."""
+    models = base_models(base / "models")
+    with multiprocessing.get_context("spawn").Pool() as pool:
+        photographs = pool.map(photograph, range(200))  # reused: what is measured is decoding, and each is decoded anew
+    cores = len(os.sched_getaffinity(0))
+    found = {}
+    for count in (2_000, 20_000):
+        names = [f"{number:012d}.jpg" for number in range(count)]
+        said = [conversation(number, name, 1, 20) for number, name in enumerate(names)]
+        images = ((name, photographs[number % 200]) for number, name in enumerate(names))
+        raw = raw_dataset(base / f"raw-{count}", said, images)
+        found[count] = alone("processed", str(raw), str(models), str(cores))
+    more, few = found[20_000], found[2_000]
+    seconds = more["seconds"] - few["seconds"]  # starting the interpreter and its workers costs both the same
+    print(
+        json.dumps(
+            {
+                "what": "preprocess",
+                "photograph_kb": round(sum(map(len, photographs)) / 200 / 1e3, 1),
+                "cores": cores,
+                "images_per_second_per_core": round(18_000 / seconds / cores, 1),
+                "images_per_cpu_second": round(18_000 / (more["cpu"] - few["cpu"]), 1),
+                "peak_mb": {"2,000": round(few["peak_mb"]), "20,000": round(more["peak_mb"])},
+                "growth": round(more["peak_mb"] / few["peak_mb"] - 1, 3),
+            }
+        )
+    )
+
+
+def mirror(body: bytes) -> ThreadingHTTPServer:
+    """Serve one photograph under every name, each answer after LATENCY."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+        def do_GET(self) -> None:
+            """Answer late."""
+            time.sleep(LATENCY)
+            head = f'HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nETag: "1"\r\n\r\n'
+            self.wfile.write(head.encode() + body)
+
+    class Listener(ThreadingHTTPServer):
+        daemon_threads = True
+        request_queue_size = 128
+
+    return Listener(("127.0.0.1", 0), Handler)
+
+
+def serve(pipe: Any) -> None:
+    """Serve until the process is ended."""
+    server = mirror(photograph(0))
+    pipe.send(server.server_port)
+    server.serve_forever()
+
+
+def measure_download(count: int = 1_000) -> None:
+    """The engine against one request after another, each on a new connection and on a kept one."""
+    import requests
+
+    from multimodal_gemma.config.schema import DataConfig
+    from multimodal_gemma.data import sources
+    from multimodal_gemma.data.fetching import fetch_all
+
+    os.environ["MMGEMMA_ALLOW_LOOPBACK"] = "1"
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=serve, args=(theirs,), daemon=True)
+    process.start()
+    url = f"http://127.0.0.1:{ours.recv()}/images"
+    names = [f"{number:012d}.jpg" for number in range(count)]
+
+    def timed(work: Callable[[], object], images: int) -> float:
+        start = time.monotonic()
+        work()
+        return images / (time.monotonic() - start)
+
+    few = names[:100]
+    fresh = timed(lambda: [requests.get(f"{url}/{name}", timeout=10).content for name in few], len(few))
+    session = requests.Session()
+    kept = timed(lambda: [session.get(f"{url}/{name}", timeout=10).content for name in few], len(few))
+    source = sources.open(url, DataConfig())
+    engine = timed(lambda: [0 for _ in fetch_all(source, names, 10**7)], count)
+    process.terminate()
+    rates = {"sequential": fresh, "sequential_kept_connection": kept, "engine": engine}
+    print(
+        json.dumps(
+            {
+                "what": "download",
+                "latency_ms": LATENCY * 1e3,
+                "images_per_second": {name: round(rate, 1) for name, rate in rates.items()},
+                "times_sequential": round(engine / fresh, 1),
+                "times_kept_connection": round(engine / kept, 1),
+            }
+        )
+    )
+
+
+def measure_tokens(base: Path, count: int = PUBLISHED) -> None:
+    """Tokenize as many conversations as are published, with lengths like theirs, and read shuffled batches back."""
+    models = base_models(base / "models-tokens")
+    shapes = np.random.default_rng(0).choice(3, count, p=(0.36, 0.15, 0.49))  # talks, descriptions, reasonings
+    said = [
+        conversation(number, None, *((4, 11), (1, 90), (1, 100))[shape]) for number, shape in enumerate(shapes.tolist())
+    ]
+    raw = raw_dataset(base / "raw-tokens", said, iter(()))
+    cores = len(os.sched_getaffinity(0))
+    found = alone("processed", str(raw), str(models), str(cores))
+    positions = found["token_bytes"] / 5  # four bytes an id; the mask takes a bit
+    print(
+        json.dumps(
+            {
+                "what": "tokens",
+                "conversations": count,
+                "seconds": round(found["seconds"], 1),
+                "conversations_per_second": round(count / found["seconds"]),
+                "peak_mb": round(found["peak_mb"]),
+                "arrow_mb": round(found["token_bytes"] / 1e6, 1),
+                "tokens_about": round(positions),
+            }
+        )
+    )
+
+
+def measure_reading(base: Path, count: int = 4_000, batch: int = 40) -> None:
+    """Read shuffled batches, pixels and tokens, from a processed dataset."""
+    from multimodal_gemma import config
+    from multimodal_gemma.data.processed import ProcessedDataset
+    from multimodal_gemma.stages import preprocess
+
+    models = base_models(base / "models-reading")
+    names = [f"{number:012d}.jpg" for number in range(count)]
+    said = [conversation(number, name, 3, 30) for number, name in enumerate(names)]
+    body = [photograph(number) for number in range(20)]
+    raw = raw_dataset(base / "raw-reading", said, ((name, body[n % 20]) for n, name in enumerate(names)))
+    preprocess.run(config.compose("sample"), raw, models, None, base / "reading")
+    dataset = ProcessedDataset(base / "reading")
+    train = dataset.split("train")
+    order = np.random.default_rng(0).permutation(len(train))
+    start = time.monotonic()
+    for position in order:
+        sample = train[int(position)]
+        dataset.image(sample.image_index).sum()
+    seconds = time.monotonic() - start
+    print(
+        json.dumps(
+            {
+                "what": "reading",
+                "samples_per_second": round(len(order) / seconds),
+                "ms_a_batch_of_40": round(seconds / len(order) * batch * 1e3, 2),
+            }
+        )
+    )
+
+
+def main() -> None:
+    """Run the measurements that are asked for."""
+    if sys.argv[1:2] == ["processed"]:
+        processed(*sys.argv[2:])
+        return
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    what = ("preprocess", "download", "tokens", "reading")
+    parser.add_argument("what", nargs="?", default="all", choices=[*what, "all"])
+    asked = parser.parse_args().what
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder)
+        works: dict[str, Callable[[], None]] = {
+            "download": measure_download,
+            "preprocess": lambda: measure_preprocess(base),
+            "tokens": lambda: measure_tokens(base),
+            "reading": lambda: measure_reading(base),
+        }
+        for name, work in works.items():
+            if asked in (name, "all"):
+                work()
+
+
+if __name__ == "__main__":
+    main()

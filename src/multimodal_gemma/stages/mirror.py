@@ -1,0 +1,147 @@
+"""Mirror: data and base models into an S3 bucket, so that a cluster without internet needs only s3:// locations.
+
+What is mirrored is downloaded first, by the download stage and under its rules, and then written object by object in
+the layout that the sources read: the artifacts that a pipeline makes from the mirror have the digests of those made
+from the original places. Objects that are there with the same bytes are left alone, so a mirror that was interrupted
+continues, and one that is complete is checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from multimodal_gemma import files, logs, manifest
+from multimodal_gemma.config.schema import Config
+from multimodal_gemma.errors import InputError
+from multimodal_gemma.progress import Progress
+from multimodal_gemma.stages import download
+from multimodal_gemma.stages.summary import Summary
+
+if TYPE_CHECKING:
+    from multimodal_gemma.data.sources.s3 import S3Source, Stored
+
+PARTS = ("dataset", "benchmarks", "models")
+RECORD = "mirror.json"  # written last: the mirror is complete
+_WORKERS = 16
+_TOGETHER = 256  # objects in memory at once
+
+
+def run(config: Config, parts: Sequence[str], work: Path, destination: str) -> Summary:
+    """Copy artifacts into a bucket and check that they have arrived.
+
+    Args:
+        config: where everything comes from, as for a download.
+        parts: of PARTS, what to copy.
+        work: folder for the downloads; kept, so that the next mirror only fetches what has changed.
+        destination: s3://BUCKET/PREFIX.
+
+    Returns:
+        How many objects were written and found there; its facts are the overrides under which a pipeline reads them.
+
+    Raises:
+        InputError: a source or the store is at fault, or an object has not arrived as it was sent.
+    """
+    from multimodal_gemma.data.sources.base import Unavailable
+    from multimodal_gemma.data.sources.s3 import S3Source
+
+    if not destination.startswith("s3://"):
+        raise InputError(f"mirror: {destination} is no bucket. Write s3://BUCKET/PREFIX.")
+    log = logs.get("mirror")
+    store = S3Source(destination.rstrip("/"))
+    made = {part: download.run(config, part, work / part) for part in parts}
+    objects: dict[str, dict[str, int | str]] = {}
+    written = 0
+    try:
+        there = store.stored_all()
+        for part in parts:
+            total = _count(work / part)
+            with Progress("mirror", total, "object") as progress, ThreadPoolExecutor(_WORKERS) as pool:
+                items = _objects(work / part, part)
+                while group := list(itertools.islice(items, _TOGETHER)):
+                    sent = pool.map(lambda item: _send(store, there.get(item[0]), *item), group)
+                    for (name, content), (digest, new) in zip(group, sent, strict=True):
+                        objects[name] = {"bytes": _size(content), "sha256": digest}
+                        written += new
+                        progress.advance()
+        _check(store, objects)
+        overrides = _overrides(config, destination.rstrip("/"), parts)
+        record = {"schema_version": 1, "objects": objects, "overrides": overrides}
+        content = (json.dumps(record, indent=1, sort_keys=True) + "\n").encode()
+        store.put(RECORD, content, hashlib.sha256(content).hexdigest())
+    except Unavailable as error:
+        raise InputError(
+            f"mirror: {destination} cannot be written ({error}). Check AWS_ENDPOINT_URL and run again; "
+            "what has arrived is kept."
+        ) from None
+    log.info("%s objects in %s, %s of them new", f"{len(objects):,}", destination, f"{written:,}")
+    digest = files.digest_of({part: summary.digest for part, summary in made.items()})
+    numbers = {"objects": float(len(objects)), "written": float(written)}
+    facts = {text.partition("=")[0]: text for text in overrides}
+    return Summary("mirror", work, digest, numbers, facts, cached=not written)
+
+
+def _objects(folder: Path, part: str) -> Iterator[tuple[str, bytes | Path]]:
+    """Yield every object of an artifact: its name in the mirror, and its bytes or the file that holds them."""
+    from multimodal_gemma.data.shards import ImageShards
+
+    for name in sorted(manifest.read(folder).files):
+        if name == "conversations.json" or name.partition("/")[0] in ("pope", "vqa", "vision", "language", "projector"):
+            yield f"{part}/{name}", folder / name
+    if part != "models":
+        for name, content in ImageShards(folder).iterate():
+            yield f"{part}/images/{name}", content
+
+
+def _count(folder: Path) -> int:
+    found = manifest.read(folder)
+    return len(found.files) + found.counts.get("images", 0)
+
+
+def _size(content: bytes | Path) -> int:
+    return content.stat().st_size if isinstance(content, Path) else len(content)
+
+
+def _send(store: S3Source, there: Stored | None, name: str, content: bytes | Path) -> tuple[str, bool]:
+    """Write an object unless it is there already; return its sha256, and whether it was written."""
+    from multimodal_gemma.data.sources.s3 import SINGLE_PART
+
+    digest = files.sha256_file(content) if isinstance(content, Path) else hashlib.sha256(content).hexdigest()
+    size = _size(content)
+    if there is not None and there.size == size:
+        if size <= SINGLE_PART:
+            whole = content.read_bytes() if isinstance(content, Path) else content
+            same = there.etag.strip('"') == hashlib.md5(whole).hexdigest()
+        else:
+            found = store.stored(name)
+            same = found is not None and found.sha256 == digest
+        if same:
+            return digest, False
+    store.put(name, content, digest)
+    return digest, True
+
+
+def _check(store: S3Source, objects: dict[str, dict[str, int | str]]) -> None:
+    there = store.stored_all()
+    for name, entry in objects.items():
+        if name not in there or there[name].size != entry["bytes"]:
+            raise InputError(f"mirror: {name} has not arrived whole in {store.uri}. Run again.")
+
+
+def _overrides(config: Config, base: str, parts: Sequence[str]) -> list[str]:
+    found = []
+    if "dataset" in parts:
+        found += [f"data.conversations={base}/dataset/conversations.json", f"data.images={base}/dataset/images/"]
+        found += ["data.image_roots=[]"] if config.data.image_roots else []
+    if "benchmarks" in parts:
+        given = {"pope": config.benchmarks.pope, "vqa": config.benchmarks.vqa, "images": config.benchmarks.images}
+        found += [f"benchmarks.{key}={base}/benchmarks/{key}" for key, uri in given.items() if uri]
+    if "models" in parts:
+        locations = {key: getattr(config.model, key) for key in ("vision", "language", "projector")}
+        found += [f"model.{key}={base}/models/{key}" for key, uri in locations.items() if uri]
+    return found

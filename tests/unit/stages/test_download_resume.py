@@ -1,0 +1,282 @@
+"""Interrupted, repeated, grown and concurrent downloads: what is there already is kept, and the end is the same."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from multimodal_gemma import config as configuration
+from multimodal_gemma import manifest
+from multimodal_gemma.config import Config
+from multimodal_gemma.data import collecting
+from multimodal_gemma.data.shards import ImageShards
+from multimodal_gemma.data.sources import public_address, retrying
+from multimodal_gemma.errors import InputError
+from multimodal_gemma.stages import download
+from tests.unit.data import making
+from tests.unit.data.serving import Server, serve
+
+NAMES = [f"{number:012d}.jpg" for number in range(1, 41)]
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """Serves 40 images of about 800 bytes, and conversations about them."""
+    monkeypatch.setenv(public_address.LOOPBACK_VARIABLE, "1")
+    monkeypatch.setattr(retrying, "FIRST_WAIT", 0.001)
+    with serve() as running:
+        for number, name in enumerate(NAMES):
+            running.files[f"/images/{name}"] = making.image_bytes((number, 5, 9))
+        talk(running, NAMES)
+        yield running
+
+
+def talk(server: Server, names: list[str]) -> None:
+    server.files["/talk.json"] = json.dumps([making.conversation(name) for name in names]).encode()
+
+
+def settings(server: Server, *overrides: str) -> Config:
+    """Shards of about four images."""
+    return configuration.compose(
+        "sample",
+        [
+            f"data.conversations={server.url}/talk.json",
+            f"data.images={server.url}/images",
+            "data.shard_bytes=3000",
+            *overrides,
+        ],
+    )
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {name: entry["sha256"] for name, entry in manifest.verify(folder).files.items()}
+
+
+def interrupt(config: Config, output: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """Run a download that dies, as by SIGKILL, once `after` images have arrived."""
+    real, seen = collecting.fetch_all, 0
+
+    def dying(*arguments: object) -> Iterator[tuple[str, object]]:
+        nonlocal seen
+        for item in real(*arguments):  # type: ignore[arg-type]
+            seen += 1
+            if seen > after:
+                raise SystemExit(137)
+            yield item
+
+    with monkeypatch.context() as patch:
+        patch.setattr(collecting, "fetch_all", dying)
+        with pytest.raises(SystemExit):
+            download.run(config, "dataset", output)
+
+
+def test_finished_shards_survive_an_interruption_and_the_end_is_the_same(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = download.run(settings(server), "dataset", tmp_path / "undisturbed")
+    output = tmp_path / "raw"
+    interrupt(settings(server), output, monkeypatch, after=30)
+    assert not (output / manifest.NAME).exists()
+    kept = {path.name: path.stat().st_mtime_ns for path in output.glob("images-*.parquet")}
+    assert len(kept) > 5
+    server.asked.clear()
+    summary = download.run(settings(server), "dataset", output)
+    assert summary.digest == undisturbed.digest
+    assert summary.numbers == undisturbed.numbers
+    assert {name: (output / name).stat().st_mtime_ns for name in kept} == kept
+    asked = sum(count for (_, path), count in server.asked.items() if path.startswith("/images/"))
+    assert asked < 20
+    assert not (output / ".partial").exists()
+
+
+def test_a_finished_shard_with_other_bytes_is_fetched_again(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = download.run(settings(server), "dataset", tmp_path / "undisturbed")
+    output = tmp_path / "raw"
+    interrupt(settings(server), output, monkeypatch, after=30)
+    content = bytearray((output / "images-00002.parquet").read_bytes())
+    content[100] ^= 1
+    (output / "images-00002.parquet").write_bytes(content)
+    assert download.run(settings(server), "dataset", output).digest == undisturbed.digest
+
+
+def test_an_image_that_was_missing_is_asked_for_again(server: Server, tmp_path: Path) -> None:
+    undisturbed = digests(download.run(settings(server), "dataset", tmp_path / "undisturbed").folder)
+    lost = server.files.pop(f"/images/{NAMES[0]}")
+    with pytest.raises(InputError, match="1 of 40 images could not be had"):
+        download.run(settings(server), "dataset", tmp_path / "raw")
+    server.files[f"/images/{NAMES[0]}"] = lost
+    server.asked.clear()
+    summary = download.run(settings(server), "dataset", tmp_path / "raw")
+    assert (summary.numbers["images"], summary.numbers["missing"]) == (40, 0)
+    assert sum(count for (_, path), count in server.asked.items() if path.startswith("/images/")) == 1
+    assert dict(ImageShards(tmp_path / "raw").iterate()) == dict(ImageShards(tmp_path / "undisturbed").iterate())
+    assert digests(tmp_path / "raw")["conversations.json"] == undisturbed["conversations.json"]
+
+
+def test_a_dataset_that_grows_gets_new_shards_and_keeps_the_old_ones(server: Server, tmp_path: Path) -> None:
+    output = tmp_path / "raw"
+    talk(server, NAMES[5:35])
+    first = download.run(settings(server), "dataset", output)
+    before = {path.name: path.stat().st_mtime_ns for path in output.glob("images-*.parquet")}
+    talk(server, NAMES)
+    server.asked.clear()
+    grown = download.run(settings(server), "dataset", output)
+    assert not grown.cached
+    assert grown.digest != first.digest
+    assert {name: (output / name).stat().st_mtime_ns for name in before} == before
+    assert sum(count for (_, path), count in server.asked.items() if path.startswith("/images/")) == 10
+    assert ImageShards(output).names() == NAMES
+    assert manifest.verify(output).facts == {"extends": first.digest}
+    assert download.run(settings(server), "dataset", output).cached
+
+
+def test_a_dataset_that_shrinks_is_made_anew(server: Server, tmp_path: Path) -> None:
+    output = tmp_path / "raw"
+    download.run(settings(server), "dataset", output)
+    talk(server, NAMES[3:])
+    smaller = download.run(settings(server), "dataset", output)
+    assert ImageShards(output).names() == NAMES[3:]
+    assert smaller.digest == download.run(settings(server), "dataset", tmp_path / "fresh").digest
+
+
+def test_two_downloads_into_one_folder_are_refused(server: Server, tmp_path: Path) -> None:
+    scratch = tmp_path / "raw" / ".partial"
+    scratch.mkdir(parents=True)
+    with (scratch / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="another download is at work in .*raw. Wait until it ends"):
+            download.run(settings(server), "dataset", tmp_path / "raw")
+    assert download.run(settings(server), "dataset", tmp_path / "raw").numbers["images"] == 40
+
+
+def test_a_web_page_in_place_of_a_photograph_is_missing(server: Server, tmp_path: Path) -> None:
+    server.faults[f"/images/{NAMES[7]}"] = ["html"]
+    with pytest.raises(InputError, match=rf"First: {NAMES[7]} \(a web page, not an image\)"):
+        download.run(settings(server), "dataset", tmp_path / "raw")
+
+
+def test_a_checksum_that_differs_is_a_sentence(server: Server, tmp_path: Path) -> None:
+    right = hashlib.sha256(server.files["/talk.json"]).hexdigest()
+    config = settings(server, f"data.conversations_sha256={right}")
+    assert download.run(config, "dataset", tmp_path / "right").numbers["images"] == 40
+    server.files["/talk.json"] += b" "
+    with pytest.raises(InputError, match="has sha256 [0-9a-f]{64}, not the one that data.conversations_sha256 demands"):
+        download.run(config, "dataset", tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_a_file_of_conversations_beyond_its_limit_is_a_sentence(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be had .larger than 50 bytes.. Check data.conversations"):
+        download.run(settings(server, "data.max_file_bytes=50"), "dataset", tmp_path / "raw")
+
+
+def test_only_the_images_of_drawn_conversations_are_fetched(server: Server, tmp_path: Path) -> None:
+    few = download.run(settings(server, "data.limit=10"), "dataset", tmp_path / "few")
+    more = download.run(settings(server, "data.limit=20"), "dataset", tmp_path / "more")
+    assert (few.numbers["images"], more.numbers["images"]) == (10, 20)
+    assert set(ImageShards(tmp_path / "few").names()) < set(ImageShards(tmp_path / "more").names())
+
+
+def test_images_of_a_mixed_dataset_come_from_the_place_of_their_prefix(server: Server, tmp_path: Path) -> None:
+    said = [
+        making.conversation(f"coco/train2017/{NAMES[0]}"),
+        making.conversation(f"gqa/images/{NAMES[1]}"),
+        making.conversation(None, ("Hi", "Hello")),
+    ]
+    server.files["/talk.json"] = json.dumps(said).encode()
+    local = tmp_path / "gqa"
+    local.mkdir()
+    (local / NAMES[1]).write_bytes(making.image_bytes((1, 1, 1)))
+    roots = f"data.image_roots=['coco/train2017/={server.url}/images','gqa/images/={local}']"
+    summary = download.run(settings(server, "data.images=", roots), "dataset", tmp_path / "raw")
+    assert summary.numbers["images"] == 2
+    shards = ImageShards(tmp_path / "raw")
+    assert shards.read(f"coco/train2017/{NAMES[0]}") == server.files[f"/images/{NAMES[0]}"]
+    assert shards.read(f"gqa/images/{NAMES[1]}") == (local / NAMES[1]).read_bytes()
+    said[0]["image"] = "vg/VG_100K/1.jpg"
+    server.files["/talk.json"] = json.dumps(said).encode()
+    with pytest.raises(InputError, match="no prefix of data.image_roots fits 1 of 2 image names, first vg"):
+        download.run(settings(server, "data.images=", roots), "dataset", tmp_path / "raw")
+    with pytest.raises(InputError, match="data.image_roots holds 'coco'. Write PREFIX=LOCATION"):
+        download.run(settings(server, "data.image_roots=[coco]"), "dataset", tmp_path / "raw")
+
+
+def tar(path: Path, members: dict[str, bytes], kind: bytes = tarfile.REGTYPE) -> Path:
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size, member.type, member.linkname = len(content), kind, "elsewhere"
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+@pytest.mark.parametrize("name", ["images.tar", "images.tar.gz"])
+def test_a_tar_archive_is_as_good_as_a_folder(name: str, server: Server, tmp_path: Path) -> None:
+    plain = download.run(settings(server), "dataset", tmp_path / "plain")
+    members = {f"./train2017/{image}": server.files[f"/images/{image}"] for image in NAMES}
+    packed = tar(tmp_path / name, members)
+    config = settings(server, f"data.images={packed}")
+    assert download.run(config, "dataset", tmp_path / "packed").digest == plain.digest
+
+
+def test_a_hostile_or_broken_tar_archive_is_a_sentence(server: Server, tmp_path: Path) -> None:
+    def made_of(path: Path) -> None:
+        download.run(settings(server, f"data.images={path}"), "dataset", tmp_path / "raw")
+
+    for name in ("../a.jpg", "/etc/passwd", "x/../../a.jpg"):
+        with pytest.raises(InputError, match="a name that points outside"):
+            made_of(tar(tmp_path / "a.tar", {name: b"x"}))
+    for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
+        with pytest.raises(InputError, match="holds the link 'a.jpg'"):
+            made_of(tar(tmp_path / "a.tar", {"a.jpg": b""}, kind))
+    with pytest.raises(InputError, match="holds none of the 40 images that are named, first 000000000001.jpg"):
+        made_of(tar(tmp_path / "a.tar", {"other.jpg": b"x"}))
+    whole = tar(tmp_path / "whole.tar", {NAMES[0]: b"x" * 9000}).read_bytes()
+    (tmp_path / "half.tar").write_bytes(whole[:5000])
+    with pytest.raises(InputError, match="is no whole tar archive"):
+        made_of(tmp_path / "half.tar")
+    zipped = tar(tmp_path / "whole.tar.gz", {NAMES[0]: os.urandom(9000)}).read_bytes()
+    (tmp_path / "half.tar.gz").write_bytes(zipped[:5000])
+    with pytest.raises(InputError, match="is no whole gzip file"):
+        made_of(tmp_path / "half.tar.gz")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 300 kB."""
+    mount = shutil.which("mount")
+    folder = tmp_path / "small"
+    folder.mkdir()
+    made = mount and subprocess.run(
+        [mount, "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)], check=False, capture_output=True
+    )
+    if not made or made.returncode:
+        pytest.skip("a small file system can only be mounted by the root user of a machine")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up_is_a_sentence_and_what_is_finished_is_kept(server: Server, small_disk: Path) -> None:
+    for name in NAMES:
+        server.files[f"/images/{name}"] = making.image_bytes() + os.urandom(20_000)
+    config = settings(server, "data.shard_bytes=50000")
+    with pytest.raises(InputError, match="the disk is full. Free some space and run again; what is finished is kept"):
+        download.run(config, "dataset", small_disk / "raw")
+    kept = list((small_disk / "raw").glob("images-*.parquet"))
+    assert kept
+    subprocess.run(["mount", "-o", "remount,size=5m", str(small_disk)], check=True)
+    server.asked.clear()
+    assert download.run(config, "dataset", small_disk / "raw").numbers["images"] == 40
+    assert sum(count for (_, path), count in server.asked.items() if path.startswith("/images/")) < 40
