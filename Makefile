@@ -11,7 +11,7 @@ IMAGE_TAG ?=
 export IMAGE_REGISTRY IMAGE_TAG
 
 .DEFAULT_GOAL := help
-.PHONY: help run test e2e lint format compile-pipeline check-pipeline mlflow images push test-images manifests bench clean
+.PHONY: help run test e2e lint format compile-pipeline check-pipeline mlflow demo images push test-images manifests bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ mlflow: $(VENV)/run.stamp ## browse the registry of the local runs (PORT=5000)
 	@test -f $(RUNS)/mlflow/mlflow.db || { echo "make mlflow: $(RUNS)/mlflow/mlflow.db does not exist yet; run \`make run\` first."; exit 2; }
 	$(BIN)/mlflow server --backend-store-uri sqlite:///$(abspath $(RUNS))/mlflow/mlflow.db --port $(PORT)
 
+demo: $(VENV)/serve.stamp ## chat about pictures with the latest run's model, in the browser
+	$(BIN)/mmgemma demo --model $(RUNS)/latest
+
 images: ## build the pipeline and trainer images (IMAGE_REGISTRY=, IMAGE_TAG=, BASE_IMAGE=)
 	images/build.sh
 
@@ -73,6 +76,10 @@ $(VENV)/run.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,pipeline]'
 	@touch $@
 
+$(VENV)/serve.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[serve,pipeline]'
+	@touch $@
+
 $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@touch $@ $(VENV)/run.stamp
+	@touch $@ $(VENV)/run.stamp $(VENV)/serve.stamp

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from multimodal_gemma import files, logs, manifest
 from multimodal_gemma.errors import InputError
-from multimodal_gemma.export import card, licences, weights
+from multimodal_gemma.export import adapter, card, licences, verify, weights
 from multimodal_gemma.stages.summary import Summary
 
 if TYPE_CHECKING:
     from multimodal_gemma.config.schema import Config
 
 KIND = "export"
+FORMAT = 2  # raised when the same inputs make other files
 _MODEL, _ADAPTER = "model", "adapter"
 _CHECKSUMS = "SHA256SUMS"
 # What training leaves beside the stock files; a server has no use for it.
@@ -30,10 +31,11 @@ def run(config: Config, model: Path, evaluation: Path, registration: Path | None
         model: the model artifact.
         evaluation: the evaluation artifact of that very model; its scores go into the model card.
         registration: the registration artifact, whose gate must have passed; None exports without asking.
-        output: folder for model/, adapter/, README.md, NOTICE and SHA256SUMS.
+        output: folder for model/, adapter/, references/, verify.py, README.md, NOTICE and SHA256SUMS.
 
     Raises:
-        InputError: an artifact is unfinished, damaged or of another model, or the gate failed.
+        InputError: an artifact is unfinished, damaged or of another model, the gate failed, or what was written does
+            not answer as the trained model.
     """
     made = manifest.read(model, "model")
     scored = manifest.read(evaluation, "evaluation")
@@ -47,6 +49,7 @@ def run(config: Config, model: Path, evaluation: Path, registration: Path | None
     section: dict[str, Any] = {
         "export": dataclasses.asdict(config.export),
         "name": registered.get("name", config.registry.name),
+        "format": FORMAT,
     }
     found = manifest.finished(output, KIND, config=section, inputs=inputs)
     if found is not None:
@@ -58,6 +61,11 @@ def run(config: Config, model: Path, evaluation: Path, registration: Path | None
     parameters = weights.convert(model, output / _MODEL, config.export.dtype)
     files.write_json(output / _MODEL / "config.json", weights.config(model, config.export.dtype))
     _copy(made, model, output)
+    locations = adapter.bases(_settings(model))
+    files.write_json(output / _ADAPTER / "bases.json", locations)
+    has_adapter = (output / _ADAPTER / "adapter_model.safetensors").is_file()
+    files.write_text(output / _ADAPTER / "README.md", adapter.readme(locations, has_adapter=has_adapter))
+    verify.record(model, output, config.export.dtype)
     story = card.Story(
         name=section["name"],
         version=str(registered.get("version", "")),
@@ -72,6 +80,7 @@ def run(config: Config, model: Path, evaluation: Path, registration: Path | None
     files.write_text(output / "README.md", card.write(story))
     files.write_text(output / "NOTICE", licences.notice(story.language, story.vision, story.data, story.gemma))
     _checksums(output)
+    verify.run(output)
     for folder in (output, *(path for path in output.rglob("*") if path.is_dir())):
         folder.chmod(0o755)  # a server runs as another user than the one who exported
     written = manifest.write(output, KIND, config=section, inputs=inputs, counts={"parameters": parameters})
@@ -113,7 +122,7 @@ def _clear(output: Path) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
         (output / manifest.NAME).unlink(missing_ok=True)
-        for name in (_MODEL, _ADAPTER):
+        for name in (_MODEL, _ADAPTER, verify.REFERENCES):
             if (output / name).is_dir():
                 shutil.rmtree(output / name)
     except OSError as error:

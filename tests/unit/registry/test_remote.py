@@ -16,13 +16,16 @@ from tests.unit.evaluation import tiny
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    import huggingface_hub
+    from huggingface_hub import constants
+
+    from multimodal_gemma.data.sources import retrying
 
     with serve() as server:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(retrying, "FIRST_WAIT", 0.001)
         monkeypatch.setenv("MMGEMMA_CACHE", str(tmp_path / "cache"))
         monkeypatch.chdir(tmp_path)
         yield server

@@ -70,6 +70,12 @@ def config() -> Config:
     return made
 
 
+@pytest.fixture(autouse=True)
+def unverified(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verification starts a process; `exported` is verified, and tests/unit/export has the rest."""
+    monkeypatch.setattr(export.verify, "run", lambda _: None)
+
+
 def registration(folder: Path, made: Made, gate: str) -> Path:
     rules = [{"name": "floor of vqa_accuracy", "passed": gate == "passed", "reason": "0.1000 is below 0.5"}]
     files.write_json(folder / "registration.json", {"name": "tiny", "version": "3", "gate": gate, "rules": rules})
@@ -218,6 +224,18 @@ def test_damaged_weights_are_not_shipped(made: Made, config: Config, tmp_path: P
     with pytest.raises(InputError, match=r"model\.safetensors differs from its sha256"):
         export.run(config, model, made[1], None, tmp_path / "export")
     assert not (tmp_path / "export").exists()
+
+
+def test_what_does_not_answer_as_the_trained_model_is_not_finished(
+    made: Made, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def differs(_: Path) -> None:
+        raise InputError("export: prompt 1: its logits differ.")
+
+    monkeypatch.setattr(export.verify, "run", differs)
+    with pytest.raises(InputError, match="its logits differ"):
+        export.run(config, *made, None, tmp_path / "export")
+    assert not (tmp_path / "export" / "manifest.json").exists()
 
 
 def test_a_finished_export_is_not_repeated_and_a_killed_one_is_made_again(

@@ -1,0 +1,116 @@
+"""What a trained model answers, recorded beside its export, and asked again of the export in a clean process.
+
+A conversion that loses a tensor's name still loads, and still talks. So the trained model's logits and words are
+recorded before anything is converted, and nothing is published that does not repeat them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from multimodal_gemma import files, logs
+from multimodal_gemma.errors import InputError
+from multimodal_gemma.export import verifier
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+REFERENCES, SCRIPT = "references", "verify.py"
+_PROMPTS = (
+    {"picture": True, "text": "\nDescribe the image concisely.", "max_new_tokens": 24},
+    {"picture": True, "text": "\nIs there a ball in the image?", "max_new_tokens": 8},
+    {"picture": False, "text": "What color is the sky?", "max_new_tokens": 8},
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Verified:
+    """How close an export came to its references.
+
+    Attributes:
+        prompts: how many were asked.
+        logit_difference: largest difference of a logit, in standard deviations of the logits.
+    """
+
+    prompts: int
+    logit_difference: float
+
+
+def record(model: Path, output: Path, dtype: str) -> None:
+    """Write references/ and verify.py into an export.
+
+    Args:
+        model: the trained stock folder.
+        output: the export.
+        dtype: precision of the export; the trained weights are rounded to it, and everything is computed in float32.
+    """
+    from safetensors.torch import save_file
+
+    from multimodal_gemma.model.quiet import quiet
+
+    folder = output / REFERENCES
+    with files.atomic_path(folder / "picture.png") as temporary:
+        _picture().save(temporary, format="PNG")
+    files.write_json(folder / "prompts.json", _PROMPTS)
+    with quiet():
+        found = verifier.answers(model, folder, dtype)
+    files.write_json(folder / "answers.json", [{"tokens": row["tokens"], "text": row["text"]} for row in found])
+    with files.atomic_path(folder / "logits.safetensors") as temporary:
+        save_file({str(number): row["logits"].contiguous() for number, row in enumerate(found)}, temporary)
+    with files.atomic_path(output / SCRIPT) as temporary:
+        shutil.copyfile(verifier.__file__, temporary)
+
+
+def run(folder: Path) -> Verified:
+    """Verify an export in a process of its own that stock libraries alone run in.
+
+    The script that runs is this project's own, not the one in the folder, which may come from anywhere.
+
+    Raises:
+        InputError: a file is missing or differs, the model does not load, or it answers otherwise than the trained one.
+    """
+    if not folder.is_dir():
+        raise InputError(f"export: {folder} does not exist. Give the folder that `mmgemma export` wrote.")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(
+        [sys.executable, "-I", verifier.__file__, str(folder.resolve())],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    lines = done.stdout.strip().splitlines()
+    if done.returncode not in (0, 1) or not lines:
+        reason = (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1]
+        raise InputError(f"export: {folder} does not load by stock transformers ({reason.rstrip('.')}). Export again.")
+    found = json.loads(lines[-1])
+    if found["wrong"]:
+        raise InputError(f"export: {folder} is not what was exported: {found['wrong']}. Export the model again.")
+    verified = Verified(int(found["prompts"]), float(found["logit_difference"]))
+    logs.get("export").info(
+        "%s verified by stock transformers: every sha256, %s prompts, logits within %.1g standard deviations",
+        folder,
+        verified.prompts,
+        verified.logit_difference,
+    )
+    return verified
+
+
+def _picture() -> Image:
+    """Draw a picture with things to name: the same bytes everywhere."""
+    from PIL import Image, ImageDraw
+
+    image = Image.new("RGB", (160, 120), (214, 226, 240))
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((0, 80, 159, 119), fill=(96, 140, 80))
+    draw.ellipse((20, 50, 60, 90), fill=(200, 40, 40))
+    draw.rectangle((90, 40, 135, 95), fill=(40, 70, 190))
+    draw.polygon([(70, 100), (82, 72), (94, 100)], fill=(240, 200, 40))
+    return image
