@@ -62,7 +62,7 @@ test-images: $(VENV)/dev.stamp ## the images, built and run with a real Docker e
 manifests: ## render every overlay
 	@for overlay in base overlays/kind overlays/gke-a100; do kubectl kustomize manifests/$$overlay > /dev/null || exit 1; done
 
-bench: $(VENV)/run.stamp ## what measures speed (benchmarks/*.py)
+bench: $(VENV)/run.stamp ## what measures speed, at true shapes (benchmarks/*.py; long, and up to 9 GB of memory)
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean: ## remove the virtual environment and caches; runs/ stays

@@ -109,6 +109,7 @@ def stages(
     )
     trained.set_caching_options(False)
     with_registry(retried(accelerated(trained, hours=48, **gpu), times=2, wait="60s"), secret_registry)
+    with_object_store(trained, secret_store)  # training.checkpoint_uri: what a reclaimed node had learnt
 
     evaluated = evaluate_model(
         config=plans["config"],

@@ -47,10 +47,16 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(preset_default="sample")
     run.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
     run.add_argument("--run-dir", type=Path, help="folder of this run (default: RUNS/<time>-<preset>)")
+    run.add_argument("--runner", choices=["subprocess", "docker"], default="subprocess", help="how components run")
 
     download = _add(commands, "download", _download, "fetch the dataset, the benchmarks or the base models")
     download.add_argument("what", choices=["dataset", "benchmarks", "models"])
     download.add_argument("output", type=Path)
+
+    mirror = _add(commands, "mirror", _mirror, "copy data and base models into S3, for clusters without internet")
+    mirror.add_argument("destination", help="s3://BUCKET/PREFIX")
+    mirror.add_argument("--work", type=Path, default=Path("mirror"), help="folder to download into (default: mirror)")
+    mirror.add_argument("--only", choices=["dataset", "benchmarks", "models"], action="append", help="copy only this")
 
     preprocess = _add(commands, "preprocess", _preprocess, "turn a raw dataset into token and pixel arrays")
     _folders(preprocess, "raw", "models", "output")
@@ -61,20 +67,43 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = _add(commands, "evaluate", _evaluate, "score a model on POPE and VQA")
     _folders(evaluate, "model", "benchmarks", "output")
+    evaluate.add_argument("--dataset", type=Path, help="the processed dataset that it learnt from, for validation loss")
 
     register = _add(commands, "register", _register, "record a model in MLflow and decide whether it is champion")
     _folders(register, "model", "evaluation", "output")
     register.add_argument("--dataset", type=Path, help="the processed dataset, to record its digest and report")
 
     export = _add(commands, "export", _export, "write the deployable folders of a trained model")
-    _folders(export, "model", "evaluation", "output")
+    for folder in ("model", "evaluation", "output"):
+        export.add_argument(folder, type=Path, metavar=folder.upper(), nargs="?")
     export.add_argument("--registration", type=Path, help="refuse to export unless this registration passed the gate")
+    export.add_argument("--verify", type=Path, metavar="DIR", help="check a finished export instead of writing one")
+    export.add_argument("--publish", metavar="s3://BUCKET/PREFIX", help="with --verify: upload what was found sound")
+
+    ask = _add(commands, "ask", _ask, "ask a model about a picture")
+    ask.add_argument("image", metavar="IMAGE", help="a file, or an https:// address on one of data.allowed_hosts")
+    ask.add_argument("question", metavar="QUESTION")
+    describe = _add(commands, "describe", _describe, "describe a folder of pictures, as a page and as JSON lines")
+    describe.add_argument("folder", type=Path, metavar="FOLDER")
+    describe.add_argument("--output", type=Path, default=Path("descriptions"), help="default: descriptions")
+    describe.add_argument("--question", default="Describe the image concisely.", help="what each picture is asked")
+    demo = _add(commands, "demo", _demo, "chat about pictures in the browser")
+    demo.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    demo.add_argument("--port", type=int, default=7860, help="0 takes a free one (default: 7860)")
+    demo.add_argument("--examples", type=Path, metavar="FOLDER", help="pictures to offer (default: drawn scenes)")
+    for command in (ask, describe, demo):
+        _model(command)
 
     promote = _add(commands, "promote", _promote, "make a registered version the champion")
     promote.add_argument("version")
     promote.add_argument("--dry-run", action="store_true", help="say what would change, and change nothing")
     rollback = _add(commands, "rollback", _rollback, "give the champion alias back to the previous champion")
     rollback.add_argument("--dry-run", action="store_true", help="say what would change, and change nothing")
+
+    plan = _add(commands, "plan", _plan, "estimate time, memory and cost of a training on each kind of GPU")
+    plan.add_argument("--models", type=Path, help="base models, where they are none that is known")
+    plan.add_argument("--dataset", type=Path, help="a processed dataset, for its lengths")
+    plan.add_argument("--benchmark", type=Path, help="a result of benchmarks/train_step.py --device cuda --out")
 
     _add(commands, "config", _config, "print the whole configuration of a preset and overrides, as JSON")
     return parser
@@ -100,6 +129,15 @@ def _folders(parser: argparse.ArgumentParser, *names: str) -> None:
         parser.add_argument(name, type=Path, metavar=name.upper())
 
 
+def _model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        default="./runs/latest",  # by its dot no name of a hub
+        help="folder of a model, an export or a run; models:/NAME@champion; s3://BUCKET/PREFIX; ORG/NAME of a hub "
+        "(default: runs/latest)",
+    )
+
+
 def _compose(args: argparse.Namespace) -> Config:
     return compose(args.preset or args.preset_default, args.overrides)
 
@@ -107,13 +145,22 @@ def _compose(args: argparse.Namespace) -> Config:
 def _run(args: argparse.Namespace) -> int:
     from multimodal_gemma.local import runner
 
-    return runner.run(args.preset or args.preset_default, args.overrides, args.runs, run_dir=args.run_dir)
+    preset = args.preset or args.preset_default
+    return runner.run(preset, args.overrides, args.runs, runner=args.runner, run_dir=args.run_dir)
 
 
 def _download(args: argparse.Namespace) -> int:
     from multimodal_gemma.stages import download
 
     download.run(_compose(args), args.what, args.output)
+    return 0
+
+
+def _mirror(args: argparse.Namespace) -> int:
+    from multimodal_gemma.stages import mirror
+
+    summary = mirror.run(_compose(args), args.only or mirror.PARTS, args.work, args.destination)
+    print("\n".join(summary.facts.values()))
     return 0
 
 
@@ -134,7 +181,7 @@ def _train(args: argparse.Namespace) -> int:
 def _evaluate(args: argparse.Namespace) -> int:
     from multimodal_gemma.stages import evaluate
 
-    evaluate.run(_compose(args), args.model, args.benchmarks, args.output)
+    evaluate.run(_compose(args), args.model, args.benchmarks, args.output, dataset=args.dataset)
     return 0
 
 
@@ -146,9 +193,40 @@ def _register(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
+    if args.verify is not None:
+        from multimodal_gemma.export import publish, verify
+
+        if args.publish is None:
+            verify.run(args.verify)
+        else:
+            print(publish.to_s3(args.verify, args.publish))
+        return 0
+    if args.output is None:
+        raise InputError("export: give MODEL, EVALUATION and OUTPUT, or --verify DIR to check a finished export.")
     from multimodal_gemma.stages import export
 
     export.run(_compose(args), args.model, args.evaluation, args.registration, args.output)
+    return 0
+
+
+def _ask(args: argparse.Namespace) -> int:
+    from multimodal_gemma.serving import ask
+
+    ask.run(_compose(args), args.model, args.image, args.question)
+    return 0
+
+
+def _describe(args: argparse.Namespace) -> int:
+    from multimodal_gemma.serving import describe
+
+    describe.run(_compose(args), args.model, args.folder, args.output, question=args.question)
+    return 0
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from multimodal_gemma.serving import demo
+
+    demo.run(_compose(args), args.model, host=args.host, port=args.port, examples=args.examples)
     return 0
 
 
@@ -163,6 +241,13 @@ def _rollback(args: argparse.Namespace) -> int:
     from multimodal_gemma.registry import promote
 
     print(promote.rollback(_compose(args).registry, dry_run=args.dry_run))
+    return 0
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from multimodal_gemma.planning import report
+
+    print(report.text(_compose(args), models=args.models, dataset=args.dataset, benchmark=args.benchmark))
     return 0
 
 

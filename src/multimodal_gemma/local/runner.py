@@ -64,9 +64,7 @@ def run(
     with run_folder.occupied(folder), _environment(config, runs, compiled) as mlflow_uri:
         run_folder.point_latest(runs, folder)
         terminal.started(folder, preset)
-        watch = engine.Watch(
-            records, folder.name, folder / "logs", launch, begun=terminal.begun, ended=terminal.ended
-        )
+        watch = engine.Watch(records, folder.name, folder / "logs", launch, begun=terminal.begun, ended=terminal.ended)
         status = "interrupted"
         try:
             with _ended_by_signal():

@@ -11,6 +11,7 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from transformers import LlavaForConditionalGeneration
 
 from multimodal_gemma.model.assembly import cap_logits
@@ -86,11 +87,16 @@ class SupervisedLoss(nn.Module):
     Args:
         llava: the joined model, with or without adapters inside.
         encoder: its vision tower with normalisation; needed where images are given instead of features.
+        logit_rows: supervised tokens whose logits exist at a time; None: all. A large vocabulary's logits take more
+            memory than the rest of the step, and computing them in pieces, again for the gradient, takes a third more
+            time in the head.
     """
 
-    def __init__(self, llava: LlavaForConditionalGeneration, encoder: Encoder | None = None) -> None:
+    def __init__(
+        self, llava: LlavaForConditionalGeneration, encoder: Encoder | None = None, logit_rows: int | None = None
+    ) -> None:
         super().__init__()
-        self.llava, self.encoder = llava, encoder
+        self.llava, self.encoder, self.logit_rows = llava, encoder, logit_rows
 
     def forward(self, batch: Batch, pictures: Tensor | None) -> Tensor:
         """Return the summed loss in nats, float32 ().
@@ -100,16 +106,30 @@ class SupervisedLoss(nn.Module):
             pictures: unprojected features (I, P, V) of the encoder, or uint8 images (I, H, W, 3) that are encoded here
                 so that the encoder learns; None without images.
         """
+        embeds = self.embed(batch, pictures)
+        hidden = self.llava.model.language_model(
+            inputs_embeds=embeds, attention_mask=None, use_cache=False
+        ).last_hidden_state
+        supervised = hidden.flatten(0, 1).index_select(0, batch.rows)  # (S, D)
+        if self.logit_rows is None or len(supervised) <= self.logit_rows:
+            return self._entropy(supervised, batch.targets)
+        pieces = zip(supervised.split(self.logit_rows), batch.targets.split(self.logit_rows), strict=True)
+        sums = [checkpoint(self._entropy, hidden, targets, use_reentrant=False) for hidden, targets in pieces]
+        return torch.stack(sums).sum()
+
+    def embed(self, batch: Batch, pictures: Tensor | None) -> Tensor:
+        """Return what the language model reads (R, L, D): words, and projected features in the images' places."""
         model = self.llava.model
         features = self.encoder(pictures) if self.encoder is not None and pictures is not None else pictures
         embeds = model.get_input_embeddings()(batch.input_ids)  # (R, L, D), scaled inside where the family does
+        if features is None:
+            return embeds
+        projected = model.multi_modal_projector(features.to(model.multi_modal_projector.linear_1.weight.dtype))
         flat = embeds.flatten(0, 1)  # (R * L, D)
-        if features is not None:
-            projected = model.multi_modal_projector(features.to(model.multi_modal_projector.linear_1.weight.dtype))
-            flat = flat.index_copy(0, batch.image_positions, projected.flatten(0, 1).to(flat.dtype))
-        hidden = model.language_model(
-            inputs_embeds=flat.view_as(embeds), attention_mask=None, use_cache=False
-        ).last_hidden_state
-        supervised = hidden.flatten(0, 1).index_select(0, batch.rows)  # (S, D)
-        logits = cap_logits(self.llava.lm_head(supervised).float(), self.llava.config.text_config)  # (S, vocabulary)
-        return functional.cross_entropy(logits, batch.targets, reduction="sum")
+        flat = flat.index_copy(0, batch.image_positions, projected.flatten(0, 1).to(flat.dtype))
+        return flat.view_as(embeds)
+
+    def _entropy(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Return the summed cross-entropy, float32 (), of hidden states (S, D)."""
+        logits = cap_logits(self.llava.lm_head(hidden).float(), self.llava.config.text_config)  # (S, vocabulary)
+        return functional.cross_entropy(logits, targets, reduction="sum")

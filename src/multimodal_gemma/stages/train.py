@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,9 @@ if TYPE_CHECKING:
     from multimodal_gemma.training.plan import Outcome
 
 KIND = "model"
-_WATCHING = ("trackers", "keep_best")  # settings that leave the model as it is
-_TIMED = ("curves.jsonl", "curves.html")  # hold times, which differ between equal runs
-_FOLDERS = ("checkpoints/", "trackers/")  # needed to continue and to watch, no part of the model
+_WATCHING = ("trackers", "keep_best", "checkpoint_uri", "cache_folder", "sample_images")  # leave the model as it is
+_TIMED = ("curves.jsonl", "curves.html", "samples.jsonl")  # hold times, or what a setting of no effect asks for
+_FOLDERS = ("checkpoints/", "trackers/", "features/")  # needed to continue and to watch, no part of the model
 
 
 def run(config: Config, dataset: Path, models: Path, output: Path, *, run_id: str = "") -> Summary:
@@ -37,6 +38,7 @@ def run(config: Config, dataset: Path, models: Path, output: Path, *, run_id: st
 
     Raises:
         InputError: an input is missing or does not fit, or the loss is no number any more.
+        SystemExit: SIGTERM came; a checkpoint is saved, and the code is 75.
     """
     from multimodal_gemma.data.processed import ProcessedDataset
 
@@ -52,17 +54,20 @@ def run(config: Config, dataset: Path, models: Path, output: Path, *, run_id: st
 
     from accelerate import PartialState
 
-    from multimodal_gemma.training import checkpoint, session, trackers
+    from multimodal_gemma.training import checkpoint, preemption, session, trackers
 
     identity = {**trackers.flatten(shaping), **inputs}
     checkpoint.refuse_other(output / "checkpoints", identity)
     _open_output(config, output)
-    outcome = session.train(config, data, models, output, identity=identity, run_id=run_id)
-    state = PartialState()
-    if state.is_main_process:
-        _write_model(config, data, models, output, outcome)
-        _describe(data, output, outcome, shaping, inputs)
-    state.wait_for_everyone()
+    with preemption.Watch() as watch:
+        outcome = session.train(config, data, models, output, watch, identity=identity, run_id=run_id)
+        state = PartialState()
+        if state.is_main_process:
+            _write_model(config, data, models, output, outcome)
+            _describe(data, output, outcome, shaping, inputs)
+            if not config.training.cache_folder:
+                shutil.rmtree(session.features_folder(config, output), ignore_errors=True)  # larger than the model
+        state.wait_for_everyone()
     made = manifest.read(output, KIND)
     numbers = _numbers(made) | {"samples_per_second": outcome.samples_per_second}
     log.info(f"the model of step {outcome.best_step:,} is in {output}")
@@ -85,7 +90,12 @@ def _require_same_models(data: ProcessedDataset, models: str) -> None:
 
 def _open_output(config: Config, output: Path) -> None:
     """Find out before hours of work that the folder can be written; a model that lies there counts as gone from now."""
-    files.write_json(output / "run_config.json", dataclasses.asdict(config))
+    from multimodal_gemma.training import failures
+
+    told = dataclasses.asdict(config)
+    del told["registry"]["tracking_uri"]  # may hold a password, and a model folder is passed on
+    files.write_json(output / "run_config.json", told)
+    (output / failures.REPLAY).unlink(missing_ok=True)
     (output / manifest.NAME).unlink(missing_ok=True)
 
 
@@ -108,7 +118,13 @@ def _describe(
 
     train, val = data.split("train"), data.split("val")
     images = sorted(set(train.image_ids) - {""})
-    page = curves.page(outcome.rows, best_step=outcome.best_step, stopped_early=outcome.stopped_early)
+    page = curves.page(
+        outcome.rows,
+        best_step=outcome.best_step,
+        stopped_early=outcome.stopped_early,
+        samples=files.read_jsonl(output / "samples.jsonl", "samples"),
+        image=data.image,
+    )
     files.write_text(output / "curves.html", page)
     files.write_text(output / "training_images.txt", "".join(f"{image}\n" for image in images))
     facts = {

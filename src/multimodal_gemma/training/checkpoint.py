@@ -7,17 +7,19 @@ another.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from multimodal_gemma import files, manifest
+from multimodal_gemma import files, logs, manifest
 from multimodal_gemma.errors import InputError
 
 KIND = "checkpoint"
@@ -69,11 +71,12 @@ def save(
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        save_file(
-            {name: tensor.contiguous().cpu() for name, tensor in weights.items()}, temporary / "weights.safetensors"
-        )
-        torch.save(optimiser, temporary / "optimiser.pt")
-        torch.save(random_states, temporary / "random.pt")
+        # Through Python's own files: the libraries' writers turn a full disk into errors of many kinds.
+        held = {name: tensor.contiguous().cpu() for name, tensor in weights.items()}
+        (temporary / "weights.safetensors").write_bytes(safetensors.torch.save(held))
+        for name, value in (("optimiser.pt", optimiser), ("random.pt", random_states)):
+            with (temporary / name).open("wb") as stream:
+                torch.save(value, stream)
         manifest.write(temporary, KIND, config=identity, facts=dataclasses.asdict(state))
         shutil.rmtree(final, ignore_errors=True)
         temporary.replace(final)
@@ -89,23 +92,55 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(match[1]) for match in names if match)
 
 
-def load(folder: Path, step: int) -> tuple[State, dict[str, Tensor], dict[str, Any], list[Any]]:
+Loaded = tuple[State, dict[str, Tensor], dict[str, Any], list[Any]]
+
+
+def load(folder: Path, step: int) -> Loaded:
     """Read one checkpoint back: state, weights, optimiser, random states.
 
     Raises:
         InputError: a file is missing or differs from its sha256.
     """
     path = folder / f"step-{step:08d}"
-    try:
-        facts = manifest.verify(path, KIND).facts
-    except InputError as error:
-        raise InputError(
-            f"train: a checkpoint is damaged. {error} Delete {path} to continue from the one before."
-        ) from None
+    facts = manifest.verify(path, KIND).facts
     state = State(**{**facts, "best": [(loss, at) for loss, at in facts["best"]]})
     optimiser = torch.load(path / "optimiser.pt", map_location="cpu", weights_only=True)
     random_states = torch.load(path / "random.pt", map_location="cpu", weights_only=True)
     return state, load_file(path / "weights.safetensors"), optimiser, random_states
+
+
+def load_newest(folder: Path) -> Loaded | None:
+    """Read the newest checkpoint that is whole; None where there is no checkpoint at all.
+
+    A damaged one is named in a warning and left out, the best ones included: what it held is trained again.
+
+    Raises:
+        InputError: there are checkpoints, and not one is whole.
+    """
+    found = steps(folder)
+    for step in reversed(found):
+        try:
+            loaded = load(folder, step)
+        except InputError as error:
+            logs.get("train").warning(f"the checkpoint of step {step:,} is damaged and left out. {error}")
+            continue
+        state = loaded[0]
+        state.best = [(loss, at) for loss, at in state.best if at == step or _whole(folder, at)]
+        return loaded
+    if found:
+        raise InputError(
+            f"train: none of the {len(found)} checkpoints in {folder} is whole. Delete that folder to start again."
+        )
+    return None
+
+
+def _whole(folder: Path, step: int) -> bool:
+    try:
+        manifest.verify(folder / f"step-{step:08d}", KIND)
+    except InputError as error:
+        logs.get("train").warning(f"the checkpoint of step {step:,}, one of the best, is damaged. {error}")
+        return False
+    return True
 
 
 def load_weights(folder: Path, step: int) -> dict[str, Tensor]:
@@ -119,10 +154,13 @@ def refuse_other(folder: Path, identity: dict[str, Any]) -> None:
     Raises:
         InputError: they do not; the sentence names the keys that differ.
     """
-    found = steps(folder)
-    if not found:
+    theirs = None
+    for step in reversed(steps(folder)):
+        with contextlib.suppress(InputError):  # damaged: `load_newest` speaks of it
+            theirs = manifest.read(folder / f"step-{step:08d}", KIND).config
+            break
+    if theirs is None:
         return
-    theirs = manifest.read(folder / f"step-{found[-1]:08d}", KIND).config
     different = [
         f"{key} ({theirs.get(key, 'unset')} there, {identity.get(key, 'unset')} now)"
         for key in sorted(theirs.keys() | identity.keys())

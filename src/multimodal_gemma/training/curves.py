@@ -7,11 +7,14 @@ once.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from multimodal_gemma import files
+
+if TYPE_CHECKING:
+    from multimodal_gemma.reporting.page import Page
 
 _SMOOTHING = 0.05  # share of the newest step in the smoothed loss, of a 20th of the run at least
 
@@ -54,13 +57,22 @@ def smoothed(values: list[float]) -> list[float]:
     return result
 
 
-def page(rows: list[dict[str, Any]], *, best_step: int, stopped_early: bool) -> str:
+def page(
+    rows: list[dict[str, Any]],
+    *,
+    best_step: int,
+    stopped_early: bool,
+    samples: Sequence[Mapping[str, Any]] = (),
+    image: Callable[[int], Any] | None = None,
+) -> str:
     """Return curves.html: losses, learning rates and throughput over the steps.
 
     Args:
         rows: the lines of curves.jsonl.
         best_step: whose weights became the model.
         stopped_early: the loss had stopped falling.
+        samples: the lines of samples.jsonl.
+        image: the pixels of an image index, uint8 (H, W, 3).
     """
     from multimodal_gemma.reporting import charts
     from multimodal_gemma.reporting.page import Page
@@ -98,4 +110,26 @@ def page(rows: list[dict[str, Any]], *, best_step: int, stopped_early: bool) -> 
     view.figure(charts.lines(rates, "step", "learning rate"))
     view.section("Gradient norm", "Before clipping, smoothed; a rise that stays is a warning.")
     view.figure(charts.lines({"norm": (steps, smoothed([row["grad_norm"] for row in rows]))}, "step", "gradient norm"))
+    if samples and image is not None:
+        _answers(view, samples, image)
     return view.html()
+
+
+def _answers(view: Page, samples: Sequence[Mapping[str, Any]], image: Callable[[int], Any]) -> None:
+    """Show what was answered about each validation image, from the first time it was asked to the last."""
+    from PIL import Image
+
+    from multimodal_gemma.reporting.page import GalleryItem
+
+    steps = sorted({row["step"] for row in samples})
+    shown = {steps[0], steps[len(steps) // 2], steps[-1]}
+    asked: dict[tuple[int, str], list[Mapping[str, Any]]] = {}
+    for row in samples:
+        asked.setdefault((row["image_index"], row["question"]), []).append(row)
+    items = []
+    for (index, question), answers in asked.items():
+        lines = [(f"step {row['step']:,}: {row['answer']}", "") for row in answers if row["step"] in shown]
+        lines.append((f"expected: {answers[0]['expected']}", "good"))
+        items.append(GalleryItem(Image.fromarray(image(index)), question, lines))
+    view.section("Answers", "The same validation images at the first, a middle and the last validation.")
+    view.gallery(items)

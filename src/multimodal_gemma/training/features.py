@@ -5,7 +5,8 @@ An epoch asks for the same features again and the encoder would give the same an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -60,17 +61,10 @@ def cached_in_memory(
     slots = {index: slot for slot, index in enumerate(wanted)}
     compute = encode_on_demand(dataset, encoder, device)
     cache: Tensor | None = None
-    log = logs.get("train")
-    if show:
-        log.info(f"encoding {len(wanted):,} images once")
-    with Progress("features", len(wanted), "image") as progress:
-        for start in range(0, len(wanted), _CHUNK):
-            part = compute(wanted[start : start + _CHUNK]).cpu()  # (images, patches, V)
-            if cache is None:
-                cache = torch.empty((len(wanted), *part.shape[1:]), dtype=part.dtype)
-            cache[start : start + len(part)] = part
-            if show:
-                progress.advance(len(part))
+    for start, part in encoded(compute, wanted, 0, show):
+        if cache is None:
+            cache = torch.empty((len(wanted), *part.shape[1:]), dtype=part.dtype)
+        cache[start : start + len(part)] = part
     if cache is None:
         return compute
 
@@ -78,6 +72,27 @@ def cached_in_memory(
         return cache.index_select(0, torch.tensor([slots[index] for index in indices])).to(device, non_blocking=True)
 
     return features
+
+
+def encoded(
+    compute: Callable[[Sequence[int]], Tensor], wanted: Sequence[int], done: int, show: bool
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield (start, features (images, patches, V) on the processor) of piece after piece.
+
+    Args:
+        compute: image indices to features.
+        wanted: image indices.
+        done: how many of them to leave out, from the first.
+        show: show progress.
+    """
+    if show and done < len(wanted):
+        logs.get("train").info(f"encoding {len(wanted) - done:,} images once")
+    with Progress("features", len(wanted), "image", done=done) as progress:
+        for start in range(done, len(wanted), _CHUNK):
+            part = compute(wanted[start : start + _CHUNK]).cpu()
+            yield start, part
+            if show:
+                progress.advance(len(part))
 
 
 def fits_in_memory(needed: int) -> bool:
@@ -103,7 +118,9 @@ def available_memory() -> int:
     return max(min(free, int(limit) - used + reclaimable), 0)
 
 
-def choose_cache(setting: str, *, vision_policy: str, images: int, bytes_per_image: int) -> str:
+def choose_cache(
+    setting: str, *, vision_policy: str, images: int, bytes_per_image: int, folder: Path, processes: int = 1
+) -> str:
     """Decide where features are kept.
 
     Args:
@@ -111,29 +128,48 @@ def choose_cache(setting: str, *, vision_policy: str, images: int, bytes_per_ima
         vision_policy: a learning encoder's features change, so they cannot be kept.
         images: how many there are.
         bytes_per_image: what the features of one take.
+        folder: where a cache on disk would lie.
+        processes: of this machine, each of which would hold a cache in memory of its own.
 
     Returns:
-        "memory" or "none".
+        "memory", "disk" or "none"; the processes of one machine share a cache on disk.
 
     Raises:
-        InputError: a cache was asked for although the encoder learns.
+        InputError: a cache was asked for although the encoder learns, or the disk has no room for it.
     """
     log = logs.get("train")
     if vision_policy != "frozen":
-        if setting == "memory":
+        if setting in ("memory", "disk"):
             raise InputError(
-                "config: training.feature_cache=memory does not fit model.vision_policy=full: a learning encoder's "
+                f"config: training.feature_cache={setting} does not fit model.vision_policy=full: a learning encoder's "
                 "features change. Set training.feature_cache=none."
             )
         return "none"
     needed = images * bytes_per_image
+    free = _free_disk(folder)
+    if setting == "disk" and needed > free:
+        raise InputError(
+            f"train: the features of {images:,} images take {needed / 1e9:.1f} GB, and {folder} has "
+            f"{free / 1e9:.1f} GB left. Name a larger disk with "
+            "training.cache_folder, or set training.feature_cache=none."
+        )
     if setting != "auto":
         return setting
-    if fits_in_memory(needed):
+    if fits_in_memory(needed * processes):
         return "memory"
-    free = available_memory() / 1e9
-    log.info(
-        f"features of {images:,} images would take {needed / 1e9:.1f} GB, more than half of the {free:.1f} GB that are "
-        "available: the encoder runs at every step instead"
+    told = (
+        f"features of {images:,} images take {needed / 1e9:.1f} GB, more than half of the "
+        f"{available_memory() / processes / 1e9:.1f} GB of memory that are available to each process"
     )
+    if needed <= _SHARE * free:
+        log.info(f"{told}: they are kept on disk, in {folder}")
+        return "disk"
+    log.info(f"{told}, and more than half of what is free on disk: the encoder runs at every step instead")
     return "none"
+
+
+def _free_disk(folder: Path) -> int:
+    """Return the bytes that are free where `folder` is or will be, with those that it holds already."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    held = sum(path.stat().st_size for path in folder.glob("*") if path.is_file()) if folder.is_dir() else 0
+    return shutil.disk_usage(there).free + held

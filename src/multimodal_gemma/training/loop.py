@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from multimodal_gemma import logs
@@ -23,11 +22,11 @@ from multimodal_gemma.errors import InputError
 from multimodal_gemma.model import adapters
 from multimodal_gemma.model.forward import Batch
 from multimodal_gemma.progress import Progress
-from multimodal_gemma.training import checkpoint, optimiser, sampler
+from multimodal_gemma.training import checkpoint, failures, meters, optimiser, sampler
 from multimodal_gemma.training.curves import Curves
+from multimodal_gemma.training.keeper import Keeper
 from multimodal_gemma.training.plan import Job, Outcome, plan_steps, require_budget, validation_steps
-
-_NAMED = 8  # conversations that an error names
+from multimodal_gemma.training.preemption import EXIT_CODE, Watch
 
 
 class Trainer:
@@ -36,19 +35,21 @@ class Trainer:
     Args:
         job: what to train.
         accelerator: the process's device, rank and precision.
+        watch: hears SIGTERM.
 
     Raises:
         InputError: a sample is longer than the token budget.
     """
 
-    def __init__(self, job: Job, accelerator: Accelerator) -> None:
-        self.job, self.accelerator, self.training = job, accelerator, job.training
+    def __init__(self, job: Job, accelerator: Accelerator, watch: Watch) -> None:
+        self.job, self.accelerator, self.training, self.watch = job, accelerator, job.training, watch
         self.log = logs.get("train")
         for split in (job.train, job.val):
-            require_budget(split, self.training.batch_tokens)
+            require_budget(split, job.budget)
         self.steps, self.an_epoch = plan_steps(self.training, len(job.train))
         self.validations = validation_steps(self.steps, self.an_epoch, self.training.validations_per_epoch)
-        self.checkpoints = job.folder / "checkpoints"
+        self.keeper = Keeper(job.folder / "checkpoints", job.identity, self.training.checkpoint_uri, accelerator)
+        self.meter = meters.Meter(job.work, accelerator)
         bare = optimiser.make_optimiser(job.loss.llava, self.training, accelerator.device)
         self.model, self.optimiser = accelerator.prepare(job.loss, bare)
         self.trainable = [parameter for parameter in job.loss.llava.parameters() if parameter.requires_grad]
@@ -63,15 +64,21 @@ class Trainer:
                 training.
         """
         self._resume()
+        if self._leads and self.job.samples is not None:
+            self.job.samples.forget_after(self.state.step)
         curves = Curves(self.job.folder / "curves.jsonl", resume_at=self.state.step) if self._leads else None
         size = self.training.batch_size
-        with Progress("train", self.steps * size, "sample", done=self.state.step * size) as progress:
+        total = Progress("train", self.steps * size, "sample", done=self.state.step * size)
+        with self.watch.deferred(), total as progress:
             while not self.state.finished:
+                self._end_if_asked()
                 row = self._step(self.state.step + 1)
                 self.state.step += 1
                 validated = self.state.step in self.validations
                 if validated:
                     self._validate(row)
+                    if self._leads and self.job.samples is not None:
+                        self.job.samples.ask(self.state.step)
                 if curves is not None:
                     curves.add(row)
                     progress.advance(size, **_shown(row))
@@ -95,15 +102,25 @@ class Trainer:
     def _leads(self) -> bool:
         return bool(self.accelerator.is_main_process)
 
+    def _end_if_asked(self) -> None:
+        """Save and end the process if any process of this training heard SIGTERM."""
+        asked = torch.tensor(float(self.watch.asked), device=self.accelerator.device)
+        if not float(self.accelerator.reduce(asked, "sum")):
+            return
+        if self.state.step and self.state.step not in self.validations:  # else it is saved already
+            self._save()
+        self.log.warning(
+            f"stopped by SIGTERM; step {self.state.step:,} of {self.steps:,} is saved. Run the same command again to "
+            "continue."
+        )
+        raise SystemExit(EXIT_CODE)
+
     def _step(self, step: int) -> dict[str, Any]:
         """Take one optimiser step; return its line of curves.jsonl."""
         start = time.perf_counter()
         samples, batches = self._batches(step)
-        counts = torch.tensor(
-            [sum(len(batch.targets) for batch in batches), sum(batch.input_ids.numel() for batch in batches)],
-            device=self.accelerator.device,
-        )
-        supervised, positions = self.accelerator.reduce(counts, "sum").tolist()
+        counts = self.meter.counts(batches, self.job.train.lengths)
+        supervised = counts.supervised
         factor = optimiser.rate_factor(step, self.steps, self.training.warmup_fraction)
         rates = optimiser.set_rates(self.optimiser, self.training, factor)
         self.model.train()
@@ -112,14 +129,15 @@ class Trainer:
         total = torch.zeros((), device=self.accelerator.device)
         for number, batch in enumerate(batches, start=1):
             last = number == len(batches)
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+            local = contextlib.nullcontext() if last else self.accelerator.no_sync(self.model)
+            with local, failures.out_of_memory(batch, self.job.budget):
                 summed = self.model(batch.to(self.accelerator.device), self._pictures(batch))
                 self.accelerator.backward(summed * scale)
             total += summed.detach()
         loss = float(self.accelerator.reduce(total, "sum")) / max(supervised, 1)
         norm = float(self.accelerator.clip_grad_norm_(self.trainable, self.training.max_grad_norm or math.inf))
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise InputError(self._not_finite(step, loss, samples))
+            raise failures.not_finite(self.job, step, loss, norm, batches, samples)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - start
@@ -132,7 +150,7 @@ class Trainer:
             "samples": len(samples),
             "seconds": round(seconds, 4),
             "samples_per_second": round(len(samples) / seconds, 2),
-            "tokens_per_second": round(positions / seconds),
+            **self.meter.scalars(counts, seconds),
         }
 
     def _batches(self, step: int) -> tuple[np.ndarray, list[Batch]]:
@@ -150,7 +168,7 @@ class Trainer:
                 "another training.batch_size."
             )
         share = sampler.share_of_rank(samples, rank, ranks)
-        cuts = sampler.cut_by_tokens(share, lengths, self.training.batch_tokens)
+        cuts = sampler.cut_by_tokens(share, lengths, self.job.budget)
         return samples, [self.job.make_batch(self.job.train, cut) for cut in cuts]
 
     def _pictures(self, batch: Batch) -> Tensor | None:
@@ -165,7 +183,7 @@ class Trainer:
             return
         self.model.eval()
         order = np.argsort(-val.lengths, kind="stable")
-        cuts = sampler.cut_by_tokens(order, val.lengths, self.training.batch_tokens)
+        cuts = sampler.cut_by_tokens(order, val.lengths, self.job.budget)
         sums = torch.zeros(2, dtype=torch.float64)
         for cut in cuts[self.accelerator.process_index :: self.accelerator.num_processes]:
             batch = self.job.make_batch(val, cut)
@@ -185,44 +203,21 @@ class Trainer:
             state.finished = True
 
     def _save(self) -> None:
-        random_states = gather_object([checkpoint.random_state()])
-        if self._leads:
-            weights = adapters.trained_weights(self.job.loss.llava)
-            checkpoint.save(
-                self.checkpoints, self.state, weights, self.optimiser.state_dict(), random_states, self.job.identity
-            )
-            checkpoint.prune(self.checkpoints, {self.state.step, *(step for _, step in self.state.best)})
-        self.accelerator.wait_for_everyone()
+        self.keeper.save(self.state, adapters.trained_weights(self.job.loss.llava), self.optimiser.state_dict())
 
     def _resume(self) -> None:
         rank = self.accelerator.process_index
         torch.manual_seed(self.training.seed + rank)  # dropout
-        checkpoint.refuse_other(self.checkpoints, self.job.identity)
-        found = checkpoint.steps(self.checkpoints)
-        if not found:
+        found = self.keeper.newest()
+        if found is None:
             self.log.info(f"{self.steps:,} steps of {self.training.batch_size} conversations")
             return
-        self.state, weights, optimiser_state, random_states = checkpoint.load(self.checkpoints, found[-1])
+        self.state, weights, optimiser_state, random_states = found
         adapters.restore(self.job.loss.llava, weights)
         self.optimiser.load_state_dict(optimiser_state)
         if rank < len(random_states):
             checkpoint.set_random_state(random_states[rank])
-        if self._leads:
-            checkpoint.prune(self.checkpoints, {self.state.step, *(step for _, step in self.state.best)})
         self.log.info(f"continuing from the checkpoint of step {self.state.step:,} of {self.steps:,}")
-
-    def _not_finite(self, step: int, loss: float, samples: np.ndarray) -> str:
-        ids = [self.job.train.ids[index] for index in samples[:_NAMED]]
-        more = f" and {len(samples) - _NAMED} more" if len(samples) > _NAMED else ""
-        what = (
-            f"the loss of step {step} is {loss}"
-            if not math.isfinite(loss)
-            else f"the gradient of step {step} is no number"
-        )
-        return (
-            f"train: {what}. Its conversations: {', '.join(ids)}{more}. Look at them, or lower training.projector_lr "
-            "and training.lora_lr; what was learnt until the last checkpoint is kept."
-        )
 
 
 def _shown(row: dict[str, Any]) -> dict[str, str]:

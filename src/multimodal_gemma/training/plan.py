@@ -16,6 +16,8 @@ from multimodal_gemma.training import sampler
 if TYPE_CHECKING:
     from multimodal_gemma.config.schema import TrainingConfig
     from multimodal_gemma.data.processed import Split
+    from multimodal_gemma.planning.arithmetic import Work
+    from multimodal_gemma.training.samples import Samples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +33,9 @@ class Job:
         pictures: image indices to what `loss` takes of them: features, or images where the encoder learns.
         folder: gets checkpoints/ and curves.jsonl.
         identity: configuration and inputs that a checkpoint belongs to.
+        budget: positions a forward pass may have.
+        work: floating-point operations of the model's parts.
+        samples: asks for answers to look at, at every validation; None: nobody does.
     """
 
     training: TrainingConfig
@@ -41,6 +46,9 @@ class Job:
     pictures: Callable[[Sequence[int]], Tensor]
     folder: Path
     identity: dict[str, Any]
+    budget: int
+    work: Work
+    samples: Samples | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,11 +21,14 @@ from multimodal_gemma import logs
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.model import adapters, assembly
 from multimodal_gemma.model.forward import Encoder, SupervisedLoss
-from multimodal_gemma.training import features, trackers
+from multimodal_gemma.planning.arithmetic import Shapes, Work
+from multimodal_gemma.training import feature_file, features, samples, trackers
 from multimodal_gemma.training.batches import make_batch
+from multimodal_gemma.training.budget import choose_budget, logit_rows
 from multimodal_gemma.training.device import make_accelerator
 from multimodal_gemma.training.loop import Trainer
 from multimodal_gemma.training.plan import Job, Outcome
+from multimodal_gemma.training.preemption import Watch
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -38,7 +41,14 @@ _COMPILED_MULTIPLE = 64  # row lengths are rounded up to this where each new sha
 
 
 def train(
-    config: Config, dataset: ProcessedDataset, models: Path, folder: Path, *, identity: dict[str, Any], run_id: str
+    config: Config,
+    dataset: ProcessedDataset,
+    models: Path,
+    folder: Path,
+    watch: Watch,
+    *,
+    identity: dict[str, Any],
+    run_id: str,
 ) -> Outcome:
     """Run one training to its end.
 
@@ -47,6 +57,7 @@ def train(
         dataset: what to learn from.
         models: base models, with `vision/`, `language/` and perhaps `projector/`.
         folder: gets checkpoints/ and curves.jsonl.
+        watch: hears SIGTERM.
         identity: flat configuration and input digests that a checkpoint belongs to.
         run_id: the pipeline run, for MLflow.
 
@@ -60,7 +71,7 @@ def train(
     training = config.training
     leads = os.environ.get("RANK", "0") == "0"  # set by launchers of several processes; one of them is watched
     names = trackers.wanted(config) if leads else []
-    accelerator = make_accelerator(training, _tracker_objects(config, names, run_id), folder / "trackers")
+    accelerator = make_accelerator(training, _tracker_objects(config, names, run_id, folder), folder / "trackers")
     processor = dataset.processor()
     llava, _ = build(config, processor, models, check=True)
     total = sum(weight.numel() for weight in llava.parameters())
@@ -72,31 +83,47 @@ def train(
         llava.model.language_model.compile()
     if training.gradient_checkpointing:
         llava.model.language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    inputs = {name: identity[name] for name in ("dataset", "models")}
     learns_to_see = config.model.vision_policy == "full"
+    loss = SupervisedLoss(llava, encoder if learns_to_see else None, logit_rows(llava, accelerator.device))
+    shapes = Shapes.of(llava.config.vision_config, llava.config.text_config)
+    cut = functools.partial(
+        make_batch,
+        image_tokens=dataset.image_tokens,
+        image_token_id=processor.image_token_id,
+        pad_token_id=processor.tokenizer.pad_token_id,
+    )
+    pictures = _pictures(config, dataset, encoder, accelerator, features_folder(config, folder), inputs)
+    shown = folder / samples.NAME
     job = Job(
         training=training,
-        loss=SupervisedLoss(llava, encoder if learns_to_see else None),
+        loss=loss,
         train=dataset.split("train"),
         val=dataset.split("val"),
-        make_batch=functools.partial(
-            make_batch,
-            image_tokens=dataset.image_tokens,
-            image_token_id=processor.image_token_id,
-            pad_token_id=processor.tokenizer.pad_token_id,
-            multiple=_COMPILED_MULTIPLE if compiled else 1,
-        ),
-        pictures=_pictures(config, dataset, encoder, accelerator),
+        make_batch=functools.partial(cut, multiple=_COMPILED_MULTIPLE if compiled else 1),
+        pictures=pictures,
         folder=folder,
         identity=identity,
+        budget=choose_budget(training.batch_tokens, accelerator, loss, dataset),
+        work=Work.of(shapes, config.model),
+        samples=samples.Samples(dataset, processor, loss, pictures, cut, accelerator, shown, training.sample_images),
     )
     if not len(job.train):
         raise InputError(f"train: {dataset.folder} has no conversation in its training split. Prepare more data.")
-    trainer = Trainer(job, accelerator)
+    trainer = Trainer(job, accelerator, watch)
     trackers.start(accelerator, names, config)
-    outcome = trainer.run()
-    for tracker in accelerator.trackers:
-        tracker.finish()
-    return outcome
+    try:
+        return trainer.run()
+    finally:  # what was measured before a failure is what one wants to see
+        for tracker in accelerator.trackers:
+            if isinstance(tracker, trackers.MLflowBatches):
+                tracker.keep([shown], "training")
+            tracker.finish()
+
+
+def features_folder(config: Config, folder: Path) -> Path:
+    """Return where a cache of features on disk lies: `training.cache_folder`, else in the output."""
+    return Path(config.training.cache_folder or folder / "features")
 
 
 def build(
@@ -123,12 +150,10 @@ def build(
     return llava, adapters.apply_policies(llava, config.model, seed=seed)
 
 
-def _tracker_objects(config: Config, names: list[str], run_id: str) -> list[str | GeneralTracker]:
+def _tracker_objects(config: Config, names: list[str], run_id: str, folder: Path) -> list[str | GeneralTracker]:
     objects: list[str | GeneralTracker] = [name for name in names if name != "mlflow"]
     if "mlflow" in names:
-        from multimodal_gemma.registry import runs
-
-        objects.append(trackers.MLflowBatches(config.registry, runs.ensure_run(config.registry, run_id)))
+        objects.append(trackers.MLflowBatches(config.registry, run_id, folder / "trackers" / "mlflow_waiting.jsonl"))
     return objects
 
 
@@ -154,21 +179,37 @@ def _place(llava: LlavaForConditionalGeneration, processor: LlavaProcessor, acce
 
 
 def _pictures(
-    config: Config, dataset: ProcessedDataset, encoder: Encoder, accelerator: Accelerator
+    config: Config,
+    dataset: ProcessedDataset,
+    encoder: Encoder,
+    accelerator: Accelerator,
+    folder: Path,
+    inputs: dict[str, Any],
 ) -> Callable[[Sequence[int]], Tensor]:
     """Return what answers a batch's question for its images."""
     wanted = np.unique(np.concatenate([dataset.split(name).image_indices for name in ("train", "val")]))
     wanted = wanted[wanted >= 0]
-    width = encoder.tower.config.hidden_size * (2 if _precision(accelerator) == "bf16" else 4)
+    precision = _precision(accelerator)
+    width = encoder.tower.config.hidden_size * (2 if precision == "bf16" else 4)
     place = features.choose_cache(
         config.training.feature_cache,
         vision_policy=config.model.vision_policy,
         images=len(wanted),
         bytes_per_image=dataset.image_tokens * width,
+        folder=folder,
+        processes=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),  # set by launchers of several processes
     )
     device = accelerator.device
     if config.model.vision_policy == "full":
         return lambda indices: features.stack_images(dataset, indices).to(device)
     if place == "none":
         return features.encode_on_demand(dataset, encoder, device)
+    if place == "disk":
+        key = {**inputs, "layer": config.model.vision_feature_layer, "precision": precision}
+        writes = bool(accelerator.is_local_main_process)
+        lookup = None
+        if writes:
+            lookup = feature_file.cached_on_disk(dataset, encoder, device, wanted.tolist(), folder, key)
+        accelerator.wait_for_everyone()  # the others read what one has written
+        return lookup or feature_file.cached_on_disk(dataset, encoder, device, wanted.tolist(), folder, key)
     return features.cached_in_memory(dataset, encoder, device, wanted.tolist(), show=accelerator.is_main_process)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, on_main_process
 
-from multimodal_gemma import logs
+from multimodal_gemma import files, logs
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.registry import server
 
@@ -30,24 +31,41 @@ _LONGEST_PARAM = 6000  # characters, MLflow's limit on a value
 class MLflowBatches(GeneralTracker):
     """MLflow for accelerate: parameters once, scalars in batches, the run left open for the stages that follow.
 
+    A server that cannot be reached is asked again with every batch, from the first one on; what it has not taken when
+    training ends is written to a file, and the next training in that folder sends it.
+
     Args:
         registry: says where MLflow is.
-        run_id: an existing run.
+        pipeline_run: the pipeline run whose MLflow run this is; "" for a run of its own.
+        spool: file of the scalars that could not be sent.
+
+    Raises:
+        InputError: MLflow is there and refuses, or its location is malformed.
     """
 
     name = "mlflow"
     requires_logging_directory = False
 
-    def __init__(self, registry: RegistryConfig, run_id: str) -> None:
+    def __init__(self, registry: RegistryConfig, pipeline_run: str, spool: Path) -> None:
         super().__init__()
-        self._registry, self._run_id = registry, run_id
+        self._registry, self._pipeline_run, self._spool = registry, pipeline_run, spool
+        self._run_id = ""
+        self._params: dict[str, str] = {}
         self._waiting: list[tuple[str, float, int, int]] = []  # name, value, time in ms, step
+        if spool.is_file():
+            self._waiting = [tuple(row["scalar"]) for row in files.read_jsonl(spool, "spooled scalars")]
         self._flushed = time.monotonic()
         self._warned = False
+        try:
+            self._find_run()
+        except InputError as error:
+            if _refused(error):
+                raise
+            self._warn(error)
 
     @property
     def tracker(self) -> str:
-        """The run's id."""
+        """The run's id; "" while MLflow could not be reached."""
         return self._run_id
 
     @on_main_process
@@ -55,14 +73,11 @@ class MLflowBatches(GeneralTracker):
         """Log settings as the run's parameters.
 
         Raises:
-            InputError: MLflow cannot be reached, or the run has other values for them.
+            InputError: the run has other values for them.
         """
-        from mlflow.entities import Param
-
-        params = [Param(name, str(value)[:_LONGEST_PARAM]) for name, value in values.items()]
-        with server.connected(self._registry) as client:
-            for start in range(0, len(params), _PARAMS_A_BATCH):
-                client.log_batch(self._run_id, params=params[start : start + _PARAMS_A_BATCH])
+        self._params = {name: str(value)[:_LONGEST_PARAM] for name, value in values.items()}
+        if self._run_id:
+            self._send_params()
 
     @on_main_process
     def log(self, values: dict[str, float], step: int | None = None, **_: Any) -> None:
@@ -74,25 +89,69 @@ class MLflowBatches(GeneralTracker):
 
     @on_main_process
     def finish(self) -> None:
-        """Send what waits; the run stays open."""
+        """Send what waits, or write it down; the run stays open."""
         self._flush()
         if self._waiting:
-            logs.get("train").warning(f"{len(self._waiting):,} scalars did not reach MLflow; curves.jsonl has them")
+            files.write_jsonl(self._spool, [{"scalar": list(row)} for row in self._waiting])
+            logs.get("train").warning(
+                f"{len(self._waiting):,} scalars did not reach MLflow and wait in {self._spool}; curves.jsonl has all"
+            )
+        else:
+            self._spool.unlink(missing_ok=True)
+
+    @on_main_process
+    def keep(self, paths: Sequence[Path], folder: str) -> None:
+        """Upload files as artifacts of the run; a server that is away goes without them."""
+        try:
+            with server.connected(self._registry) as client:
+                for path in paths:
+                    if self._run_id and path.is_file():
+                        client.log_artifact(self._run_id, str(path), folder)
+        except InputError as error:
+            self._warn(error)
+
+    def _find_run(self) -> None:
+        from multimodal_gemma.registry import runs
+
+        self._run_id = runs.ensure_run(self._registry, self._pipeline_run)
+
+    def _send_params(self) -> None:
+        from mlflow.entities import Param
+
+        with server.connected(self._registry) as client:
+            params = [Param(name, value) for name, value in self._params.items()]
+            for start in range(0, len(params), _PARAMS_A_BATCH):
+                client.log_batch(self._run_id, params=params[start : start + _PARAMS_A_BATCH])
+        self._params = {}
 
     def _flush(self) -> None:
         from mlflow.entities import Metric
 
-        self._flushed = time.monotonic()
         try:
+            if not self._run_id:
+                self._find_run()
+            if self._params:
+                self._send_params()
             with server.connected(self._registry) as client:
                 while self._waiting:
                     part = self._waiting[:_METRICS_A_BATCH]
                     client.log_batch(self._run_id, metrics=[Metric(*row) for row in part])
                     del self._waiting[: len(part)]
         except InputError as error:
-            if not self._warned:
-                logs.get("train").warning(f"{error} Training goes on, and the scalars are sent later.")
-            self._warned = True
+            self._warn(error)
+        self._flushed = time.monotonic()  # after a server's silence: waiting for it must not fill the training
+
+    def _warn(self, error: InputError) -> None:
+        if not self._warned:
+            logs.get("train").warning(f"{error} Training goes on, and the scalars are sent later.")
+        self._warned = True
+
+
+def _refused(error: InputError) -> bool:
+    """Tell whether MLflow is there and says no, or was named wrongly: waiting would change nothing."""
+    text = str(error)
+    away = ("cannot be reached", "does not answer", "fails with error", "went away", "the database")
+    return not any(words in text for words in away)
 
 
 def wanted(config: Config) -> list[str]:
@@ -133,15 +192,27 @@ def start(accelerator: Accelerator, names: list[str], config: Config) -> None:
                 f"config: training.trackers names {name!r}, whose package is not installed. Install it or leave it out."
             )
     if names:
-        accelerator.init_trackers(config.registry.experiment, config=flatten(dataclasses.asdict(config)))
+        accelerator.init_trackers(config.registry.experiment, config=parameters(config))
 
 
-def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings under dotted keys, lists and None as text."""
-    flat: dict[str, Any] = {}
+def parameters(config: Config) -> dict[str, str]:
+    """Return the settings that a training is shown with: those that shape it.
+
+    A pipeline gives a training its own sections alone; the others would be shown at their defaults here, and MLflow
+    lets registration correct none of them.
+    """
+    told = {"preset": config.preset}
+    for section in ("model", "training"):
+        told |= flatten({section: dataclasses.asdict(getattr(config, section))})
+    return told
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return nested settings as texts under dotted keys, the texts that registration logs too."""
+    flat: dict[str, str] = {}
     for key, item in value.items():
         if isinstance(item, Mapping):
             flat.update(flatten(item, f"{prefix}{key}."))
         else:
-            flat[f"{prefix}{key}"] = item if isinstance(item, int | float | str | bool) else str(item)
+            flat[f"{prefix}{key}"] = str(item)
     return flat

@@ -46,7 +46,7 @@ def learning_model(base, *overrides):
     return llava, peft_model
 
 
-def our_loss(llava, dataset, processor, indices, *, encode_inside=False):
+def our_loss(llava, dataset, processor, indices, *, encode_inside=False, logit_rows=None):
     stock = processor.image_processor
     encoder = Encoder(llava, list(stock.image_mean), list(stock.image_std), stock.rescale_factor)
     batch = make_batch(
@@ -62,7 +62,8 @@ def our_loss(llava, dataset, processor, indices, *, encode_inside=False):
         if not encode_inside:
             with torch.no_grad():
                 pictures = encoder(pictures)
-    return SupervisedLoss(llava, encoder if encode_inside else None)(batch, pictures) / len(batch.targets)
+    loss = SupervisedLoss(llava, encoder if encode_inside else None, logit_rows)
+    return loss(batch, pictures) / len(batch.targets)
 
 
 @pytest.fixture(scope="module", params=[*toys.FAMILIES, "siglip"])
@@ -74,8 +75,12 @@ def prepared(request, tmp_path_factory):
     return base, ProcessedDataset(toys.write_dataset(folder / "data", base))
 
 
-@pytest.mark.parametrize("indices", [[0, 5, 3, 8, 1], [2], [0, 1]], ids=["mixed", "one image", "text only"])
-def test_loss_and_gradients_are_those_of_stock_llava_with_peft(prepared, indices):
+@pytest.mark.parametrize(
+    ("indices", "logit_rows"),
+    [([0, 5, 3, 8, 1], None), ([2], None), ([0, 1], None), ([0, 5, 3, 8, 1], 3)],
+    ids=["mixed", "one image", "text only", "logits in pieces"],
+)
+def test_loss_and_gradients_are_those_of_stock_llava_with_peft(prepared, indices, logit_rows):
     base, dataset = prepared
     processor = dataset.processor()
     llava, peft_model = learning_model(base)
@@ -84,7 +89,7 @@ def test_loss_and_gradients_are_those_of_stock_llava_with_peft(prepared, indices
     stock.backward()
     expected = {name: weight.grad.clone() for name, weight in llava.named_parameters() if weight.grad is not None}
     llava.zero_grad()
-    ours = our_loss(llava, dataset, processor, indices)
+    ours = our_loss(llava, dataset, processor, indices, logit_rows=logit_rows)
     ours.backward()
     torch.testing.assert_close(ours, stock, rtol=0, atol=1e-5)
     found = {name: weight.grad for name, weight in llava.named_parameters() if weight.grad is not None}

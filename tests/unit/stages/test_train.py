@@ -15,6 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from multimodal_gemma import manifest
 from multimodal_gemma.errors import InputError
+from multimodal_gemma.model.forward import SupervisedLoss
 from multimodal_gemma.stages import train
 from multimodal_gemma.training import checkpoint, curves, loop
 from tests.unit.training import toys
@@ -104,6 +105,29 @@ def test_curves_show_the_schedule(undisturbed):
     assert [line["step"] for line in lines if "validation_loss" in line] == [3, 6]
     assert all(line["lora_lr"] == pytest.approx(line["projector_lr"] / 5) for line in lines)
     assert all(line["samples_per_second"] > 0 for line in lines)
+    assert all(0 <= line["padding_share"] < 1 and line["memory_gb"] > 0 for line in lines)
+
+
+def test_answers_on_fixed_validation_images_are_kept_and_shown(undisturbed, dataset):
+    """What the model said at the last validation is what the saved model says under stock transformers."""
+    from multimodal_gemma.data.processed import ProcessedDataset
+
+    answers = [json.loads(line) for line in (undisturbed.folder / "samples.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in answers] == [3] * 4 + [6] * 4
+    assert [row["image_index"] for row in answers[:4]] == [row["image_index"] for row in answers[4:]]
+    page = (undisturbed.folder / "curves.html").read_text()
+    assert page.count("data:image/jpeg") == 4
+    assert undisturbed.numbers["best_step"] == 6
+    model = AutoModelForImageTextToText.from_pretrained(undisturbed.folder)
+    processor = AutoProcessor.from_pretrained(undisturbed.folder)
+    data = ProcessedDataset(dataset)
+    sample = data.split("val")[0]
+    text = processor.tokenizer.decode(sample.input_ids[: int(np.argmax(sample.supervised))])
+    image = Image.fromarray(data.image(sample.image_index))
+    inputs = processor(text=[text], images=[image], add_special_tokens=False, return_tensors="pt")
+    tokens = model.generate(**inputs, max_new_tokens=32, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert answers[4]["answer"] == processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+    assert answers[4]["expected"] in ("red", "green", "blue", "white")
 
 
 def test_a_second_run_finds_the_model(undisturbed, models, dataset):
@@ -178,13 +202,16 @@ def test_micro_batches_do_not_change_the_mathematics(models, dataset, tmp_path):
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
 
 
-@pytest.mark.parametrize("setting", ["training.feature_cache=none", "training.gradient_checkpointing=true"])
+@pytest.mark.parametrize(
+    "setting", ["training.feature_cache=none", "training.feature_cache=disk", "training.gradient_checkpointing=true"]
+)
 def test_saving_time_or_memory_does_not_change_the_loss(models, dataset, tmp_path, setting):
     fixed = ("model.vision_feature_layer=-2", "training.max_steps=2")
     plain = train.run(toys.configuration(*fixed), dataset, models, tmp_path / "plain")
     other = train.run(toys.configuration(*fixed, setting), dataset, models, tmp_path / "other")
     expected = [line["loss"] for line in rows(plain.folder)]
     assert [line["loss"] for line in rows(other.folder)] == pytest.approx(expected, abs=1e-5)
+    assert not (other.folder / "features").exists()  # larger than the model, and of no use beside it
 
 
 def test_every_part_can_learn(models, dataset, tmp_path):
@@ -246,8 +273,45 @@ def test_a_loss_that_is_no_number_names_step_and_conversations(models, dataset, 
     with pytest.raises(
         InputError, match=r"the loss of step 4 is nan. Its conversations: c\d+, .*lower training.projector_lr"
     ):
-        train.run(toys.configuration(), dataset, models, tmp_path)
+        train.run(toys.configuration("training.batch_tokens=100"), dataset, models, tmp_path)
     assert checkpoint.steps(tmp_path / "checkpoints") == [3]
+    replay = json.loads((tmp_path / "failed_step.json").read_text())
+    assert replay["step"] == 4
+    assert len(replay["conversations"]) == 8
+    assert sorted(name for batch in replay["micro_batches"] for name in batch) == sorted(replay["conversations"])
+    assert "continues from the last checkpoint" in replay["how_to_replay"]
+    monkeypatch.undo()  # the data are mended: the same command goes on
+    train.run(toys.configuration("training.batch_tokens=100"), dataset, models, tmp_path)
+    assert not (tmp_path / "failed_step.json").exists()
+
+
+def test_a_lack_of_memory_names_the_budget_to_try(models, dataset, tmp_path, monkeypatch):
+    def full(self, batch, pictures):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(SupervisedLoss, "forward", full)
+    sentence = r"does not suffice for a forward pass of \d+ rows of \d+ positions. Set training.batch_tokens=256;"
+    with pytest.raises(InputError, match=sentence):
+        train.run(toys.configuration(), dataset, models, tmp_path)
+
+
+def test_a_password_in_the_tracking_uri_stays_out_of_the_model(models, dataset, tmp_path):
+    secret = "registry.tracking_uri=postgresql://me:s3cretword@nowhere/mlflow"
+    train.run(toys.configuration(secret, "training.max_steps=1"), dataset, models, tmp_path)
+    found = [path for path in tmp_path.rglob("*") if path.is_file() and b"s3cretword" in path.read_bytes()]
+    assert found == []
+    assert "experiment" in json.loads((tmp_path / "run_config.json").read_text())["registry"]
+
+
+def test_an_edited_checkpoint_costs_time_and_no_exactness(undisturbed, models, dataset, tmp_path):
+    """The newest is damaged: the run goes back to the one before and ends in the same bytes."""
+    config = toys.configuration("model.lora.dropout=0.2")
+    train.run(config, dataset, models, tmp_path)
+    (tmp_path / manifest.NAME).unlink()
+    path = tmp_path / "checkpoints" / "step-00000006" / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x00")
+    assert train.run(config, dataset, models, tmp_path).digest == undisturbed.digest
+    assert weights(tmp_path) == weights(undisturbed.folder)
 
 
 @pytest.mark.parametrize(
@@ -285,3 +349,33 @@ def test_without_a_server_mlflow_is_left_out_and_said_so(models, dataset, tmp_pa
     with caplog.at_level(logging.INFO, "multimodal_gemma"):
         train.run(toys.configuration("training.trackers=[mlflow]", "training.max_steps=1"), dataset, models, tmp_path)
     assert "no MLflow is named" in caplog.text
+
+
+def test_stages_in_sequence_start_where_the_last_one_ended(models, dataset, tmp_path):
+    """As preset llava-1.5 does: the projector alone, then the whole language model from that projector."""
+    import shutil
+
+    first = train.run(toys.configuration("model.language_policy=frozen"), dataset, models, tmp_path / "align")
+    assert [name for name in rows(first.folder)[0] if name.endswith("_lr")] == ["projector_lr"]
+    shutil.copytree(models, tmp_path / "models")
+    shutil.copytree(first.folder, tmp_path / "models" / "projector", ignore=shutil.ignore_patterns("checkpoints"))
+    settings = ("model.language_policy=full", f"model.projector={first.folder}", "training.max_steps=1")
+    frozen = ("training.projector_lr=0", "training.language_lr=0", "training.weight_decay=0")
+    second = train.run(toys.configuration(*settings, *frozen), dataset, tmp_path / "models", tmp_path / "tune")
+    before, after = (
+        AutoModelForImageTextToText.from_pretrained(folder).model.multi_modal_projector.state_dict()
+        for folder in (first.folder, second.folder)
+    )
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_scalars_reach_tensorboard(models, dataset, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train.run(toys.configuration("training.trackers=[tensorboard]", "training.max_steps=2"), dataset, models, tmp_path)
+    events = next((tmp_path / "trackers").rglob("events.out.tfevents*"))
+    seen = EventAccumulator(str(events.parent))
+    seen.Reload()
+    expected = [line["loss"] for line in rows(tmp_path)]
+    assert [event.value for event in seen.Scalars("loss")] == pytest.approx(expected)

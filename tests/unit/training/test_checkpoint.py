@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import resource
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -67,15 +71,61 @@ def test_a_full_disk_is_said_and_the_one_before_stays(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "optimiser.pt", "random.pt"])
-def test_damage_is_recognised(tmp_path, name):
-    save(tmp_path)
-    path = tmp_path / "step-00000003" / name
+def test_a_disk_that_really_fills_up_leaves_the_one_before(tmp_path):
+    """The kernel refuses the write in the middle of a file, whichever library is writing."""
+    save(tmp_path, 3)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in (100, 1500):  # within the weights, within the optimiser's file
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        try:
+            with pytest.raises(InputError, match="cannot be written"):
+                save(tmp_path, 4)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
+    checkpoint.load(tmp_path, 3)
+
+
+def flip(path):
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(InputError, match=rf"damaged.*{name} differs.*Delete"):
-        checkpoint.load(tmp_path, 3)
+
+
+def halve(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("harm", [flip, halve, Path.unlink], ids=["edited", "half written", "gone"])
+@pytest.mark.parametrize("name", ["weights.safetensors", "optimiser.pt", "random.pt", "manifest.json"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog, monkeypatch, name, harm):
+    monkeypatch.setattr(logging.getLogger("multimodal_gemma"), "propagate", True)
+    save(tmp_path, 2)
+    save(tmp_path, 3, best=[(0.5, 3), (0.7, 2)])
+    harm(tmp_path / "step-00000003" / name)
+    if name == "manifest.json" and harm is flip:
+        (tmp_path / "step-00000003" / name).write_text("{}")
+    state, *_ = checkpoint.load_newest(tmp_path)
+    assert state.step == 2
+    assert "step 3 is damaged and left out" in caplog.text
+    checkpoint.refuse_other(tmp_path, IDENTITY)
+
+
+def test_a_damaged_best_checkpoint_is_not_taken_for_the_model(tmp_path):
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    save(tmp_path, 3, best=[(0.1, 1), (0.2, 2), (0.3, 3)])
+    flip(tmp_path / "step-00000001" / "weights.safetensors")
+    state, *_ = checkpoint.load_newest(tmp_path)
+    assert state.best == [(0.2, 2), (0.3, 3)]
+
+
+def test_without_any_whole_checkpoint_nothing_is_guessed(tmp_path):
+    assert checkpoint.load_newest(tmp_path) is None
+    save(tmp_path, 3)
+    flip(tmp_path / "step-00000003" / "optimiser.pt")
+    with pytest.raises(InputError, match=r"none of the 1 checkpoints in .* is whole. Delete that folder"):
+        checkpoint.load_newest(tmp_path)
 
 
 def test_another_configuration_is_refused_by_its_keys(tmp_path):

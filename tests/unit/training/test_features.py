@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from multimodal_gemma.errors import InputError
-from multimodal_gemma.training import features
+from multimodal_gemma.training import feature_file, features
 
 
 class Images:
@@ -34,20 +34,88 @@ def test_each_image_is_encoded_once_and_looked_up_by_its_index():
     assert sorted(encoder.seen) == [3, 7, 200]
 
 
-def test_auto_takes_at_most_half_of_the_available_memory(monkeypatch):
+def test_auto_takes_at_most_half_of_what_is_free_and_then_the_disk(monkeypatch, tmp_path):
     monkeypatch.setattr(features, "available_memory", lambda: 2000)
-    ask = {"vision_policy": "frozen", "bytes_per_image": 10}
+    monkeypatch.setattr(features, "_free_disk", lambda _: 4000)
+    ask = {"vision_policy": "frozen", "bytes_per_image": 10, "folder": tmp_path}
     assert features.choose_cache("auto", images=100, **ask) == "memory"
-    assert features.choose_cache("auto", images=101, **ask) == "none"
+    assert features.choose_cache("auto", images=101, **ask) == "disk"
+    assert features.choose_cache("auto", images=60, processes=2, **ask) == "disk"  # each would hold its own
+    assert features.choose_cache("auto", images=201, **ask) == "none"
     assert features.choose_cache("memory", images=101, **ask) == "memory"
     assert features.choose_cache("none", images=1, **ask) == "none"
+    with pytest.raises(InputError, match=r"401 images take .* Name a larger disk with training.cache_folder"):
+        features.choose_cache("disk", images=401, **ask)
 
 
-def test_a_learning_encoder_is_never_cached():
-    ask = {"vision_policy": "full", "images": 1, "bytes_per_image": 1}
+@pytest.mark.parametrize("setting", ["memory", "disk"])
+def test_a_learning_encoder_is_never_cached(tmp_path, setting):
+    ask = {"vision_policy": "full", "images": 1, "bytes_per_image": 1, "folder": tmp_path}
     assert features.choose_cache("auto", **ask) == "none"
-    with pytest.raises(InputError, match=r"feature_cache=memory does not fit model.vision_policy=full"):
-        features.choose_cache("memory", **ask)
+    with pytest.raises(InputError, match=rf"feature_cache={setting} does not fit model.vision_policy=full"):
+        features.choose_cache(setting, **ask)
+
+
+def on_disk(folder, encoder, key="a", images=(7, 3, 200)):
+    return feature_file.cached_on_disk(Images(), encoder, torch.device("cpu"), images, folder, {"key": key})
+
+
+def test_features_on_disk_are_those_computed_anew_and_survive(tmp_path):
+    encoder = Counting()
+    lookup = on_disk(tmp_path, encoder)
+    expected = features.encode_on_demand(Images(), Counting(), torch.device("cpu"))([200, 3, 200])
+    assert torch.equal(lookup([200, 3, 200]), expected)
+    again = Counting()
+    assert torch.equal(on_disk(tmp_path, again)([200, 3, 200]), expected)  # a second training
+    assert again.seen == [200]  # one image is compared with what was kept
+
+
+def test_bf16_features_come_back_bit_for_bit(tmp_path):
+    class Half(Counting):
+        def forward(self, images):
+            return super().forward(images).bfloat16() / 3
+
+    lookup = on_disk(tmp_path, Half())
+    expected = Half()(torch.full((1, 2, 2, 3), 7, dtype=torch.uint8))
+    assert lookup([7]).dtype is torch.bfloat16
+    assert torch.equal(lookup([7]), expected)
+
+
+def test_a_killed_cache_continues_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "_CHUNK", 1)
+    monkeypatch.setattr(feature_file, "_NOTED_EVERY", 1)
+
+    class Dies(Counting):
+        def forward(self, images):
+            if len(self.seen) == 2:
+                raise KeyboardInterrupt
+            return super().forward(images)
+
+    with pytest.raises(KeyboardInterrupt):
+        on_disk(tmp_path, Dies())
+    rest = Counting()
+    lookup = on_disk(tmp_path, rest)
+    assert rest.seen == [7, 200, 200]  # the last one once more, to compare
+    assert torch.equal(lookup([3, 7, 200]), Counting()(torch.tensor([3, 7, 200]).view(3, 1, 1, 1).expand(3, 2, 2, 3)))
+
+
+def test_features_of_another_encoder_or_of_other_images_are_not_used(tmp_path):
+    on_disk(tmp_path, Counting())
+    other = Counting()
+    on_disk(tmp_path, other, key="b")
+    assert set(other.seen) == {3, 7, 200}
+    more = Counting()
+    on_disk(tmp_path, more, key="b", images=(3, 7, 9))
+    assert set(more.seen) == {3, 7, 9}
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(feature_file.os, "posix_fallocate", full)
+    with pytest.raises(InputError, match="the disk is full"):
+        on_disk(tmp_path, Counting())
 
 
 def test_available_memory_is_no_more_than_the_machine_has():

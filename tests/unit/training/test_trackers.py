@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 
 import pytest
 
 from multimodal_gemma.errors import InputError
-from multimodal_gemma.registry import runs, server
+from multimodal_gemma.registry import record, runs, server
 from multimodal_gemma.stages import train
 from multimodal_gemma.training import trackers
 from tests.unit.training import toys
@@ -22,7 +23,7 @@ def mlflow(tmp_path, monkeypatch):
 
 def test_settings_are_flat():
     assert trackers.flatten({"a": {"b": 1, "c": {"d": None}}, "e": [1, 2]}) == {
-        "a.b": 1,
+        "a.b": "1",
         "a.c.d": "None",
         "e": "[1, 2]",
     }
@@ -51,18 +52,55 @@ def test_an_outage_is_named_once_and_the_scalars_follow(tmp_path, mlflow, monkey
     PartialState(cpu=True)
     registry = toys.configuration(mlflow).registry
     run = runs.ensure_run(registry, "pipeline-2")
-    tracker = trackers.MLflowBatches(registry, run)
+    tracker = trackers.MLflowBatches(registry, "pipeline-2", tmp_path / "waiting.jsonl")
     monkeypatch.setattr(trackers, "_FLUSH_EVERY", 0.0)
     monkeypatch.setattr(logging.getLogger("multimodal_gemma"), "propagate", True)
 
     def away(_):
-        raise InputError("registry: MLflow went away.")
+        raise InputError("registry: MLflow at x went away in the middle of the work.")
 
     with monkeypatch.context() as outage, caplog.at_level(logging.WARNING, "multimodal_gemma"):
         outage.setattr(trackers.server, "connected", away)
         tracker.log({"loss": 2.0}, step=1)
         tracker.log({"loss": 1.0}, step=2)
-    assert caplog.text.count("MLflow went away") == 1
+    assert caplog.text.count("went away") == 1
     tracker.finish()
     with server.connected(registry) as client:
         assert [metric.value for metric in client.get_metric_history(run, "loss")] == [2.0, 1.0]
+
+
+def test_a_server_that_is_down_from_the_start_to_the_end_stops_nothing(tmp_path, mlflow, monkeypatch):
+    """The scalars of the first training wait in its folder, and reach MLflow when it is back."""
+    from accelerate import PartialState
+
+    PartialState(cpu=True)
+    down = toys.configuration("registry.tracking_uri=http://127.0.0.1:9").registry
+    spool = tmp_path / "waiting.jsonl"
+    tracker = trackers.MLflowBatches(down, "pipeline-3", spool)
+    tracker.store_init_configuration({"model.lora.rank": 4})
+    tracker.log({"loss": 2.0}, step=1)
+    tracker.finish()
+    assert spool.is_file()
+    up = toys.configuration(mlflow).registry
+    again = trackers.MLflowBatches(up, "pipeline-3", spool)
+    again.log({"loss": 1.0}, step=2)
+    again.finish()
+    assert not spool.exists()
+    with server.connected(up) as client:
+        history = client.get_metric_history(again.tracker, "loss")
+    assert [(metric.step, metric.value) for metric in history] == [(1, 2.0), (2, 1.0)]
+
+
+def test_a_location_that_cannot_be_mlflow_is_said_at_once(tmp_path):
+    registry = toys.configuration("registry.tracking_uri=ftp://nowhere").registry
+    with pytest.raises(InputError, match="no MLflow that can be used"):
+        trackers.MLflowBatches(registry, "", tmp_path / "waiting.jsonl")
+
+
+def test_training_and_registration_write_equal_texts():
+    """MLflow keeps the first text of a parameter: a second one would be a lie about the run."""
+    config = toys.configuration("data.limit=7", "benchmarks.vqa_questions=9")
+    registered = dict(record.flatten(dataclasses.asdict(config)))
+    logged = trackers.parameters(config)
+    assert {key: registered[key] for key in logged} == logged
+    assert not any(key.startswith(("data.", "benchmarks.", "registry.")) for key in logged)

@@ -1,0 +1,330 @@
+"""What each technique of the training step saves: ours against stock Llava with PEFT, one technique after another.
+
+True shapes of CLIP ViT-L/14 and Gemma-3-270M with random weights, conversations as long as LLaVA's. Needs torch,
+transformers and peft only, so it runs on a bare machine:
+
+    PYTHONPATH=src python benchmarks/train_step.py --json      # one thread, process time, fp32
+    PYTHONPATH=src python benchmarks/train_step.py --tiny      # seconds, to see that it works
+    PYTHONPATH=src python benchmarks/train_step.py --device cuda --json --out gpu.json
+
+On a GPU it computes in bf16, adds compilation, and reports the share of the peak, memory and the time of the whole
+recipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import datetime
+import json
+import platform
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+import numpy as np
+import torch
+from peft import LoraConfig as PeftLora
+from peft import get_peft_model
+from torch import nn
+from transformers import CLIPVisionConfig, Gemma3TextConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from multimodal_gemma.config.schema import ModelConfig
+from multimodal_gemma.model.adapters import lora_pattern
+from multimodal_gemma.model.forward import Batch, Encoder, SupervisedLoss
+from multimodal_gemma.planning import devices
+from multimodal_gemma.planning.arithmetic import Shapes, Work
+from multimodal_gemma.training import sampler
+from multimodal_gemma.training.batches import make_batch
+
+warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by an old name
+IMAGE_TOKEN, RECIPE, EPOCHS = 5, 473_136, 3  # RECIPE: samples of three epochs
+USES = RECIPE / 81_479  # how often the recipe asks for an image: three epochs of 157,712 conversations on 81,479 images
+DROPOUT = 0.1  # of the naive step
+
+
+@dataclasses.dataclass
+class Sample:
+    """A made-up conversation with one image."""
+
+    image_index: int
+    input_ids: np.ndarray
+    supervised: np.ndarray
+
+
+@dataclasses.dataclass
+class Bench:
+    """The model and the samples that every rung of the ladder is timed with."""
+
+    llava: LlavaForConditionalGeneration
+    peft: Any
+    encoder: Encoder
+    samples: list[Sample]
+    images: torch.Tensor  # uint8 (samples, H, W, 3)
+    device: torch.device
+    budget: int
+    optimiser: torch.optim.Optimizer
+    features: torch.Tensor | None = None
+
+    @property
+    def image_tokens(self) -> int:
+        """Patches an image becomes."""
+        return int(self.llava.config.image_seq_length)
+
+
+def shapes(tiny: bool) -> tuple[CLIPVisionConfig, Gemma3TextConfig]:
+    """CLIP ViT-L/14 and Gemma-3-270M, or toys."""
+    if tiny:
+        sizes = {"intermediate_size": 64, "num_hidden_layers": 2}
+        vision = CLIPVisionConfig(hidden_size=32, num_attention_heads=2, image_size=28, patch_size=14, **sizes)
+        text = Gemma3TextConfig(
+            vocab_size=4000, hidden_size=32, num_attention_heads=2, num_key_value_heads=1, head_dim=16, **sizes
+        )
+        return vision, text
+    vision = CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=224,
+        patch_size=14,
+    )
+    text = Gemma3TextConfig(
+        vocab_size=262_144,
+        hidden_size=640,
+        intermediate_size=2048,
+        num_hidden_layers=18,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=256,
+        sliding_window=512,
+        query_pre_attn_scalar=256,
+    )
+    return vision, text
+
+
+def build(tiny: bool, count: int, device: torch.device) -> Bench:
+    """Join random models, put LoRA of rank 64 on the language model, and draw `count` samples."""
+    torch.manual_seed(0)
+    vision, text = shapes(tiny)
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=IMAGE_TOKEN,
+        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
+        vision_feature_select_strategy="default",
+        vision_feature_layer=-2,
+        tie_word_embeddings=True,
+    )
+    llava = LlavaForConditionalGeneration(config).requires_grad_(False)
+    lora = ModelConfig().lora
+    rank = 4 if tiny else lora.rank
+    settings = PeftLora(r=rank, lora_alpha=2 * rank, lora_dropout=DROPOUT, target_modules=lora_pattern(lora.targets))
+    peft = get_peft_model(llava, settings)
+    llava.model.multi_modal_projector.requires_grad_(True)
+    if device.type == "cuda":
+        for weight in llava.parameters():
+            if not weight.requires_grad:
+                weight.data = weight.data.to(torch.bfloat16)
+    llava.to(device).train()
+    llava.model.vision_tower.eval()
+    generator = np.random.default_rng(0)
+    lengths = np.clip(generator.lognormal(np.log(200), 0.6, count), 40, 600).astype(int)
+    samples = []
+    for number, length in enumerate(lengths // (4 if tiny else 1)):
+        ids = generator.integers(10, text.vocab_size, length + 1).astype(np.int32)
+        ids[0] = IMAGE_TOKEN
+        supervised = np.arange(length + 1) > length * 0.25
+        samples.append(Sample(number, ids, supervised))
+    side = vision.image_size
+    images = torch.from_numpy(generator.integers(0, 256, (count, side, side, 3)).astype(np.uint8))
+    encoder = Encoder(llava, [0.5] * 3, [0.5] * 3, 1 / 255).to(device)
+    learnt = [weight for weight in llava.parameters() if weight.requires_grad]
+    optimiser = torch.optim.AdamW(learnt, lr=1e-5, fused=True)
+    budget = 16_384 if device.type == "cuda" else 2048
+    return Bench(llava, peft, encoder, samples, images, device, budget, optimiser)
+
+
+def naive_pass(bench: Bench, indices: list[int]) -> None:
+    """Stock Llava with PEFT: encoder, padding to the longest, mask, logits everywhere."""
+    rows = []
+    for index in indices:
+        sample = bench.samples[index]
+        image = [IMAGE_TOKEN] * bench.image_tokens
+        labels = np.where(sample.supervised, sample.input_ids, -100)[1:]
+        rows.append((image + sample.input_ids[1:].tolist(), [-100] * bench.image_tokens + labels.tolist()))
+    width = max(len(ids) for ids, _ in rows)
+    device = bench.device
+    pixels = (bench.images[indices].permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
+    loss = bench.peft(
+        input_ids=torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in rows], device=device),
+        attention_mask=torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in rows], device=device),
+        labels=torch.tensor([labels + [-100] * (width - len(labels)) for _, labels in rows], device=device),
+        pixel_values=pixels.to(device, bench.llava.model.vision_tower.dtype),
+    ).loss
+    loss.backward()
+
+
+def batch_of(bench: Bench, indices: list[int], multiple: int = 1) -> Batch:
+    """Our micro-batch of some samples."""
+    return make_batch(
+        bench.samples,
+        indices,
+        image_tokens=bench.image_tokens,
+        image_token_id=IMAGE_TOKEN,
+        pad_token_id=0,
+        multiple=multiple,
+    ).to(bench.device)
+
+
+def our_pass(bench: Bench, indices: list[int], multiple: int = 1) -> None:
+    """Logits where a token is supervised; features from the cache where there is one, else from the encoder."""
+    batch = batch_of(bench, indices, multiple)
+    if bench.features is not None:
+        pictures = bench.features[batch.image_indices].to(bench.device, non_blocking=True)
+    else:
+        with torch.no_grad():
+            pictures = bench.encoder(bench.images[batch.image_indices].to(bench.device))
+    (SupervisedLoss(bench.llava)(batch, pictures) / len(batch.targets)).backward()
+
+
+def timed(bench: Bench, cuts: list[list[int]], naive: bool, rounds: int, multiple: int = 1) -> float:
+    """Return seconds for all samples and one optimiser step: process time, on a GPU the clock's, least of `rounds`."""
+    on_gpu = bench.device.type == "cuda"
+    clock = time.perf_counter if on_gpu else time.process_time
+    autocast = torch.autocast("cuda", torch.bfloat16) if on_gpu else contextlib.nullcontext()
+    found = []
+    for _ in range(rounds):
+        if on_gpu:
+            torch.cuda.synchronize()
+        start = clock()
+        for cut in cuts:
+            with autocast:
+                naive_pass(bench, cut) if naive else our_pass(bench, cut, multiple)
+        bench.optimiser.step()
+        bench.optimiser.zero_grad(set_to_none=True)
+        if on_gpu:
+            torch.cuda.synchronize()
+        found.append(clock() - start)
+    return min(found)
+
+
+def drop_nothing(bench: Bench) -> None:
+    """Set the adapters' dropout to 0, as PEFT does where it is configured so."""
+    for module in bench.llava.modules():
+        if "lora_dropout" in getattr(module, "_modules", {}):
+            module.lora_dropout["default"] = nn.Identity()
+
+
+def ladder(bench: Bench, rounds: int, batch: int) -> list[dict[str, Any]]:
+    """Time the naive step, then add one technique after the other."""
+    count = len(bench.samples)
+    random = [list(range(start, min(start + batch, count))) for start in range(0, count, batch)]
+    lengths = np.array([len(sample.input_ids) + bench.image_tokens - 1 for sample in bench.samples])
+    buckets = sampler.cut_by_tokens(np.argsort(-lengths, kind="stable"), lengths, max(bench.budget, int(lengths.max())))
+    rungs: list[dict[str, Any]] = []
+
+    def rung(name: str, cuts: list[list[int]], *, naive: bool = False, extra: float = 0.0, multiple: int = 1) -> None:
+        # A first pass that is not counted fills allocators; on a GPU it compiles as well.
+        if bench.device.type == "cuda" or count < 16:
+            timed(bench, cuts if bench.device.type == "cuda" else cuts[:1], naive, 1, multiple)
+        seconds = timed(bench, cuts, naive, rounds, multiple) + extra
+        before = rungs[-1]["seconds_per_sample"] if rungs else seconds / count
+        share = 1 - seconds / count / before
+        rungs.append(
+            {"name": name, "seconds_per_sample": seconds / count, "samples_per_second": count / seconds, "saved": share}
+        )
+        sys.stderr.write(f"{name}: {seconds / count:.4f} s a sample\n")
+
+    bench.llava.set_attn_implementation("eager")
+    rung("stock Llava with PEFT, eager attention, dropout 0.1", random, naive=True)
+    rung("logits only where a token is supervised, no mask", random)
+    clock = time.perf_counter if bench.device.type == "cuda" else time.process_time
+    start = clock()
+    with torch.no_grad():
+        bench.features = torch.cat([bench.encoder(part.to(bench.device)).cpu() for part in bench.images.split(4)])
+    once = (clock() - start) / USES
+    rung("each image encoded once (its share counted)", random, extra=once)
+    bench.llava.set_attn_implementation("sdpa")
+    rung("SDPA attention", random, extra=once)
+    rung("micro-batches by token budget from neighbours in length", buckets, extra=once)
+    drop_nothing(bench)
+    rung("no dropout in the adapters", buckets, extra=once)
+    if bench.device.type == "cuda":
+        bench.llava.model.language_model.compile()
+        torch.cuda.reset_peak_memory_stats()
+        rung("language model compiled", buckets, extra=once, multiple=64)
+    return rungs
+
+
+def gpu_figures(bench: Bench, rungs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Share of the peak, memory and the recipe's time of the last rung."""
+    name = torch.cuda.get_device_name(bench.device)
+    lengths = [len(sample.input_ids) + bench.image_tokens - 1 for sample in bench.samples]
+    config = bench.llava.config
+    work = Work.of(Shapes.of(config.vision_config, config.text_config), ModelConfig())
+    targets = sum(int(sample.supervised.sum()) for sample in bench.samples)
+    needed = work.step(sum(lengths), sum(length**2 for length in lengths), targets, len(lengths)) / len(lengths)
+    known = devices.find(name)
+    fast = rungs[-1]["samples_per_second"]
+    return {
+        "device": name,
+        "peak_memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2),
+        "projected_minutes": round(RECIPE / fast / 60, 1),
+        "naive_projected_minutes": round(RECIPE / rungs[0]["samples_per_second"] / 60, 1),
+        "mfu": round(needed * fast / (known.tflops * 1e12), 3) if known else None,
+    }
+
+
+def main() -> None:
+    """Run the ladder and print it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    parser.add_argument("--tiny", action="store_true", help="toy shapes: only to see that it works")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--samples", type=int, help="conversations a measurement (default: 12 on a CPU, 320 on a GPU)")
+    parser.add_argument(
+        "--batch", type=int, default=4, help="rows of the naive step; its logits take 3 GB a row on a CPU"
+    )
+    parser.add_argument("--rounds", type=int, default=1, help="measurements of which the least counts")
+    parser.add_argument("--out", type=Path, help="write the JSON object here as well; `mmgemma plan` can read it")
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: this machine has no usable NVIDIA GPU")
+    if args.device == "cpu":
+        torch.set_num_threads(1)
+    bench = build(args.tiny, args.samples or (12 if args.device == "cpu" else 320), device)
+    rungs = ladder(bench, args.rounds, args.batch)
+    result = {
+        "benchmark": "train_step",
+        "ratio": round(rungs[-1]["samples_per_second"] / rungs[0]["samples_per_second"], 2),
+        "naive": rungs[0],
+        "fast": rungs[-1],
+        "rungs": rungs,
+        "samples": len(bench.samples),
+        "naive_batch": args.batch,
+        "tiny": args.tiny,
+        "device": platform.processor() or platform.machine(),
+        "date": datetime.date.today().isoformat(),
+        "torch": torch.__version__,
+    }
+    if device.type == "cuda":
+        result |= gpu_figures(bench, rungs)
+    if args.out:
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
+    if args.json:
+        print(json.dumps(result))
+        return
+    for entry in rungs:
+        print(f"{entry['seconds_per_sample']:9.4f} s a sample  {entry['saved']:6.1%} saved  {entry['name']}")
+    print(f"ratio {result['ratio']}")
+
+
+if __name__ == "__main__":
+    main()

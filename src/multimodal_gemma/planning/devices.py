@@ -1,0 +1,42 @@
+"""The GPUs that a cluster is likely to offer, by their makers' data sheets."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """One kind of GPU.
+
+    Attributes:
+        name: short name.
+        marks: words that the driver's name for it holds, all of them.
+        tflops: dense bf16 peak with fp32 accumulation, 10^12 operations a second (data sheet, without sparsity).
+        memory_gb: 10^9 bytes.
+        bandwidth: of its memory, 10^9 bytes a second.
+        dollars: what an hour of one costs on demand; an order of magnitude to compare by, not an offer.
+    """
+
+    name: str
+    marks: tuple[str, ...]
+    tflops: float
+    memory_gb: float
+    bandwidth: float
+    dollars: float
+
+
+DEVICES = (
+    Device("L4", ("L4",), 121, 24, 300, 0.8),
+    Device("A10", ("A10",), 125, 24, 600, 1.2),
+    Device("A100-40", ("A100", "40GB"), 312, 40, 1555, 3.0),
+    Device("A100-80", ("A100", "80GB"), 312, 80, 2039, 4.0),
+    Device("H100", ("H100",), 989, 80, 3350, 7.0),
+    Device("H200", ("H200",), 989, 141, 4800, 8.0),
+)
+
+
+def find(driver_name: str) -> Device | None:
+    """Return the device that a driver's name means, e.g. "NVIDIA A100-SXM4-80GB"; None where it is not listed."""
+    words = driver_name.replace("-", " ").split()
+    return next((device for device in DEVICES if all(mark in words for mark in device.marks)), None)

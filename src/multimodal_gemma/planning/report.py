@@ -1,0 +1,45 @@
+"""The table that `mmgemma plan` prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from multimodal_gemma.planning import estimate, sources
+
+if TYPE_CHECKING:
+    from multimodal_gemma.config.schema import Config
+
+_HEAD = ("GPU", "positions a pass", "memory GB", "minutes", "cost $", "$ an hour")
+
+
+def text(
+    config: Config, *, models: Path | None = None, dataset: Path | None = None, benchmark: Path | None = None
+) -> str:
+    """Return the plan of a configuration as a Markdown table, with the sentence that says what it rests on.
+
+    Args:
+        config: the configuration.
+        models: a base-models folder, for models that are not known here.
+        dataset: a processed dataset, for its lengths.
+        benchmark: a result of benchmarks/train_step.py on a GPU.
+
+    Raises:
+        InputError: a model or the data are not known and no folder is given, or the benchmark is no such result.
+    """
+    shapes = sources.shapes_of(config, models)
+    load = sources.load_of(config, shapes, dataset)
+    found = estimate.table(config, shapes, load, benchmark)
+    share = "the benchmark's share" if found[0].measured else f"{estimate.ASSUMED_MFU:.0%} (assumed, not measured)"
+    lines = [
+        f"{load.samples:,} samples of {load.positions:,.0f} positions, {load.images:,} images, "
+        f"{estimate.trainable(shapes, config):,} parameters learn. Arithmetic at {share} of each GPU's bf16 peak.",
+        "",
+        f"| {' | '.join(_HEAD)} |",
+        "| --- " + "| ---: " * (len(_HEAD) - 1) + "|",
+    ]
+    for row in found:
+        held = (f"{row.budget:,}", f"{row.memory_gb:.0f}") if row.budget else ("does not fit", "")
+        figures = (row.device.name, *held, f"{row.minutes:,.0f}", f"{row.dollars:,.2f}", f"{row.device.dollars:.2f}")
+        lines.append(f"| {' | '.join(figures)} |")
+    return "\n".join(lines)

@@ -1,0 +1,90 @@
+"""What is said and kept when a step goes wrong: a loss that is no number, and memory that does not suffice."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from multimodal_gemma import files
+from multimodal_gemma.errors import InputError
+
+if TYPE_CHECKING:
+    from multimodal_gemma.model.forward import Batch
+    from multimodal_gemma.training.plan import Job
+
+REPLAY = "failed_step.json"
+_NAMED = 8  # conversations that the sentence names; the file has all
+
+
+def not_finite(
+    job: Job, step: int, loss: float, norm: float, batches: Sequence[Batch], samples: np.ndarray
+) -> InputError:
+    """Write down which conversations a step had, and return the sentence.
+
+    Args:
+        job: what was trained.
+        step: the failed one.
+        loss: of the step.
+        norm: of its gradient.
+        batches: this process's micro-batches.
+        samples: conversations of all processes.
+    """
+    ids = job.train.ids
+    place = job.folder / REPLAY
+    files.write_json(
+        place,
+        {
+            "step": step,
+            "loss": str(loss),
+            "gradient_norm": str(norm),
+            "conversations": [ids[index] for index in samples],
+            "micro_batches": [[ids[index] for index in batch.sample_indices] for batch in batches],
+            "how_to_replay": "Run the same command on the same output folder: it continues from the last checkpoint "
+            f"and meets step {step} with these very conversations and random states again.",
+        },
+    )
+    named = ", ".join(ids[index] for index in samples[:_NAMED])
+    more = f" and {len(samples) - _NAMED} more" if len(samples) > _NAMED else ""
+    what = (
+        f"the loss of step {step} is {loss}" if not math.isfinite(loss) else f"the gradient of step {step} is no number"
+    )
+    return InputError(
+        f"train: {what}. Its conversations: {named}{more}; {place} has them all and says how to replay the step. Look "
+        "at them, or lower training.projector_lr and training.lora_lr; what was learnt until the last checkpoint is "
+        "kept."
+    )
+
+
+@contextlib.contextmanager
+def out_of_memory(batch: Batch, budget: int) -> Iterator[None]:
+    """Turn a lack of memory inside the block into a sentence.
+
+    Args:
+        batch: the micro-batch.
+        budget: positions that a forward pass may have.
+
+    Raises:
+        InputError: the memory of the GPU, or of the machine, does not suffice.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # PyTorch has a type of its own for a GPU alone.
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        rows, width = batch.input_ids.shape
+        smaller = max(width, budget // 2)
+        advice = (
+            f"Set training.batch_tokens={smaller}"
+            if smaller < budget
+            else "Set training.gradient_checkpointing=true, or prepare with a smaller data.max_text_tokens"
+        )
+        raise InputError(
+            f"train: the memory does not suffice for a forward pass of {rows} rows of {width:,} positions. {advice}; "
+            "the optimiser step stays the same. Run again with it in another output folder."
+        ) from None

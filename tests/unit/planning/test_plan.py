@@ -1,0 +1,134 @@
+"""A plan's figures are those of the published models, counted by stock transformers and PEFT."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import CLIPVisionConfig, CLIPVisionModel, Gemma3ForCausalLM, Gemma3TextConfig
+
+from multimodal_gemma import cli, config
+from multimodal_gemma.errors import InputError
+from multimodal_gemma.planning import arithmetic, devices, estimate, report, sources
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    return config.compose("llava-150k")
+
+
+@pytest.fixture(scope="module")
+def shapes(recipe):
+    return sources.shapes_of(recipe, None)
+
+
+@pytest.fixture(scope="module")
+def language():
+    text = Gemma3TextConfig(
+        vocab_size=262_144, hidden_size=640, intermediate_size=2048, num_hidden_layers=18, num_attention_heads=4,
+        num_key_value_heads=1, head_dim=256,
+    )  # fmt: skip
+    with torch.device("meta"):
+        return Gemma3ForCausalLM(text)
+
+
+def test_the_recipes_parameters_are_those_that_peft_counts(recipe, shapes, language):
+    lora = recipe.model.lora
+    with torch.device("meta"):
+        adapted = get_peft_model(language, LoraConfig(r=lora.rank, target_modules=lora.targets))
+    learning, _ = adapted.get_nb_trainable_parameters()
+    assert shapes.adapter_weights(lora.rank, lora.targets) == learning == 15_187_968
+    assert estimate.trainable(shapes, recipe) == learning + 1_066_240 == 16_254_208
+    assert shapes.language_weights == 100_270_080
+
+
+def test_the_encoders_weights_are_counted_but_for_biases_norms_and_positions(shapes):
+    vision = CLIPVisionConfig(
+        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, patch_size=14
+    )
+    with torch.device("meta"):
+        model = CLIPVisionModel(vision)
+    counted = sum(
+        weight.numel() for name, weight in model.named_parameters() if weight.ndim > 1 and "position" not in name
+    )
+    assert shapes.vision_weights == counted
+    assert arithmetic.Shapes.of(vision, Gemma3TextConfig()).image_tokens == shapes.image_tokens == 256
+
+
+def test_operations_are_those_that_pytorch_counts():
+    """A forward pass of a small language model, by PyTorch's own counter."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    text = Gemma3TextConfig(
+        vocab_size=100, hidden_size=64, intermediate_size=160, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=1, head_dim=32,
+    )  # fmt: skip
+    small = arithmetic.Shapes.of(CLIPVisionConfig(), text)
+    model = Gemma3ForCausalLM(text).model.eval()
+    model.set_attn_implementation("eager")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(inputs_embeds=torch.zeros(1, 50, 64), use_cache=False)
+    attention = 4 * 3 * 4 * 32 * 50**2  # both products; the counter knows no causality
+    assert counter.get_total_flops() == pytest.approx(2 * small.language_weights * 50 + attention, rel=0.01)
+
+
+def test_work_follows_the_policies(shapes, recipe):
+    lora = arithmetic.Work.of(shapes, recipe.model)
+    full = arithmetic.Work.of(shapes, config.compose("llava-1.5").model)
+    assert lora.position == 4 * shapes.language_weights + 6 * 15_187_968
+    assert full.position == 6 * shapes.language_weights
+    assert lora.encoded == pytest.approx(162e9, rel=0.01)
+
+
+def test_the_default_recipe_fits_into_24_gb(recipe, shapes):
+    load = sources.load_of(recipe, shapes, None)
+    rows = {row.device.name: row for row in estimate.table(recipe, shapes, load)}
+    assert rows["L4"].budget >= load.longest
+    assert rows["L4"].memory_gb <= 24
+    budgets = [row.budget for row in sorted(rows.values(), key=lambda row: row.device.memory_gb)]
+    assert budgets == sorted(budgets)  # grows with what is there
+    assert 12 <= rows["A100-80"].minutes <= 25  # 473,136 samples at 40% of the peak, by hand: 13 to 20
+
+
+def test_a_benchmarks_share_is_taken(tmp_path, recipe):
+    result = tmp_path / "gpu.json"
+    result.write_text(json.dumps({"mfu": 0.2}))
+    assumed, measured = report.text(recipe), report.text(recipe, benchmark=result)
+    assert "assumed, not measured" in assumed
+    assert "the benchmark's share" in measured
+    minutes = [float(text.split("| A10 |")[1].split("|")[2]) for text in (assumed, measured)]
+    assert minutes[1] == pytest.approx(2 * minutes[0], rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "A100-80"),
+        ("NVIDIA A100-PCIE-40GB", "A100-40"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA L4", "L4"),
+        ("NVIDIA A10", "A10"),
+        ("NVIDIA L40S", None),
+    ],
+)
+def test_drivers_names_are_known(name, expected):
+    found = devices.find(name)
+    assert (found.name if found else None) == expected
+
+
+def test_what_cannot_be_planned_is_said(tmp_path, recipe):
+    with pytest.raises(InputError, match="the shape of sample://vision is not known here"):
+        report.text(config.compose("sample"))
+    with pytest.raises(InputError, match=r"states no share"):
+        (tmp_path / "cpu.json").write_text("{}")
+        report.text(recipe, benchmark=tmp_path / "cpu.json")
+
+
+def test_the_guide_prints_what_the_command_prints(capsys):
+    assert cli.main(["plan"]) == 0
+    guide = Path(__file__).parents[3] / "docs" / "gpu-guide.md"
+    assert capsys.readouterr().out.strip() in guide.read_text(encoding="utf-8")
