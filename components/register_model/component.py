@@ -1,6 +1,6 @@
 """Record a model in MLflow and decide whether it becomes the champion."""
 
-from kfp.dsl import Artifact, Dataset, Input, Markdown, Model, Output
+from kfp.dsl import HTML, Artifact, Dataset, Input, Markdown, Model, Output
 
 from components.images import component_of
 
@@ -14,6 +14,7 @@ def register_model(
     evaluation: Input[Artifact],
     registration: Output[Artifact],
     decision: Output[Markdown],
+    comparison: Output[HTML],
 ) -> str:
     """Log a model with its scores, create its version, and return the gate's word: passed or failed."""
     from pathlib import Path
@@ -27,4 +28,5 @@ def register_model(
         summary = register.run(settings, *inputs, folder, dataset=Path(dataset.path), run_id=run_id)
     summary.describe(registration)
     component.publish(registration.path, "decision.md", decision.path)
+    component.publish(registration.path, "comparison.html", comparison.path)
     return summary.facts["gate"]

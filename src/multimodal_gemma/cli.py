@@ -66,7 +66,10 @@ def _parser() -> argparse.ArgumentParser:
     _folders(train, "dataset", "models", "output")
 
     evaluate = _add(commands, "evaluate", _evaluate, "score a model on POPE and VQA")
-    _folders(evaluate, "model", "benchmarks", "output")
+    evaluate.add_argument(
+        "model", metavar="MODEL", help="a folder, models:/NAME@champion, s3://BUCKET/PREFIX or ORG/NAME"
+    )
+    _folders(evaluate, "benchmarks", "output")
     evaluate.add_argument("--dataset", type=Path, help="the processed dataset that it learnt from, for validation loss")
 
     register = _add(commands, "register", _register, "record a model in MLflow and decide whether it is champion")
@@ -179,9 +182,12 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
+    from multimodal_gemma.registry import resolve
     from multimodal_gemma.stages import evaluate
 
-    evaluate.run(_compose(args), args.model, args.benchmarks, args.output, dataset=args.dataset)
+    config = _compose(args)
+    model = resolve.resolve_model(args.model, config)
+    evaluate.run(config, model, args.benchmarks, args.output, dataset=args.dataset)
     return 0
 
 

@@ -61,6 +61,7 @@ class Registration:
         run_id: the run of MLflow.
         experiment_id: that run's experiment.
         found: it was registered before, and nothing was done.
+        comparison: the candidate beside the champion, an HTML page; "" if there was no champion, or nothing was done.
     """
 
     name: str
@@ -70,3 +71,4 @@ class Registration:
     run_id: str
     experiment_id: str
     found: bool
+    comparison: str = ""

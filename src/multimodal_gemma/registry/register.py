@@ -97,7 +97,7 @@ def _make(
     alias = versions.alias_of(versions.aliases(client, name), number)
     logs.get("register").info("%s version %s is %s: gate %s (%s)", name, number, alias, decision.word, decision.reason)
     experiment = client.get_run(run_id).info.experiment_id
-    return Registration(name, number, alias, decision, run_id, str(experiment), found=False)
+    return Registration(name, number, alias, decision, run_id, str(experiment), found=False, comparison=page)
 
 
 def _record(client: MlflowClient, candidate: Candidate, run_id: str) -> tuple[str, str]:

@@ -91,7 +91,26 @@ def _write(config: Config, candidate: Candidate, made: Registration, output: Pat
     }
     files.write_json(output / "registration.json", value)
     files.write_text(output / "decision.md", made.decision.markdown())
+    files.write_text(output / "comparison.html", made.comparison or _not_compared(made))
     section = dataclasses.asdict(config.registry)
     section.pop("tracking_uri")  # a place of this machine, and perhaps a password
     inputs = {"model": candidate.model_manifest.digest, "evaluation": candidate.evaluation_manifest.digest}
-    return manifest.write(output, KIND, config={"registry": section}, inputs=inputs)
+    return manifest.write(
+        output,
+        KIND,
+        config={"registry": section},
+        inputs=inputs,
+        exclude=lambda name: name == "comparison.html",  # a second registration finds its version and compares nothing
+    )
+
+
+def _not_compared(made: Registration) -> str:
+    from multimodal_gemma.reporting.page import Page
+
+    why = (
+        f"Version {made.version} was registered before; gate/comparison.html of run {made.run_id} in MLflow is what "
+        "its decision rests on."
+        if made.found
+        else f"{made.name} had no other champion that version {made.version} could be held against."
+    )
+    return Page("Candidate and champion", f"No comparison was made. {why}").html()

@@ -8,6 +8,7 @@ and curves.jsonl has it all.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,9 +22,12 @@ from multimodal_gemma.errors import InputError
 from multimodal_gemma.registry import server
 
 if TYPE_CHECKING:
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
     from multimodal_gemma.config.schema import Config, RegistryConfig
 
 _FLUSH_EVERY = 5.0  # seconds
+_MACHINE_EVERY = 10.0  # seconds between two looks at the machine; MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL wins
 _METRICS_A_BATCH, _PARAMS_A_BATCH = 1000, 100  # MLflow's limits on a request
 _LONGEST_PARAM = 6000  # characters, MLflow's limit on a value
 
@@ -56,6 +60,7 @@ class MLflowBatches(GeneralTracker):
             self._waiting = [tuple(row["scalar"]) for row in files.read_jsonl(spool, "spooled scalars")]
         self._flushed = time.monotonic()
         self._warned = False
+        self._monitor: SystemMetricsMonitor | None = None
         try:
             self._find_run()
         except InputError as error:
@@ -90,6 +95,8 @@ class MLflowBatches(GeneralTracker):
     @on_main_process
     def finish(self) -> None:
         """Send what waits, or write it down; the run stays open."""
+        if self._monitor is not None:
+            self._monitor.finish()
         self._flush()
         if self._waiting:
             files.write_jsonl(self._spool, [{"scalar": list(row)} for row in self._waiting])
@@ -114,6 +121,19 @@ class MLflowBatches(GeneralTracker):
         from multimodal_gemma.registry import runs
 
         self._run_id = runs.ensure_run(self._registry, self._pipeline_run)
+        self._watch_machine()
+
+    def _watch_machine(self) -> None:
+        """Log the machine's load as `system/…` while training goes on: MLflow's own monitor, in a thread of its own.
+
+        A retried training continues the curves; a server that goes away ends them, and nothing else.
+        """
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)  # what it warns of is no one's concern here
+        uri = server.tracking_uri(self._registry)
+        self._monitor = SystemMetricsMonitor(self._run_id, _MACHINE_EVERY, resume_logging=True, tracking_uri=uri)
+        self._monitor.start()
 
     def _send_params(self) -> None:
         from mlflow.entities import Param

@@ -304,9 +304,11 @@ def test_candidate_and_champion_can_be_looked_at_side_by_side(
     second = submit(scored(0.9))
     with server.connected(config.registry) as client:
         assert [entry.path for entry in client.list_artifacts(first.facts["run_id"], "gate")] == ["gate/decision.md"]
+        assert "had no other champion" in (first.folder / "comparison.html").read_text()
         page = Path(
             client.download_artifacts(second.facts["run_id"], "gate/comparison.html", str(tmp_path))
         ).read_text()
+    assert (second.folder / "comparison.html").read_text() == page  # where the pipelines' UI takes it from
     ours, theirs = artifacts.answers(0.9), artifacts.answers(0.5)
     for said in ("90.0%", "50.0%", "+40.0", f"{(ours > theirs).sum()}", "beside version 1 on 240 questions", "Won"):
         assert said in page

@@ -46,6 +46,32 @@ def test_a_training_is_seen_in_the_pipelines_run(tmp_path, mlflow):
     assert [metric.step for metric in validated] == [3, 6]
 
 
+def test_the_machine_is_watched_while_training_goes_on(mlflow, tmp_path, monkeypatch):
+    import time
+
+    from accelerate import PartialState
+
+    PartialState(cpu=True)
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+    registry = toys.configuration(mlflow).registry
+    tracker = trackers.MLflowBatches(registry, "pipeline-4", tmp_path / "waiting.jsonl")
+    seen: list[float] = []
+    with server.connected(registry) as client:
+        for _ in range(100):
+            seen = [
+                metric.value
+                for metric in client.get_metric_history(tracker.tracker, "system/system_memory_usage_percentage")
+            ]
+            if len(seen) >= 2:
+                break
+            time.sleep(0.1)
+    tracker.finish()
+    assert len(seen) >= 2
+    assert all(0 < value <= 100 for value in seen)
+    with server.connected(registry) as client:
+        assert client.get_run(tracker.tracker).info.status == "RUNNING"
+
+
 def test_an_outage_is_named_once_and_the_scalars_follow(tmp_path, mlflow, monkeypatch, caplog):
     from accelerate import PartialState
 
