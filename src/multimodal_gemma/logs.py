@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import TextIO
 
 _ROOT = "multimodal_gemma"
 
@@ -20,11 +21,23 @@ class _Formatter(logging.Formatter):
         return f"{self.formatTime(record, '%H:%M:%S')} {part}: {mark}{record.getMessage()}"
 
 
+class _StandardError(logging.StreamHandler):
+    """Writes to whatever standard error is at that moment: a notebook or a test exchanges it."""
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, _: TextIO) -> None:
+        """Ignore the stream of the moment when the handler was made."""
+
+
 def setup(*, quiet: bool = False) -> None:
     """Send this project's log lines to standard error; calling it twice changes nothing."""
     logger = logging.getLogger(_ROOT)
     if not logger.handlers:
-        handler = logging.StreamHandler(sys.stderr)
+        handler = _StandardError()
         handler.setFormatter(_Formatter())
         logger.addHandler(handler)
         logger.propagate = False

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from multimodal_gemma.config.schema import RegistryConfig
 
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
-_VARIABLE = "MLFLOW_TRACKING_URI"
+_VARIABLE, _REGISTRY_VARIABLE = "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"
 _HEALTH_TIMEOUT = 5.0  # seconds
 # MLflow's defaults block about four minutes; a user's own setting of any of these stays.
 _PATIENCE = {
@@ -90,9 +90,10 @@ def connected(registry: RegistryConfig) -> Iterator[MlflowClient]:
 
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # a fresh database tells each migration
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    variable = os.environ.get(_VARIABLE)
+    variables = {name: os.environ.get(name) for name in (_VARIABLE, _REGISTRY_VARIABLE)}
     before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
     before_registry = mlflow.get_registry_uri()
+    followed = before_registry == mlflow.get_tracking_uri()
     try:
         mlflow.set_tracking_uri(uri)
         mlflow.set_registry_uri(uri)
@@ -110,12 +111,13 @@ def connected(registry: RegistryConfig) -> Iterator[MlflowClient]:
         ) from error
     finally:
         mlflow.set_tracking_uri(before)
-        # MLflow writes its location into the variable, where it would outlive the block and hide what a platform set.
-        if variable is None:
-            os.environ.pop(_VARIABLE, None)
-        else:
-            os.environ[_VARIABLE] = variable
-        mlflow.set_registry_uri(before_registry if before else "")
+        mlflow.set_registry_uri("" if followed else before_registry)
+        # MLflow writes its locations into variables, where they would outlive the block and hide what a platform set.
+        for variable, earlier in variables.items():
+            if earlier is None:
+                os.environ.pop(variable, None)
+            else:
+                os.environ[variable] = earlier
 
 
 @contextlib.contextmanager

@@ -108,15 +108,17 @@ def test_configuration_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch
     assert runs.tracking_uri(RegistryConfig()) == "http://elsewhere"
 
 
-def test_the_process_keeps_its_own_mlflow(database: str, tmp_path: Path) -> None:
+def test_the_process_keeps_its_own_mlflow(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow
 
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
     mine = f"sqlite:///{tmp_path}/mine.db"
     mlflow.set_tracking_uri(mine)
     try:
         with server.connected(RegistryConfig(tracking_uri=database)):
             assert mlflow.get_tracking_uri() == database
-        assert mlflow.get_tracking_uri() == mine
+        assert mlflow.get_tracking_uri() == mlflow.get_registry_uri() == mine
+        assert "MLFLOW_REGISTRY_URI" not in os.environ  # it would send every later process to the wrong registry
     finally:
         mlflow.set_tracking_uri("")
 
