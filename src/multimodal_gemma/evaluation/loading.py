@@ -69,8 +69,10 @@ def load_processor(folder: Path) -> Any:
     """
     from transformers import AutoProcessor
 
+    from multimodal_gemma.model.quiet import quiet
+
     try:
-        with _quiet():
+        with quiet():
             processor = AutoProcessor.from_pretrained(folder)
     except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
         # The last two: what transformers says where the processor needs a package that is not installed.
@@ -101,13 +103,14 @@ def load(folder: Path, *, device: str = "auto", precision: str = "auto") -> tupl
     from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText
 
+    from multimodal_gemma.model.quiet import quiet
     from multimodal_gemma.training.device import choose_device, choose_precision
 
     processor = check(folder)
     place = choose_device(device, "evaluation.device")
     half = choose_precision(precision, place, "evaluation.precision") == "bf16"
     try:
-        with _quiet():
+        with quiet():
             model, report = AutoModelForImageTextToText.from_pretrained(
                 folder, dtype=torch.bfloat16 if half else torch.float32, use_safetensors=True, output_loading_info=True
             )
@@ -170,22 +173,6 @@ def _check_processor(folder: Path, processor: Any, config: Any) -> None:
             f"model: {folder} has no usable image token: {image_token!r} is {known} to its tokenizer and {configured} "
             "in config.json. Save the model together with the processor that it was trained with."
         )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' advice and progress bars out of the log."""
-    from transformers.utils import logging
-
-    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:
