@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multimodal_gemma import logs
+from multimodal_gemma.config.flat import flatten
 from multimodal_gemma.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def parameters(client: MlflowClient, run_id: str, config: Mapping[str, Any]) -> 
     """Log the whole configuration, one parameter a key; what the run holds already stays (MLflow lets none change)."""
     from mlflow.entities import Param
 
-    flat = {key: value[:_LONGEST_PARAMETER] for key, value in flatten(config) if key not in _PRIVATE}
+    flat = {key: value[:_LONGEST_PARAMETER] for key, value in flatten(config).items() if key not in _PRIVATE}
     held = client.get_run(run_id).data.params
     changed = sorted(key for key, value in flat.items() if key in held and held[key] != value)
     if changed:
@@ -44,18 +45,6 @@ def parameters(client: MlflowClient, run_id: str, config: Mapping[str, Any]) -> 
     new = [Param(key, value) for key, value in flat.items() if key not in held]
     for start in range(0, len(new), _BATCH):
         client.log_batch(run_id, params=new[start : start + _BATCH])
-
-
-def flatten(value: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
-    """Yield dotted keys and texts of a nested configuration, e.g. ("model.lora.rank", "64").
-
-    The texts are those that training logs, as MLflow lets no parameter be logged again with another.
-    """
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            yield from flatten(item, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", str(item)
 
 
 def tags(client: MlflowClient, run_id: str, values: Mapping[str, str]) -> None:

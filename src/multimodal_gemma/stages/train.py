@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multimodal_gemma import files, logs, manifest
+from multimodal_gemma.config.flat import flatten
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.stages.summary import Summary
 
@@ -54,9 +55,9 @@ def run(config: Config, dataset: Path, models: Path, output: Path, *, run_id: st
 
     from accelerate import PartialState
 
-    from multimodal_gemma.training import checkpoint, preemption, session, trackers
+    from multimodal_gemma.training import checkpoint, preemption, session
 
-    identity = {**trackers.flatten(shaping), **inputs}
+    identity = {**flatten(shaping), **inputs}
     checkpoint.refuse_other(output / "checkpoints", identity)
     _open_output(config, output)
     with preemption.Watch() as watch:

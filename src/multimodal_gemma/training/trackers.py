@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, on_main_process
 
 from multimodal_gemma import files, logs
+from multimodal_gemma.config.flat import flatten
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.registry import server
 
@@ -225,14 +226,3 @@ def parameters(config: Config) -> dict[str, str]:
     for section in ("model", "training"):
         told |= flatten({section: dataclasses.asdict(getattr(config, section))})
     return told
-
-
-def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return nested settings as texts under dotted keys, the texts that registration logs too."""
-    flat: dict[str, str] = {}
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            flat.update(flatten(item, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = str(item)
-    return flat

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from pathlib import Path
 
@@ -10,12 +9,6 @@ import pytest
 
 from multimodal_gemma.config.schema import Config
 from multimodal_gemma.registry import record, runs, server
-from multimodal_gemma.training import trackers
-
-
-def test_parameters_are_those_that_training_logged() -> None:
-    settings = dataclasses.asdict(Config())
-    assert dict(record.flatten(settings)) == {key: str(value) for key, value in trackers.flatten(settings).items()}
 
 
 def test_a_parameter_keeps_its_first_value_and_the_difference_is_said(

@@ -7,8 +7,9 @@ import logging
 
 import pytest
 
+from multimodal_gemma.config.flat import flatten
 from multimodal_gemma.errors import InputError
-from multimodal_gemma.registry import record, runs, server
+from multimodal_gemma.registry import runs, server
 from multimodal_gemma.stages import train
 from multimodal_gemma.training import trackers
 from tests.unit.training import toys
@@ -19,14 +20,6 @@ def mlflow(tmp_path, monkeypatch):
     for name in ("MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
     return f"registry.tracking_uri=sqlite:///{tmp_path}/mlflow.db"
-
-
-def test_settings_are_flat():
-    assert trackers.flatten({"a": {"b": 1, "c": {"d": None}}, "e": [1, 2]}) == {
-        "a.b": "1",
-        "a.c.d": "None",
-        "e": "[1, 2]",
-    }
 
 
 def test_a_training_is_seen_in_the_pipelines_run(tmp_path, mlflow):
@@ -128,7 +121,7 @@ def test_a_location_that_cannot_be_mlflow_is_said_at_once(tmp_path):
 def test_training_and_registration_write_equal_texts():
     """MLflow keeps the first text of a parameter: a second one would be a lie about the run."""
     config = toys.configuration("data.limit=7", "benchmarks.vqa_questions=9")
-    registered = dict(record.flatten(dataclasses.asdict(config)))
+    registered = flatten(dataclasses.asdict(config))
     logged = trackers.parameters(config)
     assert {key: registered[key] for key in logged} == logged
     assert not any(key.startswith(("data.", "benchmarks.", "registry.")) for key in logged)
