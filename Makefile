@@ -65,6 +65,13 @@ manifests: ## render every overlay
 bench: $(VENV)/run.stamp ## what measures speed, at true shapes (benchmarks/*.py; long, and up to 9 GB of memory)
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
+# What the tests drive besides Python, where npm is at hand: a linter of workflows, and an S3 server that refuses strangers.
+build/node/stamp: tests/package.json
+	@mkdir -p $(@D)
+	cp tests/package.json $(@D)
+	npm install --silent --no-fund --no-audit --no-package-lock --prefix $(@D)
+	@touch $@
+
 clean: ## remove the virtual environment and caches; runs/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
 

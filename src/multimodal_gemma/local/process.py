@@ -13,6 +13,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import termios
 import threading
 import time
@@ -38,7 +39,10 @@ def launch(image: str, command: list[str], environment: dict[str, str], record: 
         The exit code; 128 + n if signal n ended it.
     """
     kept = {name: value for name, value in environment.items() if name != "MMGEMMA_IMAGE"}
-    return stream([_own_python(part) for part in command], {**os.environ, "PYTHONUNBUFFERED": "1", **kept}, record)
+    # The start script writes its program into a temporary folder and leaves it there.
+    with tempfile.TemporaryDirectory(prefix="mmgemma-", ignore_cleanup_errors=True) as scratch:
+        variables = {**os.environ, "PYTHONUNBUFFERED": "1", "TMPDIR": scratch, **kept}
+        return stream([_own_python(part) for part in command], variables, record)
 
 
 def stream(command: list[str], environment: dict[str, str], record: Record) -> int:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -115,6 +116,15 @@ def test_a_killed_process_is_a_failure(compiled, runs, capfd):
     code, summary = execute(compiled, runs, "training.epochs=3")
     assert code == 1
     assert statuses(summary)["learn"] == "failed"
+
+
+def test_stages_leave_nothing_in_the_temporary_folder(compiled, runs, capfd, tmp_path, monkeypatch):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    monkeypatch.setattr(tempfile, "tempdir", None)  # which remembers an earlier TMPDIR
+    assert execute(compiled, runs, "training.epochs=3")[0] == 1  # a stage that was killed cannot tidy up
+    assert list(scratch.iterdir()) == []
 
 
 def test_a_condition_that_does_not_hold_skips_its_stage_and_the_run_succeeds(compiled, runs, capfd):
