@@ -20,7 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from tests.servers.kubernetes_objects import Object, Place, kind_of, merged, now, same_collection, selected
+from tests.servers.kubernetes_objects import Object, Place, kind_of, merged, now, refusal, same_collection, selected
 
 _REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 
