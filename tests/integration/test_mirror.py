@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -22,7 +23,7 @@ from multimodal_gemma.config import Config
 from multimodal_gemma.config.schema import DataConfig
 from multimodal_gemma.data import sources
 from multimodal_gemma.data.shards import ImageShards
-from multimodal_gemma.data.sources import Unavailable, public_address, retrying
+from multimodal_gemma.data.sources import Unavailable, public_address, retrying, s3
 from multimodal_gemma.data.sources.s3 import S3Source
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.stages import download, mirror
@@ -34,9 +35,18 @@ KEY = "S3RVER"  # both the key and the secret that s3rver knows; moto takes any
 
 def s3rver(port: int, folder: Path) -> list[str] | None:
     """Return the command of npm's s3rver, which refuses unknown keys; MMGEMMA_S3RVER names it where npx does not."""
-    program = os.environ.get("MMGEMMA_S3RVER") or shutil.which("s3rver")
     address = ["-a", "127.0.0.1", "-p", str(port), "-d", str(folder), "--configure-bucket", BUCKET]
-    return [program, *address] if program else None
+    program = os.environ.get("MMGEMMA_S3RVER") or shutil.which("s3rver")
+    if program:
+        return [program, *address]
+    npx = shutil.which("npx")
+    known = (
+        npx
+        and not subprocess.run(
+            [npx, "--no-install", "s3rver", "--version"], capture_output=True, check=False
+        ).returncode
+    )
+    return [str(npx), "--no-install", "s3rver", *address] if known else None
 
 
 def moto(port: int, folder: Path) -> list[str] | None:
@@ -181,6 +191,62 @@ def test_an_object_that_is_not_what_was_recorded_is_refused(store: str, tmp_path
     assert not (tmp_path / "raw").exists()
 
 
+def test_an_object_that_was_changed_in_the_bucket_is_sent_again(store: str, shared: Path, tmp_path: Path) -> None:
+    """Same size, same recorded sha256, other bytes: its ETag tells."""
+    config, place = photographs(str(shared / "coco-sample")), f"s3://{BUCKET}/five"
+    mirror.run(config, ["dataset"], tmp_path / "work", place, read_back=True)
+    source = S3Source(place)
+    name = next(name for name in source.names() if name.endswith(".jpg"))
+    content = source.read(name, 10**7)
+    digest = hashlib.sha256(content).hexdigest()
+    source.put(name, content[:-1] + b"?", digest)
+    again = mirror.run(config, ["dataset"], tmp_path / "work", place)
+    assert again.numbers["written"] == 1
+    assert S3Source(place).digest(name) == digest
+
+
+def test_a_store_that_keeps_other_bytes_than_were_sent_is_found_out(
+    store: str, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = photographs(str(shared / "coco-sample"))
+    real = S3Source.put
+
+    def damaging(self: S3Source, name: str, content: bytes | Path, sha256: str) -> None:
+        whole = content if isinstance(content, bytes) else content.read_bytes()
+        real(self, name, whole[:-1] + b"?" if name.endswith("conversations.json") else content, sha256)
+
+    monkeypatch.setattr(S3Source, "put", damaging)
+    with pytest.raises(InputError, match=r"mirror: dataset/conversations.json has not arrived whole in s3://.*six"):
+        mirror.run(config, ["dataset"], tmp_path / "work", f"s3://{BUCKET}/six")
+    assert not S3Source(f"s3://{BUCKET}/six").exists("mirror.json")
+
+
+def test_a_large_object_goes_in_parts_and_is_checked_by_its_bytes(
+    store: str, shared: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """An ETag of parts is no digest of the bytes: the recorded sha256 is compared, and the bytes where asked."""
+    large = tmp_path / "given"
+    shutil.copytree(shared / "coco-sample", large)
+    talk = large / "llava_instruct_sample.json"
+    talk.write_text(talk.read_text() + " " * (s3.SINGLE_PART + 5_000_000))
+    config, place = photographs(str(large)), f"s3://{BUCKET}/seven"
+    first = mirror.run(config, ["dataset"], tmp_path / "work", place)
+    assert first.numbers["written"] == 37
+    stored = S3Source(place).stored("dataset/conversations.json")
+    assert stored is not None
+    assert stored.size > s3.SINGLE_PART
+    if "moto" in request.node.name:  # s3rver gives the object the ETag of a whole one
+        assert stored.etag.strip('"').endswith("-2")
+    sent = hashlib.sha256(talk.read_bytes()).hexdigest()
+    assert stored.sha256 == sent == S3Source(place).digest("dataset/conversations.json")
+    assert mirror.run(config, ["dataset"], tmp_path / "work", place, read_back=True).numbers["written"] == 0
+    damaged = bytearray(talk.read_bytes())
+    damaged[-1] = ord("\n")
+    S3Source(place).put("dataset/conversations.json", bytes(damaged), sent)  # as by a disk that flips a bit
+    with pytest.raises(InputError, match=rf"conversations.json in {place} has sha256 [0-9a-f]+, not {sent} as it was"):
+        mirror.run(config, ["dataset"], tmp_path / "work", place, read_back=True)
+
+
 def test_a_wrong_bucket_is_a_sentence(store: str, shared: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no bucket 'nowhere'"):
         mirror.run(photographs(str(shared / "coco-sample")), ["dataset"], tmp_path / "work", "s3://nowhere/x")
@@ -211,6 +277,7 @@ def test_the_command_prints_the_overrides(
             f"s3://{BUCKET}/four",
             f"--work={tmp_path / 'work'}",
             "--only=dataset",
+            "--read-back",
             f"data.conversations={given / 'llava_instruct_sample.json'}",
             f"data.images={given / 'train2017'}",
         ]

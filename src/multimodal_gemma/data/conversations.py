@@ -11,7 +11,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
-from multimodal_gemma import files
+from multimodal_gemma.data import json_list
 from multimodal_gemma.errors import InputError
 
 IMAGE_TAG = "<image>"
@@ -86,24 +86,24 @@ def parse_counted(path: Path, max_faulty_fraction: float) -> tuple[list[Conversa
         InputError: the file is no such list, all conversations are faulty, or more than allowed are; the sentence
             names the first one by index and id.
     """
-    entries = files.read_json(path, "conversations")
-    if not isinstance(entries, list):
-        raise InputError(
-            f"conversations: {path} holds a JSON {_kind(entries)}, not a list of conversations. "
-            "Give a file in the format of LLaVA-Instruct."
-        )
-    if not entries:
-        raise InputError(f"conversations: {path} is an empty list. Give at least one conversation.")
     right, faults = [], []
-    for index, entry in enumerate(entries):
-        entries[index] = None  # what is read is let go of, or a large file would be in memory twice
-        try:
-            right.append(_conversation(entry, index))
-        except _Faulty as faulty:
-            identity = str(entry.get("id", index)) if isinstance(entry, dict) else str(index)
-            faults.append(Fault(index, identity, faulty.kind, faulty.reason))
-    if faults and (not right or len(faults) / len(entries) > max_faulty_fraction):
-        raise _too_faulty(path, faults, len(entries), max_faulty_fraction)
+    try:
+        for index, entry in enumerate(json_list.items(path, "conversations")):
+            try:
+                right.append(_conversation(entry, index))
+            except _Faulty as faulty:
+                identity = str(entry.get("id", index)) if isinstance(entry, dict) else str(index)
+                faults.append(Fault(index, identity, faulty.kind, faulty.reason))
+    except json_list.NotAList as other:
+        raise InputError(
+            f"conversations: {path} holds a JSON {_kind(other.value)}, not a list of conversations. "
+            "Give a file in the format of LLaVA-Instruct."
+        ) from None
+    count = len(right) + len(faults)
+    if not count:
+        raise InputError(f"conversations: {path} is an empty list. Give at least one conversation.")
+    if faults and (not right or len(faults) / count > max_faulty_fraction):
+        raise _too_faulty(path, faults, count, max_faulty_fraction)
     return right, faults
 
 
@@ -121,6 +121,20 @@ def _too_faulty(path: Path, faults: list[Fault], count: int, allowed: float) -> 
 def image_names(conversations: list[Conversation]) -> list[str]:
     """Return the distinct image names that conversations ask for, ascending."""
     return sorted({conversation.image for conversation in conversations if conversation.image is not None})
+
+
+def image_first(conversation: Conversation) -> Conversation:
+    """Return a conversation whose first turn begins with its image, if the image stands in that turn.
+
+    LLaVA's own trainer does so with every conversation, and evaluation asks in this order; published conversations
+    often have the image behind the question.
+    """
+    first = conversation.turns[0]
+    if IMAGE_TAG not in first.text or first.text.startswith(IMAGE_TAG):
+        return conversation
+    words = first.text.replace(IMAGE_TAG, "").strip()
+    turns = [Turn(first.role, f"{IMAGE_TAG}\n{words}"), *conversation.turns[1:]]
+    return dataclasses.replace(conversation, turns=turns)
 
 
 class _Faulty(Exception):

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from multimodal_gemma import manifest
+from multimodal_gemma.data.columns import Blobs, Column, Lists, Masks
 from multimodal_gemma.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,32 +45,6 @@ class Sample:
     supervised: np.ndarray
 
 
-class Column:
-    """A column of an Arrow table whose cells are read without touching the others.
-
-    Args:
-        column: the chunks, memory-mapped.
-    """
-
-    def __init__(self, column: pa.ChunkedArray) -> None:
-        self._chunks = column.chunks
-        self._starts = np.cumsum([0, *(len(chunk) for chunk in self._chunks)])
-
-    def __len__(self) -> int:
-        return int(self._starts[-1])
-
-    def cell(self, row: int) -> Any:
-        """Return the Arrow scalar at `row`.
-
-        Raises:
-            IndexError: there is no such row.
-        """
-        if not 0 <= row < len(self):
-            raise IndexError(f"row {row} of {len(self)}")
-        chunk = int(np.searchsorted(self._starts, row, side="right")) - 1
-        return self._chunks[chunk][row - int(self._starts[chunk])]
-
-
 class Split:
     """The conversations of one split, in the order in which they were published.
 
@@ -88,10 +64,10 @@ class Split:
 
     def __getitem__(self, row: int) -> Sample:
         return Sample(
-            id=self._cells["id"].cell(row).as_py(),
+            id=self._names.text(row),
             image_index=int(self.image_indices[row]),
-            input_ids=self._cells["input_ids"].cell(row).values.to_numpy(),
-            supervised=self._cells["supervised"].cell(row).values.to_numpy(zero_copy_only=False),
+            input_ids=self._input_ids[row],
+            supervised=self._supervised[row],
         )
 
     @functools.cached_property
@@ -121,13 +97,26 @@ class Split:
 
         return pc.list_value_length(self._table.column("input_ids")).to_numpy().astype(np.int64)
 
+    def token_pieces(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield token ids int32 (m,), and the conversations' bounds in them, int64 (rows + 1,), piece after piece."""
+        for chunk in self._table.column("input_ids").chunks:
+            yield chunk.values.to_numpy(), chunk.offsets.to_numpy().astype(np.int64)
+
     @functools.cached_property
     def _table(self) -> pa.Table:
         return open_table(self._folder)
 
     @functools.cached_property
-    def _cells(self) -> dict[str, Column]:
-        return {name: Column(self._table.column(name)) for name in ("id", "input_ids", "supervised")}
+    def _names(self) -> Column:
+        return Column(self._table.column("id"))
+
+    @functools.cached_property
+    def _input_ids(self) -> Lists:
+        return Lists(self._table.column("input_ids"))
+
+    @functools.cached_property
+    def _supervised(self) -> Masks:
+        return Masks(self._table.column("supervised"))
 
 
 class ProcessedDataset:
@@ -194,8 +183,7 @@ class ProcessedDataset:
         Raises:
             IndexError: there is no such image; -1 stands for "text only".
         """
-        pixels = np.frombuffer(self._pixels.cell(image_index).as_buffer(), np.uint8)
-        return pixels.reshape(self.image_size, self.image_size, 3)
+        return self._pixels[image_index].reshape(self.image_size, self.image_size, 3)
 
     @functools.cached_property
     def file_names(self) -> list[str]:
@@ -207,8 +195,8 @@ class ProcessedDataset:
         return open_table(self.folder / "images")
 
     @functools.cached_property
-    def _pixels(self) -> Column:
-        return Column(self._images.column("pixels"))
+    def _pixels(self) -> Blobs:
+        return Blobs(self._images.column("pixels"))
 
 
 def open_table(folder: Path) -> pa.Table:

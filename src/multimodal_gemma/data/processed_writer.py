@@ -7,8 +7,9 @@ disk as they come, and the fingerprint is the content's digest.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from multimodal_gemma import files
@@ -62,6 +63,94 @@ def image_features() -> Features:
     )
 
 
+class Rows:
+    """Takes the rows of one Arrow file.
+
+    Attributes:
+        size: bytes so far, roughly.
+    """
+
+    def __init__(self, stream: pa.RecordBatchStreamWriter, schema: pa.Schema) -> None:
+        self.size = 0
+        self._stream, self._schema = stream, schema
+        self._held: list[dict[str, Any]] = []
+        self._held_bytes = 0
+
+    def add(self, row: dict[str, Any], size: int) -> None:
+        """Append a row.
+
+        Args:
+            row: a value for each column.
+            size: its bytes, roughly; decides when rows leave memory.
+        """
+        self._held.append(row)
+        self._held_bytes += size
+        self.size += size
+        if self._held_bytes >= BATCH_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is held."""
+        import pyarrow as pa
+
+        if self._held:
+            self._stream.write_batch(pa.RecordBatch.from_pylist(self._held, schema=self._schema))
+            self._held, self._held_bytes = [], 0
+
+
+@contextlib.contextmanager
+def arrow_file(path: Path, features: Features) -> Iterator[Rows]:
+    """Take the rows of an Arrow file, which appears whole when the block ends well.
+
+    Args:
+        path: the file; its folder is made if missing.
+        features: names and types of the columns.
+
+    Raises:
+        InputError: it cannot be written, or the disk is full.
+    """
+    import pyarrow as pa
+
+    schema: pa.Schema = features.arrow_schema
+    with (
+        files.atomic_path(path) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_stream(sink, schema) as stream,
+    ):
+        rows = Rows(stream, schema)
+        yield rows
+        rows.flush()
+
+
+def describe(folder: Path, features: Features, shards: Sequence[Path], identity: Sequence[str]) -> None:
+    """Write the files by which `datasets.load_from_disk` opens a folder of Arrow files.
+
+    Args:
+        folder: where the files are; a table without any row gets an empty one.
+        features: names and types of the columns.
+        shards: the files in the order of their rows.
+        identity: what tells this table from others, e.g. the digests of its files.
+    """
+    from datasets import DatasetInfo
+
+    if not shards:
+        shards = [folder / "data-empty.arrow"]
+        with arrow_file(shards[0], features):
+            pass
+    with writing(folder):
+        DatasetInfo(features=features).write_to_directory(str(folder), pretty_print=True)
+    state: dict[str, Any] = {
+        "_data_files": [{"filename": path.name} for path in shards],
+        "_fingerprint": files.digest_of(identity)[:16],
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": None,
+    }
+    files.write_json(folder / "state.json", state)
+
+
 class TableWriter:
     """Writes rows into a folder of `save_to_disk`'s layout; the folder can be opened after `close`.
 
@@ -71,84 +160,26 @@ class TableWriter:
     """
 
     def __init__(self, folder: Path, features: Features) -> None:
-        self.rows = 0
         self._folder, self._features = folder, features
-        self._schema: pa.Schema = features.arrow_schema
-        self._held: list[dict[str, Any]] = []
-        self._held_bytes = self._shard_bytes = 0
         self._shards: list[Path] = []
-        self._sink: Any = None
-        self._stream: Any = None
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        self._open_shard()
+        self._stack = contextlib.ExitStack()
+        self._rows: Rows | None = None
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
         if kind is None:
-            self.close()
-        else:
-            self._sink.close()
+            describe(self._folder, self._features, self._shards, list(map(files.sha256_file, self._shards)))
 
     def add(self, row: dict[str, Any], size: int) -> None:
-        """Append a row.
-
-        Args:
-            row: a value for each column.
-            size: its bytes, roughly; decides when rows leave memory.
-        """
-        if self._shard_bytes >= SHARD_BYTES:
-            self._close_shard()
-            self._open_shard()
-        self._held.append(row)
-        self._held_bytes += size
-        self._shard_bytes += size
-        self.rows += 1
-        if self._held_bytes >= BATCH_BYTES:
-            self._flush()
-
-    def close(self) -> None:
-        """Write what is held and the files that describe the folder."""
-        from datasets import DatasetInfo
-
-        self._close_shard()
-        with writing(self._folder):
-            DatasetInfo(features=self._features).write_to_directory(str(self._folder), pretty_print=True)
-        digests = [files.sha256_file(path) for path in self._shards]
-        state: dict[str, Any] = {
-            "_data_files": [{"filename": path.name} for path in self._shards],
-            "_fingerprint": files.digest_of(digests)[:16],
-            "_format_columns": None,
-            "_format_kwargs": {},
-            "_format_type": None,
-            "_output_all_columns": False,
-            "_split": None,
-        }
-        files.write_json(self._folder / "state.json", state)
-
-    def _open_shard(self) -> None:
-        import pyarrow as pa
-
-        path = self._folder / f"data-{len(self._shards):05d}.arrow"
-        self._shards.append(path)
-        self._shard_bytes = 0
-        with writing(path):
-            self._sink = pa.OSFile(str(path), "wb")
-            self._stream = pa.ipc.new_stream(self._sink, self._schema)
-
-    def _close_shard(self) -> None:
-        self._flush()
-        with writing(self._shards[-1]):
-            self._stream.close()
-            self._sink.close()
-
-    def _flush(self) -> None:
-        import pyarrow as pa
-
-        if self._held:
-            batch = pa.RecordBatch.from_pylist(self._held, schema=self._schema)
-            with writing(self._shards[-1]):
-                self._stream.write_batch(batch)
-            self._held, self._held_bytes = [], 0
+        """Append a row, see `Rows.add`."""
+        if self._rows is None or self._rows.size >= SHARD_BYTES:
+            self._stack.close()
+            path = self._folder / f"data-{len(self._shards):05d}.arrow"
+            self._shards.append(path)
+            self._rows = self._stack.enter_context(arrow_file(path, self._features))
+        self._rows.add(row, size)

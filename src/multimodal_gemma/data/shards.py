@@ -6,8 +6,9 @@ MB are a few dozen files, each readable by any tool that reads Parquet, with a s
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,15 +120,20 @@ class ImageShards:
         paths = sorted(place.glob(PATTERN)) if isinstance(place, Path) else place
         self._folder = place if isinstance(place, Path) else paths[0].parent
         self._shards = [_open(path) for path in paths]
-        self._place: dict[str, tuple[int, int, int]] = {}  # file name: shard, row group, row
+        self._held: tuple[tuple[int, int], Any] | None = None  # the row group read last: neighbours ask for it again
+
+    @functools.cached_property
+    def _place(self) -> dict[str, tuple[int, int, int]]:
+        """Shard, row group and row by file name."""
+        place: dict[str, tuple[int, int, int]] = {}
         for number, shard in enumerate(self._shards):
             for group in range(shard.num_row_groups):
                 names = shard.read_row_group(group, columns=["file_name"]).column(0).to_pylist()
-                self._place.update({name: (number, group, row) for row, name in enumerate(names)})
-        self._held: tuple[tuple[int, int], Any] | None = None  # the row group read last: neighbours ask for it again
+                place.update({name: (number, group, row) for row, name in enumerate(names)})
+        return place
 
     def __len__(self) -> int:
-        return len(self._place)
+        return sum(shard.metadata.num_rows for shard in self._shards)
 
     def __contains__(self, file_name: object) -> bool:
         return file_name in self._place
@@ -160,16 +166,28 @@ class ImageShards:
         content: bytes = held[1][row].as_py()
         return content
 
-    def iterate(self) -> Iterator[tuple[str, bytes]]:
+    def iterate(self, wanted: Container[str] | None = None) -> Iterator[tuple[str, bytes]]:
         """Yield (file_name, bytes) of every image, one row group in memory at a time.
 
         Names ascend within a shard; a dataset that grew has its new images in shards of their own at the end.
+
+        Args:
+            wanted: the images to yield; None for all.
         """
         for shard in self._shards:
             for group in range(shard.num_row_groups):
-                table = shard.read_row_group(group, columns=["file_name", "bytes"])
-                for name, content in zip(table.column("file_name"), table.column("bytes"), strict=True):
-                    yield name.as_py(), content.as_py()
+                names = shard.read_row_group(group, columns=["file_name"]).column(0).to_pylist()
+                rows = [row for row, name in enumerate(names) if wanted is None or name in wanted]
+                if rows:
+                    contents = shard.read_row_group(group, columns=["bytes"]).column(0)
+                    yield from ((names[row], contents[row].as_py()) for row in rows)
+
+    def digests(self) -> Iterator[tuple[str, str]]:
+        """Yield (file_name, sha256) of every image in the order of `iterate`, as the shards state them."""
+        for shard in self._shards:
+            for group in range(shard.num_row_groups):
+                table = shard.read_row_group(group, columns=["file_name", "sha256"])
+                yield from zip(*(column.to_pylist() for column in table.columns), strict=True)
 
 
 def _open(path: Path) -> pq.ParquetFile:

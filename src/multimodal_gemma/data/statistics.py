@@ -6,8 +6,10 @@ result is plain JSON for machines; `statistics_report` draws it for people.
 
 from __future__ import annotations
 
+import array
 import collections
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,6 @@ import numpy as np
 
 from multimodal_gemma import files
 from multimodal_gemma.data.conversations import Conversation
-from multimodal_gemma.data.images import ImageOutcome
-from multimodal_gemma.data.tokenize import Tokenized
 
 SCHEMA_VERSION = 1
 _EXAMPLES = 5  # of each reason for which something was dropped
@@ -44,14 +44,18 @@ class Dropped:
     reason: str
 
 
+def _numbers() -> array.array[int]:
+    return array.array("i")  # four bytes each, where a list takes eight and an object
+
+
 @dataclasses.dataclass
 class SplitFigures:
     """What is gathered about one split; each list has one number a conversation."""
 
-    text_tokens: list[int] = dataclasses.field(default_factory=list)
-    positions: list[int] = dataclasses.field(default_factory=list)
-    supervised_tokens: list[int] = dataclasses.field(default_factory=list)
-    turns: list[int] = dataclasses.field(default_factory=list)
+    text_tokens: array.array[int] = dataclasses.field(default_factory=_numbers)
+    positions: array.array[int] = dataclasses.field(default_factory=_numbers)
+    supervised_tokens: array.array[int] = dataclasses.field(default_factory=_numbers)
+    turns: array.array[int] = dataclasses.field(default_factory=_numbers)
     images: set[int] = dataclasses.field(default_factory=set)
     text_only: int = 0
 
@@ -67,30 +71,43 @@ class Statistics:
         self.image_tokens = image_tokens
         self.splits = {"train": SplitFigures(), "val": SplitFigures()}
         self.dropped: list[Dropped] = []
+        self.moved_images = 0  # conversations whose image was put before the question
         self._answers: collections.Counter[str] = collections.Counter()
-        self.answer_words: list[int] = []
+        self.answer_words = _numbers()
         self._formats: collections.Counter[str] = collections.Counter()
         self._modes: collections.Counter[str] = collections.Counter()
-        self._sizes: list[tuple[int, int]] = []
+        self._widths, self._heights = _numbers(), _numbers()
 
-    def add_image(self, image: ImageOutcome) -> None:
-        """Count a usable image."""
-        self._formats[image.format] += 1
-        self._modes[image.mode] += 1
-        self._sizes.append((image.width, image.height))
+    def add_image(self, kind: str, mode: str, width: int, height: int) -> None:
+        """Count a usable image by its format, its mode and its size in pixels before resizing."""
+        self._formats[kind] += 1
+        self._modes[mode] += 1
+        self._widths.append(width)
+        self._heights.append(height)
 
-    def add_conversation(self, split: str, conversation: Conversation, tokenized: Tokenized, image_index: int) -> None:
-        """Count a conversation as it stands in a split."""
+    def add_conversation(
+        self, split: str, conversation: Conversation, tokens: int, supervised: int, turns: int, image_index: int
+    ) -> None:
+        """Count a conversation as it stands in a split.
+
+        Args:
+            split: "train" or "val".
+            conversation: as published.
+            tokens: that it became, an image counted as one.
+            supervised: how many of them are learnt.
+            turns: how many of its turns are in it.
+            image_index: row of its image, -1 for text only.
+        """
         figures, with_image = self.splits[split], image_index >= 0
-        figures.text_tokens.append(len(tokenized.input_ids) - with_image)
-        figures.positions.append(len(tokenized.input_ids) + (self.image_tokens - 1) * with_image)
-        figures.supervised_tokens.append(sum(tokenized.supervised))
-        figures.turns.append(tokenized.turns)
+        figures.text_tokens.append(tokens - with_image)
+        figures.positions.append(tokens + (self.image_tokens - 1) * with_image)
+        figures.supervised_tokens.append(supervised)
+        figures.turns.append(turns)
         if with_image:
             figures.images.add(image_index)
         else:
             figures.text_only += 1
-        for turn in conversation.turns[: tokenized.turns]:
+        for turn in conversation.turns[:turns]:
             if turn.role == "assistant":
                 self.answer_words.append(len(turn.text.split()))
                 if len(turn.text) <= _SHORT_ANSWER:
@@ -106,7 +123,6 @@ class Statistics:
 
     def to_json(self) -> dict[str, Any]:
         """Return every figure; equal datasets give equal figures."""
-        widths, heights = [width for width, _ in self._sizes], [height for _, height in self._sizes]
         return {
             "schema_version": SCHEMA_VERSION,
             "splits": {name: _split(figures) for name, figures in self.splits.items()},
@@ -116,12 +132,13 @@ class Statistics:
                 "most_frequent": [list(item) for item in _by_count(self._answers)[:_FREQUENT]],
             },
             "images": {
-                "count": len(self._sizes),
-                "width": distribution(widths),
-                "height": distribution(heights),
+                "count": len(self._widths),
+                "width": distribution(self._widths),
+                "height": distribution(self._heights),
                 "formats": dict(_by_count(self._formats)),
                 "modes": dict(_by_count(self._modes)),
             },
+            "moved_images": self.moved_images,
             "dropped": self._dropped(),
         }
 
@@ -140,7 +157,7 @@ class Statistics:
         ]
 
 
-def distribution(values: list[int]) -> dict[str, Any]:
+def distribution(values: Sequence[int]) -> dict[str, Any]:
     """Describe whole numbers: count, sum, extremes, mean, percentiles and a histogram; {"count": 0} for none."""
     if not values:
         return {"count": 0}

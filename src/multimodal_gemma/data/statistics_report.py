@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from multimodal_gemma.reporting import charts
@@ -80,7 +82,9 @@ def _overview(report: Page, value: dict[str, Any], facts: dict[str, Any]) -> Non
         )
         for name, split in value["splits"].items()
     ]
-    report.section("Splits", "No image is in both splits: which one it is in depends on its name alone.")
+    moved = value["moved_images"]
+    order = f" In {moved:,} conversations the image was put before the question." if moved else ""
+    report.section("Splits", f"No image is in both splits: which one it is in depends on its name alone.{order}")
     report.table(columns, rows)
 
 
@@ -96,7 +100,7 @@ def _lengths(report: Page, statistics: Statistics) -> None:
     )
     report.figure(_histogram(train.supervised_tokens, "supervised tokens a conversation"))
     report.section("Turns", "Questions and answers a conversation, both counted: two is one question with its answer.")
-    counts = sorted({turns: train.turns.count(turns) for turns in set(train.turns)}.items())
+    counts = sorted(collections.Counter(train.turns).items())
     report.figure(charts.bars([str(turns) for turns, _ in counts], [count for _, count in counts], "conversations"))
 
 
@@ -158,7 +162,7 @@ def _short(text: str) -> str:
     return text if len(text) <= _TEXT else text[: _TEXT - 1] + "…"
 
 
-def _histogram(values: list[int], label: str) -> str:
+def _histogram(values: Sequence[int], label: str) -> str:
     ordered = sorted(values)
     marks = {"median": float(ordered[len(ordered) // 2]), "95%": float(ordered[int(len(ordered) * 0.95)])}
     span = ordered[-1] - ordered[0] + 1

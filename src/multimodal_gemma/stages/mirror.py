@@ -14,17 +14,18 @@ import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from multimodal_gemma import files, logs, manifest
 from multimodal_gemma.config.schema import Config
+from multimodal_gemma.data import delivery
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.progress import Progress
 from multimodal_gemma.stages import download
 from multimodal_gemma.stages.summary import Summary
 
 if TYPE_CHECKING:
-    from multimodal_gemma.data.sources.s3 import S3Source, Stored
+    from multimodal_gemma.data.sources.s3 import S3Source
 
 PARTS = ("dataset", "benchmarks", "models")
 RECORD = "mirror.json"  # written last: the mirror is complete
@@ -32,7 +33,7 @@ _WORKERS = 16
 _TOGETHER = 256  # objects in memory at once
 
 
-def run(config: Config, parts: Sequence[str], work: Path, destination: str) -> Summary:
+def run(config: Config, parts: Sequence[str], work: Path, destination: str, *, read_back: bool = False) -> Summary:
     """Copy artifacts into a bucket and check that they have arrived.
 
     Args:
@@ -40,6 +41,7 @@ def run(config: Config, parts: Sequence[str], work: Path, destination: str) -> S
         parts: of PARTS, what to copy.
         work: folder for the downloads; kept, so that the next mirror only fetches what has changed.
         destination: s3://BUCKET/PREFIX.
+        read_back: read every object again and compare its sha256, instead of trusting what the store says of it.
 
     Returns:
         How many objects were written and found there; its facts are the overrides under which a pipeline reads them.
@@ -55,7 +57,8 @@ def run(config: Config, parts: Sequence[str], work: Path, destination: str) -> S
     log = logs.get("mirror")
     store = S3Source(destination.rstrip("/"))
     made = {part: download.run(config, part, work / part) for part in parts}
-    objects: dict[str, dict[str, int | str]] = {}
+    objects: dict[str, dict[str, Any]] = {}
+    etags: dict[str, str] = {}
     written = 0
     try:
         there = store.stored_all()
@@ -64,12 +67,15 @@ def run(config: Config, parts: Sequence[str], work: Path, destination: str) -> S
             with Progress("mirror", total, "object") as progress, ThreadPoolExecutor(_WORKERS) as pool:
                 items = _objects(work / part, part)
                 while group := list(itertools.islice(items, _TOGETHER)):
-                    sent = pool.map(lambda item: _send(store, there.get(item[0]), *item), group)
+                    sent = pool.map(lambda item: delivery.send(store, there.get(item[0]), *item), group)
                     for (name, content), (digest, new) in zip(group, sent, strict=True):
-                        objects[name] = {"bytes": _size(content), "sha256": digest}
+                        objects[name] = {"bytes": delivery.size(content), "sha256": digest}
+                        etags[name] = _etag(content)
                         written += new
                         progress.advance()
-        _check(store, objects)
+        _check(store, objects, etags)
+        if read_back:
+            _read_back(store, objects)
         overrides = _overrides(config, destination.rstrip("/"), parts)
         record = {"schema_version": 1, "objects": objects, "overrides": overrides}
         content = (json.dumps(record, indent=1, sort_keys=True) + "\n").encode()
@@ -103,34 +109,42 @@ def _count(folder: Path) -> int:
     return len(found.files) + found.counts.get("images", 0)
 
 
-def _size(content: bytes | Path) -> int:
-    return content.stat().st_size if isinstance(content, Path) else len(content)
-
-
-def _send(store: S3Source, there: Stored | None, name: str, content: bytes | Path) -> tuple[str, bool]:
-    """Write an object unless it is there already; return its sha256, and whether it was written."""
+def _etag(content: bytes | Path) -> str:
+    """Return the ETag of an object that is written in one piece, "" for one that is written in several."""
     from multimodal_gemma.data.sources.s3 import SINGLE_PART
 
-    digest = files.sha256_file(content) if isinstance(content, Path) else hashlib.sha256(content).hexdigest()
-    size = _size(content)
-    if there is not None and there.size == size:
-        if size <= SINGLE_PART:
-            whole = content.read_bytes() if isinstance(content, Path) else content
-            same = there.etag.strip('"') == hashlib.md5(whole).hexdigest()
-        else:
-            found = store.stored(name)
-            same = found is not None and found.sha256 == digest
-        if same:
-            return digest, False
-    store.put(name, content, digest)
-    return digest, True
+    if delivery.size(content) > SINGLE_PART:
+        return ""
+    return hashlib.md5(content.read_bytes() if isinstance(content, Path) else content).hexdigest()
 
 
-def _check(store: S3Source, objects: dict[str, dict[str, int | str]]) -> None:
+def _check(store: S3Source, objects: dict[str, dict[str, Any]], etags: dict[str, str]) -> None:
+    """Compare what the store says of each object with what was sent: size, and the digest of its bytes.
+
+    An object of several parts has an ETag of their digests; of such a one the sha256 beside it is compared.
+    """
     there = store.stored_all()
     for name, entry in objects.items():
-        if name not in there or there[name].size != entry["bytes"]:
+        found = there.get(name)
+        whole = found is not None and found.size == entry["bytes"]
+        if whole and found is not None and etags[name]:
+            whole = found.etag.strip('"') == etags[name]
+        elif whole:
+            told = store.stored(name)
+            whole = told is not None and told.sha256 == entry["sha256"]
+        if not whole:
             raise InputError(f"mirror: {name} has not arrived whole in {store.uri}. Run again.")
+
+
+def _read_back(store: S3Source, objects: dict[str, dict[str, Any]]) -> None:
+    with Progress("read back", len(objects), "object") as progress, ThreadPoolExecutor(_WORKERS) as pool:
+        for name, digest in zip(objects, pool.map(store.digest, objects), strict=True):
+            if digest != objects[name]["sha256"]:
+                raise InputError(
+                    f"mirror: {name} in {store.uri} has sha256 {digest}, not {objects[name]['sha256']} as it was sent. "
+                    "Delete it and run again."
+                )
+            progress.advance()
 
 
 def _overrides(config: Config, base: str, parts: Sequence[str]) -> list[str]:

@@ -2,7 +2,8 @@
 
 Images are decoded and resized once, conversations tokenized once; the split, the check against the benchmarks and
 the record of everything that was left out are made on the way. The same inputs give the same bytes, whatever the
-number of processes.
+number of processes, and whether or not parts of them were made before: by an attempt that was killed, or for a dataset
+that has grown since.
 """
 
 from __future__ import annotations
@@ -18,15 +19,17 @@ from multimodal_gemma.stages.summary import Summary
 if TYPE_CHECKING:
     from multimodal_gemma.config import Config
     from multimodal_gemma.config.schema import DataConfig
+    from multimodal_gemma.data.block_store import BlockStore
     from multimodal_gemma.data.contamination import Contamination
     from multimodal_gemma.data.conversations import Conversation
     from multimodal_gemma.data.preparation import Images
     from multimodal_gemma.data.statistics import Statistics
 
-FORMAT = 2  # raised when equal inputs come to give other bytes: older artifacts are then made again
+FORMAT = 4  # raised when equal inputs come to give other bytes: older artifacts are then made again
 _SHAPING = (
     "validation_fraction",
     "split_seed",
+    "image_position",
     "max_text_tokens",
     "max_image_bytes",
     "max_image_pixels",
@@ -42,11 +45,16 @@ _SHAPING = (
     "contamination",
 )  # the keys of data.* that the result depends on
 _PAGE = "report.html"  # no part of the identity: its bytes vary with the version of what draws it
+_HISTORY = "history.json"  # which dataset this one grew from; no part of the identity, which is the content alone
 _RECORD = "dropped.jsonl"
-_OWN = {"processor", "train", "val", "images", _RECORD, "statistics.json", _PAGE, manifest.NAME}
+_NO_CONTENT = {_PAGE, _HISTORY}
+_BLOCKS = {"train", "val", "images", "records"}  # what another attempt can build on
+_OWN = {*_BLOCKS, "processor", _RECORD, "statistics.json", _PAGE, _HISTORY, manifest.NAME}
 
 
-def run(config: Config, raw: Path, models: Path, benchmarks: Path | None, output: Path) -> Summary:
+def run(
+    config: Config, raw: Path, models: Path, benchmarks: Path | None, output: Path, base: Path | None = None
+) -> Summary:
     """Make the processed dataset, or find it finished.
 
     Args:
@@ -54,7 +62,9 @@ def run(config: Config, raw: Path, models: Path, benchmarks: Path | None, output
         raw: a raw-dataset artifact.
         models: a base-models artifact, whose tokenizer and image processor are used.
         benchmarks: a benchmarks artifact to keep out of the data; None if there is none.
-        output: folder for the processed-dataset artifact; an unfinished or different one in it is replaced.
+        output: folder for the processed-dataset artifact; of an unfinished or different one in it the blocks are kept
+            that this one would make again.
+        base: another processed dataset, of the data before it grew, whose blocks are taken over likewise.
 
     Returns:
         Summary with the counts of the manifest.
@@ -64,9 +74,11 @@ def run(config: Config, raw: Path, models: Path, benchmarks: Path | None, output
             in the data, or a split comes out empty.
     """
     from multimodal_gemma.data import acceptance, contamination, conversations, selection, statistics
+    from multimodal_gemma.data.block_store import BlockStore
     from multimodal_gemma.data.processed import KIND
 
     log = logs.get("preprocess")
+    former = manifest.read(base, KIND).digest if base is not None else ""
     inputs = {"raw": manifest.read(raw, "raw-dataset").digest, "models": manifest.read(models, "base-models").digest}
     if benchmarks is not None:
         inputs["benchmarks"] = manifest.read(benchmarks, "benchmarks").digest
@@ -81,20 +93,26 @@ def run(config: Config, raw: Path, models: Path, benchmarks: Path | None, output
     given, left = selection.select(right, config.data)
     found = contamination.check(given, benchmarks, config.data.contamination)
     acceptance.check_plan([conversation for conversation in given if not found.drops(conversation)], config.data)
-    _clear(output)
+    former = _begin(output) or former
+    store = BlockStore(output, base)
     try:
         figures = statistics.Statistics()
         for fault in faults:
             figures.drop("conversation", fault.id, "", fault.kind, fault.reason)
         for conversation, kind, reason in left:
             figures.drop("conversation", conversation.id, conversation.image or "", kind, reason)
-        counts, facts = _write(config.data, raw, models, benchmarks, given, found, figures, output)
+        counts, facts = _write(config.data, raw, models, benchmarks, given, found, figures, output, store)
         counts = {"conversations": len(right) + len(faults), **counts}
     except InputError:
-        _clear(output, keep=_RECORD)  # nothing half-made stays, only the record that the sentence may point to
+        # Whole blocks serve the next attempt, and the sentence may point to the record of what was left out.
+        _clear(output, {*_BLOCKS, _HISTORY, _RECORD})
         raise
+    work = {"made": dict(store.made), "reused": dict(store.reused)}
+    files.write_json(output / _HISTORY, {"extends": former if store.reused else "", **work})
+    if store.reused:
+        log.info("made before: %s", ", ".join(f"{count:,} {kind}" for kind, count in store.reused.items()))
     made = manifest.write(
-        output, KIND, config=shaping, inputs=inputs, counts=counts, facts=facts, exclude=lambda name: name == _PAGE
+        output, KIND, config=shaping, inputs=inputs, counts=counts, facts=facts, exclude=_NO_CONTENT.__contains__
     )
     log.info("%s in %s", _figures(made.counts), output)
     return _summary(output, made, cached=False)
@@ -109,9 +127,17 @@ def _write(
     found: Contamination,
     figures: Statistics,
     output: Path,
+    store: BlockStore,
 ) -> tuple[dict[str, int], dict[str, Any]]:
     """Write everything but the manifest; return its counts and facts."""
-    from multimodal_gemma.data import acceptance, contamination, preparation, statistics_report
+    from multimodal_gemma.data import (
+        acceptance,
+        contamination,
+        conversation_blocks,
+        image_blocks,
+        preparation,
+        statistics_report,
+    )
     from multimodal_gemma.data.conversations import image_names
 
     processor, facts = preparation.save_processor(models, output / "processor")
@@ -124,7 +150,7 @@ def _write(
         else:
             kept.append(conversation)
     names = image_names(kept)
-    images = preparation.write_images(data, raw, names, processor, figures, output / "images", benchmarks)
+    images = image_blocks.write_images(data, raw, names, processor, figures, output, store, benchmarks)
     contamination.check_lookalikes(images.lookalikes, data.contamination)
     kept_on_request = bool(images.lookalikes) and data.contamination == "allow"
     facts["contamination"] = {
@@ -135,7 +161,7 @@ def _write(
     }
     dropped = output / _RECORD
     acceptance.check_losses(images, len(names), data, figures, dropped)
-    preparation.write_conversations(data, kept, images, figures, output)
+    conversation_blocks.write_conversations(data, kept, images, figures, output, store)
     figures.write_dropped(dropped)
     acceptance.check_splits(figures, data)
 
@@ -155,6 +181,7 @@ def _counts(figures: Statistics, found: Contamination, images: Images) -> dict[s
         "train": len(train.turns),
         "val": len(validation.turns),
         "images": len(images.indices),
+        "moved_images": figures.moved_images,
         "train_images": len(train.images),
         "val_images": len(validation.images),
         "lost_images": len(images.lost),
@@ -178,8 +205,23 @@ def _check_output(output: Path) -> None:
         )
 
 
-def _clear(output: Path, keep: str = "") -> None:
-    """Remove what another run left; the manifest first, so that a half-cleared folder does not look finished."""
+def _begin(output: Path) -> str:
+    """Make room for an attempt; return the digest of the dataset whose blocks it may build on, "" for none."""
+    from multimodal_gemma.data.processed import KIND
+
+    history, there = output / _HISTORY, output / manifest.NAME
+    former = ""
+    if there.is_file():
+        former = manifest.read(output, KIND).digest
+        files.write_json(history, {"extends": former})  # before the manifest goes: the attempt may be killed
+    elif history.is_file():
+        former = str(files.read_json(history, "history").get("extends", ""))
+    _clear(output, {*_BLOCKS, _HISTORY})
+    return former
+
+
+def _clear(output: Path, keep: set[str]) -> None:
+    """Remove everything else; the manifest first, so that a half-cleared folder does not look finished."""
     from multimodal_gemma.data.processed_writer import writing
 
     if not output.is_dir():
@@ -187,9 +229,11 @@ def _clear(output: Path, keep: str = "") -> None:
     with writing(output):
         (output / manifest.NAME).unlink(missing_ok=True)
         for path in output.iterdir():
+            if path.name in keep:
+                continue
             if path.is_dir():
                 shutil.rmtree(path)
-            elif path.name != keep:
+            else:
                 path.unlink()
 
 
@@ -199,11 +243,13 @@ def _figures(counts: dict[str, int]) -> str:
 
 
 def _summary(output: Path, made: manifest.Manifest, *, cached: bool) -> Summary:
+    facts = {"contamination": str(made.facts["contamination"]["status"])}
+    extends = files.read_json(output / _HISTORY, "history").get("extends") if (output / _HISTORY).is_file() else ""
     return Summary(
         "preprocess",
         output,
         made.digest,
         numbers={name: float(count) for name, count in made.counts.items()},
-        facts={"contamination": made.facts["contamination"]["status"]},
+        facts={**facts, **({"extends": extends} if extends else {})},
         cached=cached,
     )

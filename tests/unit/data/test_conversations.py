@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from multimodal_gemma.data.conversations import Turn, image_names, parse, parse_counted
+from multimodal_gemma.data.conversations import Conversation, Turn, image_first, image_names, parse, parse_counted
 from multimodal_gemma.errors import InputError
 
 
@@ -119,3 +119,28 @@ def test_faulty_conversations_are_set_aside_up_to_a_share(tmp_path: Path) -> Non
 def test_a_missing_file_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         parse(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("published", "expected"),
+    [
+        ("What is it?\n<image>", "<image>\nWhat is it?"),  # as LLaVA's trainer puts it
+        ("What <image> is it?", "<image>\nWhat  is it?"),
+        ("<image>\nWhat is it?", "<image>\nWhat is it?"),
+    ],
+)
+def test_the_image_of_the_first_turn_comes_first(published: str, expected: str) -> None:
+    turns = [Turn("user", published), Turn("assistant", "A cat.")]
+    placed = image_first(Conversation("one", "a.jpg", turns))
+    assert [turn.text for turn in placed.turns] == [expected, "A cat."]
+
+
+def test_an_image_of_a_later_turn_stays_there() -> None:
+    turns = [
+        Turn("user", "Hello"),
+        Turn("assistant", "Hi."),
+        Turn("user", "<image> What?"),
+        Turn("assistant", "A cat."),
+    ]
+    conversation = Conversation("one", "a.jpg", turns)
+    assert image_first(conversation) is conversation

@@ -3,10 +3,8 @@ from __future__ import annotations
 import numpy as np
 
 from multimodal_gemma.data.conversations import Conversation, Turn
-from multimodal_gemma.data.images import ImageOutcome
 from multimodal_gemma.data.statistics import Statistics, distribution
-from multimodal_gemma.data.statistics_report import page
-from multimodal_gemma.data.tokenize import Tokenized
+from multimodal_gemma.data.statistics_report import THUMBNAILS, page
 
 FACTS = {"image_tokens": 16, "image_size": 8, "contamination": {"status": "clean"}}
 
@@ -14,13 +12,13 @@ FACTS = {"image_tokens": 16, "image_size": 8, "contamination": {"status": "clean
 def gathered() -> Statistics:
     """Two conversations on one image and one without, one image that was lost."""
     statistics = Statistics(image_tokens=16)
-    statistics.add_image(ImageOutcome("1.jpg", b"x", 640, 480, "JPEG", "RGB"))
+    statistics.add_image("JPEG", "RGB", 640, 480)
     turns = [Turn("user", "Is it red?"), Turn("assistant", "yes"), Turn("user", "Why?"), Turn("assistant", "it is so")]
     whole = Conversation("one", "1.jpg", turns)
-    statistics.add_conversation("train", whole, Tokenized([2, 5, 7, 8, 9], [False] * 3 + [True] * 2, 4), 0)
-    statistics.add_conversation("train", whole, Tokenized([2, 5, 7], [False, False, True], 2), 0)
+    statistics.add_conversation("train", whole, 5, 2, 4, 0)
+    statistics.add_conversation("train", whole, 3, 1, 2, 0)
     text = Conversation("text", None, turns[:2])
-    statistics.add_conversation("val", text, Tokenized([2, 7], [False, True], 2), -1)
+    statistics.add_conversation("val", text, 2, 1, 2, -1)
     statistics.drop("image", "<b>.jpg", "<b>.jpg", "corrupt", "it is corrupt")
     return statistics
 
@@ -63,3 +61,21 @@ def test_the_page_escapes_names_from_the_data_and_needs_nothing_else() -> None:
     assert "<script" not in html
     assert "src='http" not in html
     assert "href='http" not in html
+
+
+def test_the_page_of_a_large_dataset_stays_small() -> None:
+    """40,000 conversations of every length, odd answers, long reasons, and photographs that JPEG cannot shrink."""
+    numbers = np.random.default_rng(0)
+    statistics = Statistics(image_tokens=256)
+    for number in range(40_000):
+        turns = [Turn("user", "?"), Turn("assistant", f"answer {number % 20_000}")] * (1 + number % 4)
+        whole = Conversation(str(number), "1.jpg", turns)
+        statistics.add_conversation("train", whole, 10 + number % 1_000, 5 + number % 300, len(turns), number)
+        if number % 2:
+            statistics.add_image("JPEG", "RGB", 100 + number % 900, 100 + number % 700)
+        if number % 8 == 0:
+            statistics.drop("conversation", str(number), "", f"reason-{number % 20}", "because " * 50)
+    pictures = [numbers.integers(0, 256, (384, 384, 3), np.uint8) for _ in range(THUMBNAILS)]
+    statistics.add_conversation("val", whole, 10, 5, 2, 0)
+    size = len(page(statistics, {**FACTS, "image_size": 384}, pictures).encode())
+    assert 60 * 2_000 < size < 2_000_000  # the pictures are in it

@@ -100,6 +100,14 @@ class S3Source(Source):
         found = self._ask(lambda: list(self._client.list_objects(self._bucket, prefix=prefix, recursive=True)))
         return {item.object_name.removeprefix(prefix): Stored(int(item.size), str(item.etag), "") for item in found}
 
+    def digest(self, name: str) -> str:
+        """Return the sha256 of an object's bytes, read back.
+
+        Raises:
+            Unavailable: it cannot be had.
+        """
+        return transfer.to_digest(functools.partial(self._part, self._key(name)))
+
     def put(self, name: str, content: bytes | Path, sha256: str) -> None:
         """Write an object with its sha256 beside it.
 

@@ -77,6 +77,26 @@ def to_memory(ask: Ask, max_bytes: int) -> bytes:
     return content
 
 
+def to_digest(ask: Ask) -> str:
+    """Return the sha256 of a file's bytes, read to their end and kept nowhere.
+
+    Raises:
+        Unavailable: it cannot be had.
+    """
+
+    def attempt() -> str:
+        digest, held = hashlib.sha256(), 0
+        with ask(0, "") as part:
+            for piece in _paced(part.stream):
+                digest.update(piece)
+                held += len(piece)
+            if part.total is not None and held != part.total:
+                raise retrying.Transient("the connection broke")
+        return digest.hexdigest()
+
+    return retrying.call(attempt)
+
+
 def to_file(ask: Ask, destination: Path, max_bytes: int | None = None) -> None:
     """Write a file, continuing what an earlier call left beside `destination` when its process was killed.
 
