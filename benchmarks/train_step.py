@@ -37,24 +37,43 @@ from transformers import CLIPVisionConfig, Gemma3TextConfig, LlavaConfig, LlavaF
 from multimodal_gemma.config.schema import ModelConfig
 from multimodal_gemma.model.adapters import lora_pattern
 from multimodal_gemma.model.forward import Batch, Encoder, SupervisedLoss
+from multimodal_gemma.model.fused_lora import fuse
+from multimodal_gemma.model.shared_prefix import SharedBatch
 from multimodal_gemma.planning import devices
 from multimodal_gemma.planning.arithmetic import Shapes, Work
 from multimodal_gemma.training import sampler
 from multimodal_gemma.training.batches import make_batch
+from multimodal_gemma.training.optimiser import count_as_change
+from multimodal_gemma.training.sharing import Sharing
 
 warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by an old name
-IMAGE_TOKEN, RECIPE, EPOCHS = 5, 473_136, 3  # RECIPE: samples of three epochs
-USES = RECIPE / 81_479  # how often the recipe asks for an image: three epochs of 157,712 conversations on 81,479 images
+OPENING, IMAGE_TOKEN = (2, 6, 7, 8), 5  # what every conversation begins with, as a chat template has it
+RECIPE, EPOCHS = 473_136, 3  # RECIPE: samples of three epochs
+IMAGES = 81_479 / 157_712  # of LLaVA-Instruct-150K: images a conversation
 DROPOUT = 0.1  # of the naive step
 
 
 @dataclasses.dataclass
 class Sample:
-    """A made-up conversation with one image."""
+    """A made-up conversation that begins with its image."""
 
     image_index: int
     input_ids: np.ndarray
     supervised: np.ndarray
+
+
+class Samples(list[Sample]):
+    """All of them, as a split of a processed dataset shows itself to what finds shared images."""
+
+    def __init__(self, samples: list[Sample], image_tokens: int) -> None:
+        super().__init__(samples)
+        self.image_indices = np.array([sample.image_index for sample in samples])
+        self.lengths = np.array([len(sample.input_ids) + image_tokens - 1 for sample in samples])
+
+    def token_pieces(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """All tokens, and where each conversation's begin and end."""
+        bounds = np.cumsum([0, *(len(sample.input_ids) for sample in self)])
+        return [(np.concatenate([sample.input_ids for sample in self]), bounds)]
 
 
 @dataclasses.dataclass
@@ -64,12 +83,13 @@ class Bench:
     llava: LlavaForConditionalGeneration
     peft: Any
     encoder: Encoder
-    samples: list[Sample]
-    images: torch.Tensor  # uint8 (samples, H, W, 3)
+    samples: Samples
+    images: torch.Tensor  # uint8 (images, H, W, 3)
     device: torch.device
     budget: int
     optimiser: torch.optim.Optimizer
     features: torch.Tensor | None = None
+    sharing: Sharing | None = None
 
     @property
     def image_tokens(self) -> int:
@@ -136,18 +156,20 @@ def build(tiny: bool, count: int, device: torch.device) -> Bench:
     generator = np.random.default_rng(0)
     lengths = np.clip(generator.lognormal(np.log(200), 0.6, count), 40, 600).astype(int)
     samples = []
+    begin = len(OPENING) + 1
     for number, length in enumerate(lengths // (4 if tiny else 1)):
-        ids = generator.integers(10, text.vocab_size, length + 1).astype(np.int32)
-        ids[0] = IMAGE_TOKEN
-        supervised = np.arange(length + 1) > length * 0.25
-        samples.append(Sample(number, ids, supervised))
-    side = vision.image_size
-    images = torch.from_numpy(generator.integers(0, 256, (count, side, side, 3)).astype(np.uint8))
+        words = generator.integers(10, text.vocab_size, length)
+        ids = np.array([*OPENING, IMAGE_TOKEN, *words], np.int32)
+        supervised = np.arange(len(ids)) > begin + length * 0.25
+        samples.append(Sample(int(number * IMAGES), ids, supervised))
+    side, distinct = vision.image_size, samples[-1].image_index + 1
+    images = torch.from_numpy(generator.integers(0, 256, (distinct, side, side, 3)).astype(np.uint8))
     encoder = Encoder(llava, [0.5] * 3, [0.5] * 3, 1 / 255).to(device)
     learnt = [weight for weight in llava.parameters() if weight.requires_grad]
     optimiser = torch.optim.AdamW(learnt, lr=1e-5, fused=True)
+    optimiser.register_step_post_hook(count_as_change)
     budget = 16_384 if device.type == "cuda" else 2048
-    return Bench(llava, peft, encoder, samples, images, device, budget, optimiser)
+    return Bench(llava, peft, encoder, Samples(samples, config.image_seq_length), images, device, budget, optimiser)
 
 
 def naive_pass(bench: Bench, indices: list[int]) -> None:
@@ -155,12 +177,15 @@ def naive_pass(bench: Bench, indices: list[int]) -> None:
     rows = []
     for index in indices:
         sample = bench.samples[index]
-        image = [IMAGE_TOKEN] * bench.image_tokens
-        labels = np.where(sample.supervised, sample.input_ids, -100)[1:]
-        rows.append((image + sample.input_ids[1:].tolist(), [-100] * bench.image_tokens + labels.tolist()))
+        ids, labels = sample.input_ids.tolist(), np.where(sample.supervised, sample.input_ids, -100).tolist()
+        place = len(OPENING)
+        ids[place : place + 1] = [IMAGE_TOKEN] * bench.image_tokens
+        labels[place : place + 1] = [-100] * bench.image_tokens
+        rows.append((ids, labels))
     width = max(len(ids) for ids, _ in rows)
     device = bench.device
-    pixels = (bench.images[indices].permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
+    shown = [bench.samples[index].image_index for index in indices]
+    pixels = (bench.images[shown].permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
     loss = bench.peft(
         input_ids=torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in rows], device=device),
         attention_mask=torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in rows], device=device),
@@ -170,8 +195,10 @@ def naive_pass(bench: Bench, indices: list[int]) -> None:
     loss.backward()
 
 
-def batch_of(bench: Bench, indices: list[int], multiple: int = 1) -> Batch:
+def batch_of(bench: Bench, indices: list[int], multiple: int = 1) -> Batch | SharedBatch:
     """Our micro-batch of some samples."""
+    if bench.sharing is not None:
+        return bench.sharing.make_batch(bench.samples, indices).to(bench.device)
     return make_batch(
         bench.samples,
         indices,
@@ -225,7 +252,7 @@ def ladder(bench: Bench, rounds: int, batch: int) -> list[dict[str, Any]]:
     """Time the naive step, then add one technique after the other."""
     count = len(bench.samples)
     random = [list(range(start, min(start + batch, count))) for start in range(0, count, batch)]
-    lengths = np.array([len(sample.input_ids) + bench.image_tokens - 1 for sample in bench.samples])
+    lengths = bench.samples.lengths
     buckets = sampler.cut_by_tokens(np.argsort(-lengths, kind="stable"), lengths, max(bench.budget, int(lengths.max())))
     rungs: list[dict[str, Any]] = []
 
@@ -248,14 +275,22 @@ def ladder(bench: Bench, rounds: int, batch: int) -> list[dict[str, Any]]:
     start = clock()
     with torch.no_grad():
         bench.features = torch.cat([bench.encoder(part.to(bench.device)).cpu() for part in bench.images.split(4)])
-    once = (clock() - start) / USES
+    once = (clock() - start) / EPOCHS
     rung("each image encoded once (its share counted)", random, extra=once)
     bench.llava.set_attn_implementation("sdpa")
     rung("SDPA attention", random, extra=once)
     rung("micro-batches by token budget from neighbours in length", buckets, extra=once)
     drop_nothing(bench)
     rung("no dropout in the adapters", buckets, extra=once)
-    if bench.device.type == "cuda":
+    if bench.device.type == "cpu":
+        fuse(bench.llava)
+        rung("adapters and their layers in one product", buckets, extra=once)
+        bench.sharing = Sharing.of(
+            bench.samples, image_token_id=IMAGE_TOKEN, image_tokens=bench.image_tokens, pad_token_id=0
+        )
+        (step,) = sampler.epoch_steps(lengths, count, seed=0, epoch=0, units=bench.sharing.units)
+        rung("each image read once by the language model", bench.sharing.cut(step, bench.budget), extra=once)
+    else:
         bench.llava.model.language_model.compile()
         torch.cuda.reset_peak_memory_stats()
         rung("language model compiled", buckets, extra=once, multiple=64)

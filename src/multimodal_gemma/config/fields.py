@@ -43,6 +43,13 @@ def check(value: Any, where: str = "") -> None:
             check(item, f"{key}.")
             continue
         options = field.metadata.get("options")
+        if options and isinstance(item, list):
+            if wrong := [one for place, one in enumerate(item) if one not in options or one in item[:place]]:
+                raise InputError(
+                    f"config: {key} holds {wrong[0]!r}, which is not allowed or stands there twice. "
+                    f"Choose among {', '.join(options)}."
+                )
+            continue
         if options and item not in options:
             raise InputError(f"config: {key}={item!r} is not allowed. Choose one of {', '.join(options)}.")
         if item is None or not isinstance(item, int | float) or isinstance(item, bool):

@@ -55,6 +55,7 @@ class DataConfig:
     max_image_pixels: int = number(50_000_000, low=1)  # decoded size; a bomb is larger
     validation_fraction: float = number(0.02, low=0, high=0.5)  # share of images held out, by image
     split_seed: int = 42  # another seed holds other images out
+    image_position: str = choice("first", "as-written")  # first: before the question, as LLaVA's own trainer has it
     max_text_tokens: int = number(1024, low=16)  # text tokens a conversation may have; longer ones are cut by turns
     contamination: str = choice("fail", "drop", "allow")  # training images that a benchmark asks about
     workers: int | None = number(None, low=1)  # processes that decode and tokenize; null: one a core
@@ -93,6 +94,7 @@ class ModelConfig:
     vision_policy: str = choice("frozen", "full")
     projector_policy: str = choice("trained", "frozen")
     language_policy: str = choice("lora", "full", "frozen")
+    language_quantization: str = choice("none", "nf4")  # nf4: the frozen weights in 4 bits while training (QLoRA)
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
 
 
@@ -121,6 +123,13 @@ class TrainingConfig:
         "auto", "none", "memory", "disk"
     )  # where frozen features are kept, computed once an image; auto: the first of memory, disk, none that has room
     cache_folder: str = ""  # of feature_cache=disk; empty: in the output until the model is finished
+    share_images: str = choice(
+        "auto", "on", "off"
+    )  # a step holds an image's conversations together and reads the image once; auto: where nothing is compiled
+    augmentation: str = choice(
+        "none", "crop-jitter"
+    )  # other crops and light in every epoch, never mirrored; costs the feature cache
+    sharding: str = choice("none", "fsdp")  # fsdp: several processes each keep a part of the weights; slower
     gradient_checkpointing: bool = False  # slower, and a longer sample fits
     validations_per_epoch: int = number(4, low=1)
     patience: int = number(3, low=1)  # validations without a better loss before training stops
@@ -128,6 +137,22 @@ class TrainingConfig:
     checkpoint_uri: str = ""  # s3://BUCKET/PREFIX that gets a copy of each checkpoint: spot nodes lose their disks
     sample_images: int = number(4, low=0)  # validation images that are described at every validation, to look at
     trackers: list[str] = dataclasses.field(default_factory=lambda: ["mlflow"])  # of accelerate; [] is none
+    nodes: int = number(1, low=1)  # 1: where the command runs; more: a TrainJob on so many nodes, see section nodes
+
+
+@dataclasses.dataclass
+class NodesConfig:
+    """What a node of a training on several asks of the cluster. Empty: what the TrainingRuntime says."""
+
+    work_uri: str = ""  # s3://BUCKET/PREFIX through which nodes get data and give the model; needed by training.nodes
+    runtime: str = "multimodal-gemma"  # the TrainingRuntime, see manifests/trainer
+    queue: str = ""  # a LocalQueue of Kueue, e.g. multimodal-gemma; empty: no queue
+    accelerator: str = "nvidia.com/gpu"  # resource name
+    accelerator_count: int | None = number(None, low=0)  # a node, and as many processes; null: the runtime's
+    cpu: str = ""  # cores, e.g. 10
+    memory: str = ""  # e.g. 64Gi
+    node_selector: dict[str, str] = dataclasses.field(default_factory=dict)  # labels that a node must have
+    tolerations: list[dict[str, str]] = dataclasses.field(default_factory=list)  # taints that are accepted
 
 
 @dataclasses.dataclass
@@ -166,6 +191,11 @@ class ExportConfig:
     """What is shipped."""
 
     dtype: str = choice("bfloat16", "float32")  # of the merged weights
+    publish: str = ""  # s3://BUCKET/PREFIX or hf://ORG/NAME that gets every export whose gate passed; empty: none
+    formats: list[str] = dataclasses.field(
+        default_factory=lambda: ["adapter"], metadata={"options": ("adapter", "int8", "space")}
+    )  # beside the merged model: what was trained alone; the model in eight bits; a Space of the Hub that shows it
+    int8_images: int = number(100, low=1)  # benchmark images that int8 and the merged model are compared on
 
 
 @dataclasses.dataclass
@@ -188,6 +218,7 @@ class Config:
     benchmarks: BenchmarksConfig = dataclasses.field(default_factory=BenchmarksConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+    nodes: NodesConfig = dataclasses.field(default_factory=NodesConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     registry: RegistryConfig = dataclasses.field(default_factory=RegistryConfig)
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -107,8 +108,17 @@ def trained_weights(llava: LlavaForConditionalGeneration) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def restore(llava: LlavaForConditionalGeneration, weights: dict[str, Tensor]) -> None:
+def restore(
+    llava: LlavaForConditionalGeneration,
+    weights: dict[str, Tensor],
+    cut: Callable[[Tensor, Tensor], Tensor] = lambda _, weight: weight,
+) -> None:
     """Write `trained_weights` of an equally configured model back.
+
+    Args:
+        llava: gets them.
+        weights: whole, by name.
+        cut: own weight and saved one to what is written into the own one.
 
     Raises:
         InputError: names or shapes differ.
@@ -125,7 +135,7 @@ def restore(llava: LlavaForConditionalGeneration, weights: dict[str, Tensor]) ->
             "Delete the checkpoints and train again."
         )
     for name, weight in own.items():
-        weight.copy_(weights[name])
+        weight.copy_(cut(weight, weights[name]))
 
 
 def save_adapter(llava: LlavaForConditionalGeneration, peft_model: PeftModel | None, folder: Path) -> None:

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import LlavaForConditionalGeneration
 
 from multimodal_gemma.model.assembly import cap_logits
+from multimodal_gemma.model.shared_prefix import SharedBatch, supervised_states
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Batch:
         targets: int64 (S,), the supervised tokens.
         image_indices: the I images in the order of the rows that hold one.
         sample_indices: the R samples.
+        real: positions that hold a token or an image's patch; the rest is padding.
     """
 
     input_ids: Tensor
@@ -36,6 +38,24 @@ class Batch:
     targets: Tensor
     image_indices: list[int]
     sample_indices: list[int]
+    real: int
+
+    @property
+    def positions(self) -> int:
+        """Positions that go through the language model, padding counted."""
+        return self.input_ids.numel()
+
+    @property
+    def pairs(self) -> int:
+        """Sum over rows of length squared, which attention costs."""
+        rows, length = self.input_ids.shape
+        return rows * length**2
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """R and L."""
+        rows, length = self.input_ids.shape
+        return rows, length
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch with its tensors on `device`."""
@@ -98,7 +118,7 @@ class SupervisedLoss(nn.Module):
         super().__init__()
         self.llava, self.encoder, self.logit_rows = llava, encoder, logit_rows
 
-    def forward(self, batch: Batch, pictures: Tensor | None) -> Tensor:
+    def forward(self, batch: Batch | SharedBatch, pictures: Tensor | None) -> Tensor:
         """Return the summed loss in nats, float32 ().
 
         Args:
@@ -106,28 +126,36 @@ class SupervisedLoss(nn.Module):
             pictures: unprojected features (I, P, V) of the encoder, or uint8 images (I, H, W, 3) that are encoded here
                 so that the encoder learns; None without images.
         """
-        embeds = self.embed(batch, pictures)
-        hidden = self.llava.model.language_model(
-            inputs_embeds=embeds, attention_mask=None, use_cache=False
-        ).last_hidden_state
-        supervised = hidden.flatten(0, 1).index_select(0, batch.rows)  # (S, D)
+        if isinstance(batch, SharedBatch):
+            assert pictures is not None
+            supervised = supervised_states(self.llava, batch, self._project(pictures))  # (S, D)
+        else:
+            hidden = self.llava.model.language_model(
+                inputs_embeds=self.embed(batch, pictures), attention_mask=None, use_cache=False
+            ).last_hidden_state
+            supervised = hidden.flatten(0, 1).index_select(0, batch.rows)  # (S, D)
+        targets = batch.targets
         if self.logit_rows is None or len(supervised) <= self.logit_rows:
-            return self._entropy(supervised, batch.targets)
-        pieces = zip(supervised.split(self.logit_rows), batch.targets.split(self.logit_rows), strict=True)
+            return self._entropy(supervised, targets)
+        pieces = zip(supervised.split(self.logit_rows), targets.split(self.logit_rows), strict=True)
         sums = [checkpoint(self._entropy, hidden, targets, use_reentrant=False) for hidden, targets in pieces]
         return torch.stack(sums).sum()
 
     def embed(self, batch: Batch, pictures: Tensor | None) -> Tensor:
         """Return what the language model reads (R, L, D): words, and projected features in the images' places."""
-        model = self.llava.model
-        features = self.encoder(pictures) if self.encoder is not None and pictures is not None else pictures
-        embeds = model.get_input_embeddings()(batch.input_ids)  # (R, L, D), scaled inside where the family does
-        if features is None:
+        embeds = self.llava.model.get_input_embeddings()(batch.input_ids)  # (R, L, D), scaled where the family does
+        if pictures is None:
             return embeds
-        projected = model.multi_modal_projector(features.to(model.multi_modal_projector.linear_1.weight.dtype))
         flat = embeds.flatten(0, 1)  # (R * L, D)
-        flat = flat.index_copy(0, batch.image_positions, projected.flatten(0, 1).to(flat.dtype))
+        flat = flat.index_copy(0, batch.image_positions, self._project(pictures).flatten(0, 1).to(flat.dtype))
         return flat.view_as(embeds)
+
+    def _project(self, pictures: Tensor) -> Tensor:
+        """Return images as the language model reads them, (I, P, D)."""
+        projector = self.llava.model.multi_modal_projector
+        features = self.encoder(pictures) if self.encoder is not None else pictures
+        projected: Tensor = projector(features.to(projector.linear_1.weight.dtype))
+        return projected
 
     def _entropy(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Return the summed cross-entropy, float32 (), of hidden states (S, D)."""

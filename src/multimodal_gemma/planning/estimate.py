@@ -24,6 +24,7 @@ ROOM = 0.85  # share of the memory that is filled
 _LOGIT_BYTES, _LOGIT_SHARE, _LEAST_ROWS = 14, 0.25, 2048  # as training.budget cuts logits
 _LARGEST = 262_144  # positions; beyond it nothing gets faster
 _CONTEXT = 1.0e9  # bytes that CUDA and its libraries take
+_NF4 = 4.127 / 8  # bytes of a weight: 4 bits and its share of the scales (Dettmers et al., 2023, section 3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +79,15 @@ def trainable(shapes: Shapes, config: Config) -> int:
 
 
 def fixed_bytes(shapes: Shapes, config: Config) -> float:
-    """Return the bytes of weights, gradients and optimiser: 16 for what learns (fp32 and Adam), 2 for what does not."""
+    """Return the bytes of weights, gradients and optimiser: 16 for what learns (fp32 and Adam), 2 for what does not.
+
+    A frozen language model may have its linear layers in 4 bits instead.
+    """
     learning = trainable(shapes, config)
     everything = shapes.language_weights + shapes.head_weights * (1 if shapes.tied else 2) + shapes.vision_weights
     frozen = max(everything - (learning if config.model.language_policy == "full" else 0), 0)
-    return 16.0 * learning + 2.0 * frozen + _CONTEXT
+    saved = (2.0 - _NF4) * shapes.language_weights if config.model.language_quantization == "nf4" else 0.0
+    return 16.0 * learning + 2.0 * frozen - saved + _CONTEXT
 
 
 def position_bytes(shapes: Shapes, config: Config) -> float:

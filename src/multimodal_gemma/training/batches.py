@@ -19,9 +19,17 @@ from multimodal_gemma.model.forward import Batch
 class SampleLike(Protocol):
     """What is needed of a sample of `data.processed`."""
 
-    image_index: int
-    input_ids: np.ndarray
-    supervised: np.ndarray
+    @property
+    def image_index(self) -> int:
+        """Row of its image, -1 for text only."""
+
+    @property
+    def input_ids(self) -> np.ndarray:
+        """Tokens (n,), with one placeholder where the image stands."""
+
+    @property
+    def supervised(self) -> np.ndarray:
+        """Whether each is learnt, bool (n,)."""
 
 
 class SplitLike(Protocol):
@@ -79,4 +87,5 @@ def make_batch(
         targets=torch.from_numpy(ids.reshape(-1)[targets]),
         image_indices=image_indices,
         sample_indices=list(indices),
+        real=sum(lengths),
     )

@@ -98,7 +98,7 @@ def _bytes_taken(loss: SupervisedLoss, positions: int, longest: int, accelerator
     ids = torch.ones((rows, longest), dtype=torch.int64, device=device)
     places = torch.arange(rows * longest - 1, device=device)
     nowhere = torch.empty(0, dtype=torch.int64, device=device)
-    batch = Batch(ids, nowhere, places, torch.ones_like(places), [], list(range(rows)))
+    batch = Batch(ids, nowhere, places, torch.ones_like(places), [], list(range(rows)), ids.numel())
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     try:

@@ -36,6 +36,8 @@ class State:
         best_loss: lowest validation loss so far; None before the first validation.
         stale: validations since the lowest.
         finished: nothing is left to train.
+        pending: line of curves.jsonl of a step whose validation was cut off by SIGTERM; it comes first when the run
+            continues. None: nothing is owed.
     """
 
     step: int = 0
@@ -43,6 +45,7 @@ class State:
     best_loss: float | None = None
     stale: int = 0
     finished: bool = False
+    pending: dict[str, Any] | None = None
 
 
 def save(

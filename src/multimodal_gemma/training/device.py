@@ -13,6 +13,7 @@ from accelerate.tracking import GeneralTracker
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 
 from multimodal_gemma.errors import InputError
+from multimodal_gemma.training import sharding
 
 if TYPE_CHECKING:
     from multimodal_gemma.config.schema import TrainingConfig
@@ -67,11 +68,16 @@ def make_accelerator(training: TrainingConfig, trackers: Sequence[str | GeneralT
     precision = choose_precision(training.precision, device, "training.precision")
     # The state is shared by a whole process: a second training in it (a notebook) may differ in precision.
     AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(
+    plugin = sharding.plugin() if training.sharding == "fsdp" else None
+    accelerator = Accelerator(
         cpu=device == "cpu",
         mixed_precision="bf16" if precision == "bf16" else "no",
         log_with=list(trackers) or None,
         # A batch of text alone leaves the projector without a gradient; the buffers are constants.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
         project_config=ProjectConfiguration(logging_dir=str(folder)),
+        fsdp_plugin=plugin,
     )
+    if plugin is not None:
+        sharding.activate(accelerator, plugin)
+    return accelerator

@@ -15,6 +15,7 @@ from multimodal_gemma.errors import InputError
 
 if TYPE_CHECKING:
     from multimodal_gemma.model.forward import Batch
+    from multimodal_gemma.model.shared_prefix import SharedBatch
     from multimodal_gemma.training.plan import Job
 
 REPLAY = "failed_step.json"
@@ -22,7 +23,7 @@ _NAMED = 8  # conversations that the sentence names; the file has all
 
 
 def not_finite(
-    job: Job, step: int, loss: float, norm: float, batches: Sequence[Batch], samples: np.ndarray
+    job: Job, step: int, loss: float, norm: float, batches: Sequence[Batch | SharedBatch], samples: np.ndarray
 ) -> InputError:
     """Write down which conversations a step had, and return the sentence.
 
@@ -61,7 +62,7 @@ def not_finite(
 
 
 @contextlib.contextmanager
-def out_of_memory(batch: Batch, budget: int) -> Iterator[None]:
+def out_of_memory(batch: Batch | SharedBatch, budget: int) -> Iterator[None]:
     """Turn a lack of memory inside the block into a sentence.
 
     Args:
@@ -77,7 +78,7 @@ def out_of_memory(batch: Batch, budget: int) -> Iterator[None]:
         # PyTorch has a type of its own for a GPU alone.
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
-        rows, width = batch.input_ids.shape
+        rows, width = batch.shape
         smaller = max(width, budget // 2)
         advice = (
             f"Set training.batch_tokens={smaller}"

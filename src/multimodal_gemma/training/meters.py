@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 
@@ -14,6 +13,7 @@ from multimodal_gemma.planning import devices
 
 if TYPE_CHECKING:
     from multimodal_gemma.model.forward import Batch
+    from multimodal_gemma.model.shared_prefix import SharedBatch
     from multimodal_gemma.planning.arithmetic import Work
 
 
@@ -25,7 +25,7 @@ class Counts:
         supervised: tokens with a loss.
         positions: padding counted.
         real: positions without padding.
-        pairs: sum over rows of length squared, which attention costs.
+        pairs: what attention costs: the sum over rows of length squared, of a shared beginning once.
         images: pictures that the projector sees.
     """
 
@@ -50,14 +50,14 @@ class Meter:
         known = devices.find(name) if accelerator.mixed_precision == "bf16" else None
         self._peak = known.tflops * 1e12 * accelerator.num_processes if known else None
 
-    def counts(self, batches: Sequence[Batch], lengths: np.ndarray) -> Counts:
+    def counts(self, batches: Sequence[Batch | SharedBatch]) -> Counts:
         """Count over all processes; every process must call it."""
         own = torch.tensor(
             [
                 sum(len(batch.targets) for batch in batches),
-                sum(batch.input_ids.numel() for batch in batches),
-                sum(int(lengths[batch.sample_indices].sum()) for batch in batches),
-                sum(batch.input_ids.shape[0] * batch.input_ids.shape[1] ** 2 for batch in batches),
+                sum(batch.positions for batch in batches),
+                sum(batch.real for batch in batches),
+                sum(batch.pairs for batch in batches),
                 sum(len(batch.image_indices) for batch in batches),
             ],
             device=self._accelerator.device,

@@ -51,7 +51,17 @@ def make_optimiser(
         }
         for (part, decayed), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
-    return torch.optim.AdamW(described, fused=device.type in ("cpu", "cuda"))
+    made = torch.optim.AdamW(described, fused=device.type in ("cpu", "cuda"))
+    made.register_step_post_hook(count_as_change)
+    return made
+
+
+def count_as_change(optimiser: torch.optim.Optimizer, *_: Any) -> None:
+    """Count a step as the change in place that it is: the fused kernels leave a weight's version as it was.
+
+    Whoever keeps something computed from a weight, as `model.fused_lora` does, would go on with the old one.
+    """
+    torch.autograd.graph.increment_version([weight for group in optimiser.param_groups for weight in group["params"]])
 
 
 def rate_factor(step: int, steps: int, warmup_fraction: float) -> float:

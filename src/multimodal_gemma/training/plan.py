@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from multimodal_gemma.data.processed import Split
     from multimodal_gemma.planning.arithmetic import Work
     from multimodal_gemma.training.samples import Samples
+    from multimodal_gemma.training.sharing import Sharing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +32,14 @@ class Job:
         val: conversations to validate on; may be empty.
         make_batch: split and sample indices to a micro-batch.
         pictures: image indices to what `loss` takes of them: features, or images where the encoder learns.
+        augmented: the same, of the images as an epoch, counted from 0, shows them to training; None: as they are.
         folder: gets checkpoints/ and curves.jsonl.
         identity: configuration and inputs that a checkpoint belongs to.
         budget: positions a forward pass may have.
         work: floating-point operations of the model's parts.
         samples: asks for answers to look at, at every validation; None: nobody does.
+        sharing: of the training split, so that each image is read once a micro-batch; None: each conversation alone.
+        val_sharing: the same of the validation split.
     """
 
     training: TrainingConfig
@@ -49,6 +53,9 @@ class Job:
     budget: int
     work: Work
     samples: Samples | None = None
+    augmented: Callable[[Sequence[int], int], Tensor] | None = None
+    sharing: Sharing | None = None
+    val_sharing: Sharing | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,9 @@ def steps_per_epoch(samples: int, batch_size: int) -> int:
     return -(-samples // batch_size)
 
 
-def epoch_steps(lengths: np.ndarray, batch_size: int, *, seed: int, epoch: int) -> list[np.ndarray]:
+def epoch_steps(
+    lengths: np.ndarray, batch_size: int, *, seed: int, epoch: int, units: np.ndarray | None = None
+) -> list[np.ndarray]:
     """Cut one epoch into optimiser steps.
 
     Args:
@@ -27,19 +29,34 @@ def epoch_steps(lengths: np.ndarray, batch_size: int, *, seed: int, epoch: int) 
         batch_size: samples a step.
         seed: of the whole run.
         epoch: counted from 0; each has an order of its own.
+        units: samples with the same number, int64 (samples,), stay neighbours; None: each stands alone.
 
     Returns:
-        Sample indices of each step, longest first; together each index once.
+        Sample indices of each step, those of one unit together, of the longest unit first; together each index once.
     """
     generator = np.random.default_rng([seed, epoch])
-    order = generator.permutation(len(lengths))
+    order = _shuffled(len(lengths), units, generator)
     size = batch_size * _GROUP
     steps: list[np.ndarray] = []
     for start in range(0, len(order), size):
         group = order[start : start + size]
-        group = group[np.argsort(-lengths[group], kind="stable")]
-        steps.extend(group[first : first + batch_size] for first in range(0, len(group), batch_size))
+        if units is None:
+            group = group[np.argsort(-lengths[group], kind="stable")]
+        else:
+            _, first, unit = np.unique(units[group], return_index=True, return_inverse=True)
+            longest = np.zeros(len(first), np.int64)
+            np.maximum.at(longest, unit, lengths[group])
+            group = group[np.lexsort((-lengths[group], first[unit], -longest[unit]))]
+        steps.extend(group[at : at + batch_size] for at in range(0, len(group), batch_size))
     return [steps[index] for index in generator.permutation(len(steps))]
+
+
+def _shuffled(count: int, units: np.ndarray | None, generator: np.random.Generator) -> np.ndarray:
+    """Return all indices in a random order in which the members of a unit are neighbours."""
+    if units is None:
+        return generator.permutation(count)
+    _, unit = np.unique(units, return_inverse=True)
+    return np.argsort(generator.permutation(int(unit.max(initial=-1)) + 1)[unit], kind="stable")
 
 
 def cut_by_tokens(indices: Sequence[int] | np.ndarray, lengths: np.ndarray, budget: int) -> list[list[int]]:
@@ -65,6 +82,19 @@ def cut_by_tokens(indices: Sequence[int] | np.ndarray, lengths: np.ndarray, budg
     return batches
 
 
-def share_of_rank(step: np.ndarray, rank: int, ranks: int) -> np.ndarray:
-    """Return the samples of a step that one rank computes: every `ranks`-th, so that all get long and short ones."""
-    return step[rank::ranks]
+def share_of_rank(step: np.ndarray, rank: int, ranks: int, units: np.ndarray | None = None) -> np.ndarray:
+    """Return the samples of a step that one rank computes: every `ranks`-th, so that all get long and short ones.
+
+    Args:
+        step: samples of the step; at least one a rank.
+        rank: which one, from 0.
+        ranks: how many there are.
+        units: of every sample of the split; a unit goes to one rank where there are units for all.
+    """
+    if units is None:
+        return step[rank::ranks]
+    _, first, unit = np.unique(units[step], return_index=True, return_inverse=True)
+    if len(first) < ranks:
+        return step[rank::ranks]
+    turn = np.argsort(np.argsort(first))[unit]  # units counted in the order in which they stand in the step
+    return step[turn % ranks == rank]

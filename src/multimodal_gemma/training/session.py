@@ -7,36 +7,37 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
-from torch import Tensor
 
-from multimodal_gemma import logs
+from multimodal_gemma import files, logs
 from multimodal_gemma.errors import InputError
-from multimodal_gemma.model import adapters, assembly
+from multimodal_gemma.model import adapters, assembly, quantisation
+from multimodal_gemma.model.attention import takes_masks
 from multimodal_gemma.model.forward import Encoder, SupervisedLoss
+from multimodal_gemma.model.fused_lora import fuse
 from multimodal_gemma.planning.arithmetic import Shapes, Work
-from multimodal_gemma.training import feature_file, features, samples, trackers
+from multimodal_gemma.training import pictures, samples, sharding, trackers
 from multimodal_gemma.training.batches import make_batch
 from multimodal_gemma.training.budget import choose_budget, logit_rows
-from multimodal_gemma.training.device import make_accelerator
+from multimodal_gemma.training.device import choose_device, make_accelerator
 from multimodal_gemma.training.loop import Trainer
 from multimodal_gemma.training.plan import Job, Outcome
 from multimodal_gemma.training.preemption import Watch
+from multimodal_gemma.training.sharing import Sharing
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-    from multimodal_gemma.config.schema import Config
+    from multimodal_gemma.config.schema import Config, TrainingConfig
     from multimodal_gemma.data.processed import ProcessedDataset
 
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _COMPILED_MULTIPLE = 64  # row lengths are rounded up to this where each new shape would be compiled
 
 
@@ -69,23 +70,30 @@ def train(
     """
     log = logs.get("train")
     training = config.training
+    sharding.require_possible(config, choose_device(training.device, "training.device"))
     leads = os.environ.get("RANK", "0") == "0"  # set by launchers of several processes; one of them is watched
     names = trackers.wanted(config) if leads else []
     accelerator = make_accelerator(training, _tracker_objects(config, names, run_id, folder), folder / "trackers")
     processor = dataset.processor()
-    llava, _ = build(config, processor, models, check=True)
+    llava, _ = build(config, processor, models, check=True, packed=_DTYPES[_precision(accelerator)])
     total = sum(weight.numel() for weight in llava.parameters())
     learning = sum(weight.numel() for weight in adapters.trained_weights(llava).values())
     log.info(f"{learning:,} of {total:,} parameters learn, on {accelerator.device} in {_precision(accelerator)}")
     encoder = _place(llava, processor, accelerator)
-    compiled = training.compile == "on" or (training.compile == "auto" and accelerator.device.type == "cuda")
+    sharded = sharding.active(accelerator)
+    on_gpu = accelerator.device.type == "cuda"
+    compiled = training.compile == "on" or (training.compile == "auto" and on_gpu and not sharded)
     if compiled:
         llava.model.language_model.compile()
     if training.gradient_checkpointing:
         llava.model.language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if _precision(accelerator) == "fp32" and not sharded and (fused := fuse(llava)):
+        log.info(f"{fused} adapted layers are computed as one product each")
     inputs = {name: identity[name] for name in ("dataset", "models")}
     learns_to_see = config.model.vision_policy == "full"
-    loss = SupervisedLoss(llava, encoder if learns_to_see else None, logit_rows(llava, accelerator.device))
+    # Where words alone have nothing that learns, a pass of theirs must not be without a gradient either.
+    kind = sharding.WholeLoss if sharded or config.model.language_policy == "frozen" else SupervisedLoss
+    loss = kind(llava, encoder if learns_to_see else None, logit_rows(llava, accelerator.device))
     shapes = Shapes.of(llava.config.vision_config, llava.config.text_config)
     cut = functools.partial(
         make_batch,
@@ -93,20 +101,41 @@ def train(
         image_token_id=processor.image_token_id,
         pad_token_id=processor.tokenizer.pad_token_id,
     )
-    pictures = _pictures(config, dataset, encoder, accelerator, features_folder(config, folder), inputs)
+    kept_for = {**inputs, "layer": config.model.vision_feature_layer, "precision": _precision(accelerator)}
+    shown_as = pictures.as_they_are(config, dataset, encoder, accelerator, features_folder(config, folder), kept_for)
     shown = folder / samples.NAME
+    if sharded and accelerator.is_main_process:  # which cannot ask alone
+        files.write_jsonl(shown, [])
+    train_split, val_split = dataset.split("train"), dataset.split("val")
+    shares = not sharded and _shares_images(training, llava, compiled)
+    share = functools.partial(
+        Sharing.of,
+        image_token_id=processor.image_token_id,
+        image_tokens=dataset.image_tokens,
+        pad_token_id=processor.tokenizer.pad_token_id,
+    )
+    sharing = share(train_split) if shares else None
+    if sharing is not None and not sharing.saved:
+        sharing = None  # no image has a second conversation that begins with it
+    if sharing is not None:
+        log.info(f"an image's conversations share a step: {sharing.saved:.0%} of all positions are not read again")
     job = Job(
         training=training,
         loss=loss,
-        train=dataset.split("train"),
-        val=dataset.split("val"),
+        train=train_split,
+        val=val_split,
         make_batch=functools.partial(cut, multiple=_COMPILED_MULTIPLE if compiled else 1),
-        pictures=pictures,
+        pictures=shown_as,
+        augmented=pictures.augmented(config, dataset, encoder, accelerator.device),
         folder=folder,
         identity=identity,
         budget=choose_budget(training.batch_tokens, accelerator, loss, dataset),
         work=Work.of(shapes, config.model),
-        samples=samples.Samples(dataset, processor, loss, pictures, cut, accelerator, shown, training.sample_images),
+        samples=None
+        if sharded
+        else samples.Samples(dataset, processor, loss, shown_as, cut, accelerator, shown, training.sample_images),
+        sharing=sharing,
+        val_sharing=share(val_split) if sharing is not None else None,
     )
     if not len(job.train):
         raise InputError(f"train: {dataset.folder} has no conversation in its training split. Prepare more data.")
@@ -121,13 +150,32 @@ def train(
             tracker.finish()
 
 
+def _shares_images(training: TrainingConfig, llava: LlavaForConditionalGeneration, compiled: bool) -> bool:
+    """Decide whether conversations of one image are read behind one copy of it.
+
+    Raises:
+        InputError: it was asked for, and cannot be.
+    """
+    setting = training.share_images
+    if setting == "off":
+        return False
+    reason = ""
+    if training.gradient_checkpointing:
+        reason = "training.gradient_checkpointing keeps no keys and values to share"
+    elif not takes_masks(llava.model.language_model):
+        reason = f"{type(llava.model.language_model).__name__} takes no prepared attention mask"
+    if reason and setting == "on":
+        raise InputError(f"config: training.share_images=on does not fit: {reason}. Set training.share_images=auto.")
+    return not reason and (setting == "on" or not compiled)
+
+
 def features_folder(config: Config, folder: Path) -> Path:
     """Return where a cache of features on disk lies: `training.cache_folder`, else in the output."""
     return Path(config.training.cache_folder or folder / "features")
 
 
 def build(
-    config: Config, processor: LlavaProcessor, models: Path, *, check: bool
+    config: Config, processor: LlavaProcessor, models: Path, *, check: bool, packed: torch.dtype | None = None
 ) -> tuple[LlavaForConditionalGeneration, PeftModel | None]:
     """Join the base models and say what learns, in float32 on the processor.
 
@@ -136,10 +184,13 @@ def build(
         processor: the one that the dataset was prepared with.
         models: the base models.
         check: prove that stock Llava computes what the language model does.
+        packed: what 4-bit weights are unpacked to, where the configuration has any; None: their values are written out
+            in full precision, as a model for others has them.
 
     Returns:
         The model, and its PEFT view where there are adapters.
     """
+    quantisation.require_possible(config.model)
     vision = assembly.load_vision(models / "vision")
     language = assembly.load_language(models / "language")
     projector = models / "projector" if config.model.projector else None
@@ -147,6 +198,8 @@ def build(
     llava = assembly.assemble(vision, language, processor, config.model, projector=projector, seed=seed)
     if check:
         assembly.check_wrapping(llava, language)
+    if config.model.language_quantization == "nf4":
+        quantisation.round_weights(llava) if packed is None else quantisation.quantise(llava, packed)
     return llava, adapters.apply_policies(llava, config.model, seed=seed)
 
 
@@ -163,11 +216,13 @@ def _precision(accelerator: Accelerator) -> str:
 
 def _place(llava: LlavaForConditionalGeneration, processor: LlavaProcessor, accelerator: Accelerator) -> Encoder:
     """Move the model to its device, what is frozen in bf16 where the run is, and return its encoder."""
-    if _precision(accelerator) == "bf16":
+    sharded = sharding.active(accelerator)  # its weights are cut in fp32, and gathered in bf16
+    if _precision(accelerator) == "bf16" and not sharded:
         for parameter in llava.parameters():
-            if not parameter.requires_grad:
+            if not parameter.requires_grad and parameter.is_floating_point():  # codes of 4 bits are none
                 parameter.data = parameter.data.to(torch.bfloat16)
-    llava.to(accelerator.device)
+    # Cut weights go to their devices part by part: whole they may be too much for one.
+    (llava.model.vision_tower if sharded else llava).to(accelerator.device)
     stock = processor.image_processor
     encoder = Encoder(
         llava,
@@ -176,40 +231,3 @@ def _place(llava: LlavaForConditionalGeneration, processor: LlavaProcessor, acce
         rescale=stock.rescale_factor if stock.do_rescale else 1.0,
     )
     return encoder.to(accelerator.device)
-
-
-def _pictures(
-    config: Config,
-    dataset: ProcessedDataset,
-    encoder: Encoder,
-    accelerator: Accelerator,
-    folder: Path,
-    inputs: dict[str, Any],
-) -> Callable[[Sequence[int]], Tensor]:
-    """Return what answers a batch's question for its images."""
-    wanted = np.unique(np.concatenate([dataset.split(name).image_indices for name in ("train", "val")]))
-    wanted = wanted[wanted >= 0]
-    precision = _precision(accelerator)
-    width = encoder.tower.config.hidden_size * (2 if precision == "bf16" else 4)
-    place = features.choose_cache(
-        config.training.feature_cache,
-        vision_policy=config.model.vision_policy,
-        images=len(wanted),
-        bytes_per_image=dataset.image_tokens * width,
-        folder=folder,
-        processes=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),  # set by launchers of several processes
-    )
-    device = accelerator.device
-    if config.model.vision_policy == "full":
-        return lambda indices: features.stack_images(dataset, indices).to(device)
-    if place == "none":
-        return features.encode_on_demand(dataset, encoder, device)
-    if place == "disk":
-        key = {**inputs, "layer": config.model.vision_feature_layer, "precision": precision}
-        writes = bool(accelerator.is_local_main_process)
-        lookup = None
-        if writes:
-            lookup = feature_file.cached_on_disk(dataset, encoder, device, wanted.tolist(), folder, key)
-        accelerator.wait_for_everyone()  # the others read what one has written
-        return lookup or feature_file.cached_on_disk(dataset, encoder, device, wanted.tolist(), folder, key)
-    return features.cached_in_memory(dataset, encoder, device, wanted.tolist(), show=accelerator.is_main_process)

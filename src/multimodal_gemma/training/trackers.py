@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -213,7 +214,19 @@ def start(accelerator: Accelerator, names: list[str], config: Config) -> None:
                 f"config: training.trackers names {name!r}, whose package is not installed. Install it or leave it out."
             )
     if names:
-        accelerator.init_trackers(config.registry.experiment, config=parameters(config))
+        more = {"wandb": _wandb_settings(str(accelerator.logging_dir))} if "wandb" in names else {}
+        accelerator.init_trackers(config.registry.experiment, config=parameters(config), init_kwargs=more)
+
+
+def _wandb_settings(folder: str) -> dict[str, Any]:
+    """Return what W&B is opened with: files below `folder`, no network unless somebody gave it a key or a mode."""
+    settings: dict[str, Any] = {"dir": folder, "settings": {"silent": True, "console": "off"}}
+    if not os.environ.get("WANDB_MODE") and not os.environ.get("WANDB_API_KEY"):
+        settings["mode"] = "offline"
+        logs.get("train").info(
+            f"W&B writes to {folder}/wandb alone, as neither WANDB_API_KEY nor WANDB_MODE is set; `wandb sync` sends it"
+        )
+    return settings
 
 
 def parameters(config: Config) -> dict[str, str]:

@@ -93,6 +93,12 @@ def test_the_default_recipe_fits_into_24_gb(recipe, shapes):
     assert 12 <= rows["A100-80"].minutes <= 25  # 473,136 samples at 40% of the peak, by hand: 13 to 20
 
 
+def test_four_bits_save_three_quarters_of_the_frozen_linear_layers(recipe, shapes):
+    packed = config.compose("llava-150k", ["model.language_quantization=nf4"])
+    saved = estimate.fixed_bytes(shapes, recipe) - estimate.fixed_bytes(shapes, packed)
+    assert saved == pytest.approx(0.742 * 2 * 100_270_080, rel=0.001)  # 4.127 bits of 16 remain
+
+
 def test_a_benchmarks_share_is_taken(tmp_path, recipe):
     result = tmp_path / "gpu.json"
     result.write_text(json.dumps({"mfu": 0.2}))

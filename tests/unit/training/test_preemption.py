@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 
 import pytest
 
+from multimodal_gemma.model.forward import SupervisedLoss
 from multimodal_gemma.stages import train
 from multimodal_gemma.training import checkpoint, curves, preemption
 from tests.unit.training import toys
@@ -46,3 +48,32 @@ def test_the_step_that_runs_is_saved_and_continued_to_the_same_bytes(tmp_path, m
     assert ended.value.code == preemption.EXIT_CODE == 75
     assert checkpoint.steps(tmp_path / "model" / "checkpoints")[-1] == at
     assert train.run(config, dataset, models, tmp_path / "model").digest == alone.digest
+
+
+def test_a_validation_is_left_at_once_and_made_up_for(tmp_path, monkeypatch):
+    """A validation may take longer than the half minute that a spot node leaves; its result must not be lost."""
+    models = toys.write_models(tmp_path / "models")
+    dataset = toys.write_dataset(tmp_path / "data", models)
+    config = toys.configuration("model.lora.dropout=0.2", "training.batch_tokens=100", "training.max_steps=4")
+    alone = train.run(config, dataset, models, tmp_path / "alone")
+    forward, seen = SupervisedLoss.forward, []
+
+    def wanted_back(self, batch, pictures):
+        if not self.training:
+            seen.append(len(batch.targets))
+            if len(seen) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return forward(self, batch, pictures)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SupervisedLoss, "forward", wanted_back)
+        with pytest.raises(SystemExit) as ended:
+            train.run(config, dataset, models, tmp_path / "model")
+    assert ended.value.code == 75
+    assert len(seen) == 2  # of eight conversations, one a forward pass
+    assert checkpoint.steps(tmp_path / "model" / "checkpoints") == [3]
+    assert train.run(config, dataset, models, tmp_path / "model").digest == alone.digest
+    rows = [json.loads(line) for line in (tmp_path / "model" / "curves.jsonl").read_text().splitlines()]
+    expected = [json.loads(line) for line in (tmp_path / "alone" / "curves.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert [row.get("validation_loss") for row in rows] == [row.get("validation_loss") for row in expected]

@@ -31,6 +31,7 @@ from transformers import (
 from multimodal_gemma import config, manifest
 from multimodal_gemma.config import Config
 from multimodal_gemma.data import processed_writer
+from multimodal_gemma.model.folders import vision_facts
 from multimodal_gemma.model.processor import build_processor
 
 IMAGE_SIZE, PATCH = 28, 14  # 4 patches
@@ -51,18 +52,18 @@ _TURNS = {
 }
 
 
-def write_vision(folder: Path, kind: str = "clip_vision_model") -> Path:
+def write_vision(folder: Path, kind: str = "clip_vision_model", image_size: int = IMAGE_SIZE) -> Path:
     """Write a vision base with random weights: "clip" (whole), "clip_vision_model" or "siglip_vision_model"."""
     shape = {
         "hidden_size": 16,
         "intermediate_size": 32,
         "num_hidden_layers": 3,
         "num_attention_heads": 2,
-        "image_size": IMAGE_SIZE,
+        "image_size": image_size,
         "patch_size": PATCH,
     }
     torch.manual_seed(1)
-    side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    side = {"height": image_size, "width": image_size}
     if kind == "siglip_vision_model":
         SiglipVisionModel(SiglipVisionConfig(**shape)).save_pretrained(folder)
         SiglipImageProcessorPil(size=side).save_pretrained(folder)
@@ -79,7 +80,7 @@ def write_vision(folder: Path, kind: str = "clip_vision_model") -> Path:
         CLIPModel(CLIPConfig(text_config=text, vision_config=shape)).save_pretrained(folder)
     else:
         CLIPVisionModel(CLIPVisionConfig(**shape)).save_pretrained(folder)
-    CLIPImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, crop_size=side).save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": image_size}, crop_size=side).save_pretrained(folder)
     return folder
 
 
@@ -139,42 +140,47 @@ def write_language(folder: Path, family: str = "gemma") -> Path:
     return folder
 
 
-def write_models(folder: Path, family: str = "gemma", vision: str = "clip_vision_model") -> Path:
+def write_models(
+    folder: Path, family: str = "gemma", vision: str = "clip_vision_model", image_size: int = IMAGE_SIZE
+) -> Path:
     """Write a finished base-models artifact."""
-    write_vision(folder / "vision", vision)
+    write_vision(folder / "vision", vision, image_size)
     write_language(folder / "language", family)
-    manifest.write(folder, "base-models", config={"family": family, "vision": vision})
+    manifest.write(folder, "base-models", config={"family": family, "vision": vision, "image_size": image_size})
     return folder
 
 
-def square(color: str, number: int) -> np.ndarray:
-    """Return a noisy square of a colour, uint8 (28, 28, 3)."""
-    noise = np.random.default_rng(number).integers(-15, 16, (IMAGE_SIZE, IMAGE_SIZE, 3))
+def square(color: str, number: int, side: int = IMAGE_SIZE) -> np.ndarray:
+    """Return a noisy square of a colour, uint8 (side, side, 3)."""
+    noise = np.random.default_rng(number).integers(-15, 16, (side, side, 3))
     return np.clip(np.array(COLORS[color]) + noise, 0, 255).astype(np.uint8)
 
 
 def write_dataset(
-    folder: Path, base: Path, *, conversations: int = 24, validation: int = 8, text_only: int = 2
+    folder: Path, base: Path, *, conversations: int = 24, validation: int = 8, text_only: int = 2, an_image: int = 1
 ) -> Path:
-    """Write a finished processed dataset: which colour is the square, asked in one or two turns, the image first or "
-    "last."""
+    """Write a finished processed dataset: which colour is the square, asked in one or two turns.
+
+    Odd conversations have the image first, even ones last; `an_image` of them in a row ask about one image.
+    """
     processor = build_processor(base / "vision", base / "language")
     processor.save_pretrained(folder / "processor")
+    shape = vision_facts(base / "vision")
     names = list(COLORS)
     total = conversations + validation
     with processed_writer.TableWriter(folder / "images", processed_writer.image_features()) as table:
         for number in range(total):
-            pixels = square(names[number % len(names)], number).tobytes()
+            pixels = square(names[number % len(names)], number, shape.image_size).tobytes()
             row = {"image_id": f"{number:012d}", "file_name": f"{number:012d}.jpg", "pixels": pixels}
             table.add(row, len(pixels))
     for split, numbers in (("train", range(conversations)), ("val", range(conversations, total))):
         with processed_writer.TableWriter(folder / split, processed_writer.conversation_features()) as table:
             for number in numbers:
                 with_image = not (split == "train" and number < text_only)
-                table.add(_conversation(processor, number, names[number % len(names)], with_image), 100)
+                table.add(_conversation(processor, number, names[number % len(names)], with_image, an_image), 100)
     facts = {
-        "image_tokens": (IMAGE_SIZE // PATCH) ** 2,
-        "image_size": IMAGE_SIZE,
+        "image_tokens": shape.image_tokens,
+        "image_size": shape.image_size,
         "image_token_id": processor.image_token_id,
         "pad_token_id": processor.tokenizer.pad_token_id,
     }
@@ -183,7 +189,7 @@ def write_dataset(
     return folder
 
 
-def _conversation(processor, number: int, color: str, with_image: bool) -> dict[str, object]:
+def _conversation(processor, number: int, color: str, with_image: bool, an_image: int) -> dict[str, object]:
     image = [{"type": "image"}] if with_image else []
     asked = {"type": "text", "text": "\nWhich color?"}
     content = [*image, asked] if number % 2 else [asked, *image]
@@ -198,8 +204,8 @@ def _conversation(processor, number: int, color: str, with_image: bool) -> dict[
     )
     return {
         "id": f"c{number}",
-        "image_id": f"{number:012d}" if with_image else "",
-        "image_index": number if with_image else -1,
+        "image_id": f"{number // an_image:012d}" if with_image else "",
+        "image_index": number // an_image if with_image else -1,
         "input_ids": encoded["input_ids"],
         "supervised": [bool(flag) for flag in encoded["assistant_masks"]],
     }
