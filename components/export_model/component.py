@@ -1,6 +1,6 @@
 """Write the folders that are shipped."""
 
-from kfp.dsl import Artifact, Input, Model, Output
+from kfp.dsl import Artifact, Dataset, Input, Model, Output
 
 from components.images import component_of
 
@@ -11,6 +11,7 @@ def export_model(
     model: Input[Model],
     evaluation: Input[Artifact],
     registration: Input[Artifact],
+    benchmarks: Input[Dataset],
     export: Output[Model],
 ):
     """Write a model in the layouts that others load, with its card and licences."""
@@ -23,5 +24,5 @@ def export_model(
     with guarded():
         settings = configuration.from_json(config)
         inputs = (Path(model.path), Path(evaluation.path), Path(registration.path))
-        summary = stage.run(settings, *inputs, Path(export.path))
+        summary = stage.run(settings, *inputs, Path(export.path), benchmarks=Path(benchmarks.path))
     summary.describe(export)

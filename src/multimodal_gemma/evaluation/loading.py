@@ -114,7 +114,7 @@ def load(folder: Path, *, device: str = "auto", precision: str = "auto") -> tupl
             model, report = AutoModelForImageTextToText.from_pretrained(
                 folder, dtype=torch.bfloat16 if half else torch.float32, use_safetensors=True, output_loading_info=True
             )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:  # int8 weights need torchao
         raise InputError(f"model: the weights in {folder} cannot be loaded: {_first_line(error)}.") from None
     if missing := sorted(report["missing_keys"]):
         raise InputError(

@@ -13,9 +13,10 @@ CODE = """```python
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlavaForConditionalGeneration
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 
-llava = LlavaForConditionalGeneration(AutoConfig.from_pretrained("model")).float()  # its config.json alone
+config = AutoConfig.from_pretrained("model")  # its config.json alone
+llava = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
 vision = AutoModel.from_pretrained(VISION, dtype=torch.float32)
 language = AutoModelForCausalLM.from_pretrained(LANGUAGE, dtype=torch.float32)
 llava.model.vision_tower.load_state_dict(getattr(vision, "vision_model", vision).state_dict(), strict=False)

@@ -25,6 +25,11 @@ inputs = inputs.to(model.device, dtype=model.dtype)
 answer = model.generate(**inputs, max_new_tokens=64, do_sample=False)
 print(processor.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
 ```"""
+_BESIDE = {
+    "adapter": ", `adapter/` holds what was trained",
+    "int8": ", `int8/` is the same with 8-bit weights",
+    "space": ", `space/` is a page to try it on",
+}
 _CONTAMINATION = {
     "clean": "No image of the training split is in a benchmark.",
     "contaminated": "**Images of the training split are in a benchmark: the scores overstate what the model can do.**",
@@ -35,9 +40,9 @@ _CONTAMINATION = {
 # What of the configuration makes the recipe; dotted keys.
 _RECIPE = (
     "model.vision_feature_layer", "model.vision_policy", "model.projector_policy", "model.language_policy",
-    "model.lora.rank", "model.lora.alpha", "model.lora.dropout", "training.epochs", "training.max_steps",
-    "training.batch_size", "training.projector_lr", "training.lora_lr", "training.weight_decay",
-    "training.warmup_fraction", "training.seed",
+    "model.language_quantization", "model.lora.rank", "model.lora.alpha", "model.lora.dropout", "training.epochs",
+    "training.max_steps", "training.batch_size", "training.projector_lr", "training.lora_lr",
+    "training.weight_decay", "training.warmup_fraction", "training.augmentation", "training.seed",
 )  # fmt: skip
 
 
@@ -55,6 +60,8 @@ class Story:
         scores: metrics.json.
         dtype: of the shipped weights.
         parameters: how many there are.
+        formats: folders beside the merged weights.
+        in_8_bits: how the 8-bit weights differ from the trained model; {} without them.
     """
 
     name: str
@@ -66,6 +73,8 @@ class Story:
     scores: Mapping[str, Any]
     dtype: str
     parameters: int
+    formats: tuple[str, ...] = ("adapter",)
+    in_8_bits: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def language(self) -> licences.Base:
@@ -108,13 +117,14 @@ def write(story: Story) -> str:
         f"A vision-language model of {story.parameters / 1e6:,.1f} million parameters{version}: {story.language.name} "
         "reads the image "
         f"features of {story.vision.name} through a two-layer projector. `model/` is a stock Llava folder "
-        f"({story.dtype}), `adapter/` "
-        "holds what was trained; `SHA256SUMS` covers every file (`sha256sum -c SHA256SUMS`).",
+        f"({story.dtype}){''.join(_BESIDE[name] for name in story.formats)}; `SHA256SUMS` covers every file "
+        "(`sha256sum -c SHA256SUMS`).",
         "## Use",
         _LOAD,
         "## Scores",
         _scores(story.scores),
         _CONTAMINATION.get(str(story.scores.get("contamination", {}).get("status")), _CONTAMINATION["unknown"]),
+        *_in_8_bits(story.in_8_bits),
         "## Limits",
         "Small models answer confidently where they are wrong: objects that often appear together are named when only "
         "one is there, "
@@ -158,6 +168,30 @@ def _scores(scores: Mapping[str, Any]) -> str:
         return "No benchmark was asked."
     note = "Intervals are clustered by image; the baseline always gives the commonest answer."
     return note + "\n\n" + _table(("benchmark", "score [interval]", "baseline", "questions", ""), rows)
+
+
+def _in_8_bits(found: Mapping[str, Any]) -> list[str]:
+    """Return a section about the 8-bit weights; nothing without them."""
+    if not found:
+        return []
+    told = (
+        "`int8/` holds the language model's linear layers in 8 bits; to load it, `pip install torchao`. Logits differ "
+        f"from the trained model's by at most {found['logit_difference']:.2g} standard deviations on the recorded "
+        f"prompts, and {found['same_answers']} of {found['prompts']} answers are the same."
+    )
+    rows = [
+        (
+            name.replace("_", " "),
+            f"{pair['trained']:.3f}",
+            f"{pair['int8']:.3f}",
+            f"{pair['difference']:+.3f} [{pair['interval'][0]:+.3f}, {pair['interval'][1]:+.3f}]",
+            f"{pair['questions']:,}",
+            f"{pair['images']:,}",
+        )
+        for name, pair in found.get("scores", {}).items()
+    ]
+    table = [_table(("score", "trained", "int8", "difference [interval]", "questions", "images"), rows)] if rows else []
+    return ["## In 8 bits", told, *table]
 
 
 def _score(score: Mapping[str, Any]) -> str:

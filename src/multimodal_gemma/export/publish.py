@@ -8,6 +8,7 @@ has one is whole.
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,40 @@ from multimodal_gemma.export import verify
 from multimodal_gemma.progress import Progress
 
 _CHUNK = 1 << 20  # bytes read back at a time
+
+
+def check(location: str) -> None:
+    """Check the form of a place to publish to; "" is none.
+
+    Raises:
+        InputError: it is none.
+    """
+    if location and not (_place(location, "s3://") or re.fullmatch(r"hf://[\w.-]+/[\w.-]+", location)):
+        raise InputError(f"export: {location} is no place to publish to. Write s3://BUCKET/PREFIX or hf://ORG/NAME.")
+
+
+def publish(folder: Path, location: str) -> str:
+    """Upload an export whose gate passed; return its address, pinned to these very bytes.
+
+    Raises:
+        InputError: no gate vouches for it, it is unfinished, differs from its checksums or from the trained model, or
+            the store or the hub refuses.
+    """
+    check(location)
+    if "registration" not in manifest.verify(folder, "export").inputs:
+        raise InputError(
+            f"export: {folder} was made without a registration, so no gate vouches for it and it is not published. "
+            "Export again with --registration."
+        )
+    if location.startswith("hf://"):
+        from multimodal_gemma.export import hub
+
+        return hub.upload(folder, location)
+    return to_s3(folder, location)
+
+
+def _place(location: str, scheme: str) -> bool:
+    return location.startswith(scheme) and bool(location.removeprefix(scheme).partition("/")[0])
 
 
 def to_s3(folder: Path, location: str) -> str:
@@ -38,9 +73,8 @@ def to_s3(folder: Path, location: str) -> str:
 
     from multimodal_gemma.data.sources import s3
 
+    check(location)
     bucket, _, prefix = location.removeprefix("s3://").partition("/")
-    if not location.startswith("s3://") or not bucket:
-        raise InputError(f"export: {location} is no place to publish to. Write s3://BUCKET/PREFIX.")
     made = manifest.verify(folder, "export")
     verify.run(folder)
     base = "/".join(part for part in (prefix.strip("/"), made.digest) if part)

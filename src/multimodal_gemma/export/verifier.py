@@ -51,10 +51,12 @@ def answers(folder: Path, references: Path, dtype: str | None = None) -> list[di
 
     processor = AutoProcessor.from_pretrained(folder)
     rounded = getattr(torch, dtype) if dtype else "auto"
-    model, report = AutoModelForImageTextToText.from_pretrained(folder, dtype=rounded, output_loading_info=True)
+    quantised = "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    wanted = torch.float32 if quantised else rounded  # int8 weights stay what they are
+    model, report = AutoModelForImageTextToText.from_pretrained(folder, dtype=wanted, output_loading_info=True)
     if report["missing_keys"] or report["unexpected_keys"] or report["mismatched_keys"]:
         raise SystemExit(f"the weights do not fit config.json: {report}")
-    model = model.float().eval()
+    model = (model if quantised else model.float()).eval()
     with Image.open(references / "picture.png") as opened:
         picture = opened.convert("RGB")
     found = []
@@ -76,16 +78,23 @@ def answers(folder: Path, references: Path, dtype: str | None = None) -> list[di
     return found
 
 
-def compare(folder: Path) -> tuple[str, dict[str, Any]]:
-    """Return what differs from the references ("" if nothing), and the figures behind it."""
+def compare(folder: Path, part: str, said: str, logits_of: str) -> tuple[str, dict[str, Any]]:
+    """Return what differs from the references ("" if nothing), and the figures behind it.
+
+    Args:
+        folder: the export.
+        part: its stock folder that is asked.
+        said: file of references/ with the answers.
+        logits_of: file of references/ with the logits.
+    """
     from safetensors.torch import load_file
 
     references = folder / "references"
-    if not (references / "answers.json").is_file():
-        return "it holds no references/answers.json to compare with", {}
-    expected = json.loads((references / "answers.json").read_text(encoding="utf-8"))
-    logits = load_file(references / "logits.safetensors")
-    found = answers(folder / "model", references)
+    if not (references / said).is_file():
+        return f"it holds no references/{said} to compare with", {}
+    expected = json.loads((references / said).read_text(encoding="utf-8"))
+    logits = load_file(references / logits_of)
+    found = answers(folder / part, references)
     worst = 0.0
     for number, (own, wanted) in enumerate(zip(found, expected, strict=True)):
         known = logits[str(number)]
@@ -104,7 +113,10 @@ def main(folder: Path) -> int:
     wrong = check_files(folder)
     figures: dict[str, Any] = {}
     if not wrong:
-        wrong, figures = compare(folder)
+        wrong, figures = compare(folder, "model", "answers.json", "logits.safetensors")
+    if not wrong and (folder / "int8").is_dir():
+        wrong, _ = compare(folder, "int8", "int8.json", "int8.safetensors")
+        wrong = f"int8: {wrong}" if wrong else ""
     loaded = sorted(name for name in sys.modules if name.partition(".")[0] == "multimodal_gemma")
     if not wrong and loaded:
         wrong = f"loading it imported {loaded[0]}"

@@ -9,34 +9,44 @@ from typing import TYPE_CHECKING, Any
 
 from multimodal_gemma import files, logs, manifest
 from multimodal_gemma.errors import InputError
-from multimodal_gemma.export import adapter, card, licences, verify, weights
+from multimodal_gemma.export import adapter, card, int8, licences, publish, space, verify, weights
 from multimodal_gemma.stages.summary import Summary
 
 if TYPE_CHECKING:
     from multimodal_gemma.config.schema import Config
 
 KIND = "export"
-FORMAT = 2  # raised when the same inputs make other files
+FORMAT = 3  # raised when the same inputs make other files
 _MODEL, _ADAPTER = "model", "adapter"
 _CHECKSUMS = "SHA256SUMS"
 # What training leaves beside the stock files; a server has no use for it.
 _TRAINING_ONLY = ("curves.jsonl", "curves.html", "run_config.json", "training_images.txt", manifest.NAME)
 
 
-def run(config: Config, model: Path, evaluation: Path, registration: Path | None, output: Path) -> Summary:
-    """Export a model.
+def run(
+    config: Config,
+    model: Path,
+    evaluation: Path,
+    registration: Path | None,
+    output: Path,
+    *,
+    benchmarks: Path | None = None,
+) -> Summary:
+    """Export a model, and publish it where the configuration names a place.
 
     Args:
-        config: sections export and registry (the model's name).
+        config: sections export, evaluation and registry (the model's name).
         model: the model artifact.
         evaluation: the evaluation artifact of that very model; its scores go into the model card.
         registration: the registration artifact, whose gate must have passed; None exports without asking.
-        output: folder for model/, adapter/, references/, verify.py, README.md, NOTICE and SHA256SUMS.
+        output: folder for model/, adapter/, int8/, references/, verify.py, README.md, NOTICE and SHA256SUMS.
+        benchmarks: the benchmarks that the model was scored on, to score its 8-bit weights on them too; None: not done.
 
     Raises:
         InputError: an artifact is unfinished, damaged or of another model, the gate failed, or what was written does
             not answer as the trained model.
     """
+    _require_formats(config)
     made = manifest.read(model, "model")
     scored = manifest.read(evaluation, "evaluation")
     scores = files.read_json(evaluation / "metrics.json", "evaluation")
@@ -46,26 +56,33 @@ def run(config: Config, model: Path, evaluation: Path, registration: Path | None
     registered = _registered(registration, inputs)
     if registration is not None:
         inputs["registration"] = manifest.read(registration).digest
+    if benchmarks is not None and int8.FOLDER in config.export.formats:
+        inputs["benchmarks"] = manifest.read(benchmarks, "benchmarks").digest
+    shaping = dataclasses.asdict(config.export)
+    if space.FOLDER not in config.export.formats:  # a Space names what it shows; the other formats know no place
+        del shaping["publish"]
     section: dict[str, Any] = {
-        "export": dataclasses.asdict(config.export),
+        "export": shaping,
         "name": registered.get("name", config.registry.name),
         "format": FORMAT,
     }
     found = manifest.finished(output, KIND, config=section, inputs=inputs)
     if found is not None:
         logs.get("export").info("%s is finished already; nothing to do", output)
-        return Summary("export", output, found.digest, numbers=_numbers(found), cached=True)
+        return Summary("export", output, found.digest, _numbers(found), _published(config, output), cached=True)
 
     manifest.verify(model, "model")
     _clear(output)
     parameters = weights.convert(model, output / _MODEL, config.export.dtype)
     files.write_json(output / _MODEL / "config.json", weights.config(model, config.export.dtype))
-    _copy(made, model, output)
-    locations = adapter.bases(_settings(model))
-    files.write_json(output / _ADAPTER / "bases.json", locations)
-    has_adapter = (output / _ADAPTER / "adapter_model.safetensors").is_file()
-    files.write_text(output / _ADAPTER / "README.md", adapter.readme(locations, has_adapter=has_adapter))
+    _copy(made, model, output, with_adapter=_ADAPTER in config.export.formats)
+    if _ADAPTER in config.export.formats:
+        locations = adapter.bases(_settings(model))
+        files.write_json(output / _ADAPTER / "bases.json", locations)
+        has_adapter = (output / _ADAPTER / "adapter_model.safetensors").is_file()
+        files.write_text(output / _ADAPTER / "README.md", adapter.readme(locations, has_adapter=has_adapter))
     verify.record(model, output, config.export.dtype)
+    in_8_bits = _write_int8(config, output, benchmarks, evaluation) if int8.FOLDER in config.export.formats else {}
     story = card.Story(
         name=section["name"],
         version=str(registered.get("version", "")),
@@ -76,14 +93,20 @@ def run(config: Config, model: Path, evaluation: Path, registration: Path | None
         scores=scores,
         dtype=config.export.dtype,
         parameters=parameters,
+        formats=tuple(config.export.formats),
+        in_8_bits=in_8_bits,
     )
     files.write_text(output / "README.md", card.write(story))
+    if space.FOLDER in config.export.formats:
+        licence = licences.identifier(story.language, story.gemma)
+        space.write(output / space.FOLDER, name=story.name, published=config.export.publish, licence=licence)
     files.write_text(output / "NOTICE", licences.notice(story.language, story.vision, story.data, story.gemma))
     _checksums(output)
     verify.run(output)
     for folder in (output, *(path for path in output.rglob("*") if path.is_dir())):
         folder.chmod(0o755)  # a server runs as another user than the one who exported
-    written = manifest.write(output, KIND, config=section, inputs=inputs, counts={"parameters": parameters})
+    counts, facts = {"parameters": parameters}, {int8.FOLDER: in_8_bits} if in_8_bits else {}
+    written = manifest.write(output, KIND, config=section, inputs=inputs, counts=counts, facts=facts)
     logs.get("export").info(
         "%s: %s parameters in %s, %.0f MB",
         output,
@@ -91,7 +114,29 @@ def run(config: Config, model: Path, evaluation: Path, registration: Path | None
         config.export.dtype,
         _numbers(written)["megabytes"],
     )
-    return Summary("export", output, written.digest, numbers=_numbers(written))
+    return Summary("export", output, written.digest, _numbers(written), _published(config, output))
+
+
+def _require_formats(config: Config) -> None:
+    if int8.FOLDER in config.export.formats:
+        int8.require()
+    publish.check(config.export.publish)
+
+
+def _published(config: Config, output: Path) -> dict[str, str]:
+    """Publish a finished export where the configuration names a place; return where it is."""
+    if not config.export.publish:
+        return {}
+    return {"published": publish.publish(output, config.export.publish)}
+
+
+def _write_int8(config: Config, output: Path, benchmarks: Path | None, evaluation: Path) -> dict[str, Any]:
+    """Write int8/, and say how it differs from the trained model: in logits, answers and, with benchmarks, scores."""
+    int8.write(output / _MODEL, output / int8.FOLDER)
+    found = int8.record(output)
+    if benchmarks is None:
+        return found
+    return {**found, "scores": int8.scores(output / int8.FOLDER, benchmarks, evaluation, config)}
 
 
 def _registered(registration: Path | None, inputs: dict[str, str]) -> dict[str, Any]:
@@ -122,17 +167,19 @@ def _clear(output: Path) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
         (output / manifest.NAME).unlink(missing_ok=True)
-        for name in (_MODEL, _ADAPTER, verify.REFERENCES):
+        for name in (_MODEL, _ADAPTER, int8.FOLDER, space.FOLDER, verify.REFERENCES):
             if (output / name).is_dir():
                 shutil.rmtree(output / name)
     except OSError as error:
         raise files.unwritable(output, error) from error
 
 
-def _copy(made: manifest.Manifest, model: Path, output: Path) -> None:
+def _copy(made: manifest.Manifest, model: Path, output: Path, *, with_adapter: bool) -> None:
     """Copy the processor, the chat template and the generation configuration, and the adapter as it is."""
     for name in made.files:
         if name.startswith(f"{_ADAPTER}/"):
+            if not with_adapter:
+                continue
             destination = output / name
         elif "/" in name or name in _TRAINING_ONLY or name == "config.json" or weights.is_weights(name):
             continue

@@ -11,8 +11,9 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
+from multimodal_gemma import files
 from multimodal_gemma.config.schema import ModelConfig
-from multimodal_gemma.export import adapter
+from multimodal_gemma.export import adapter, weights
 from multimodal_gemma.model import adapters, assembly
 from multimodal_gemma.model.processor import build_processor
 from multimodal_gemma.sample import bases_folder
@@ -46,6 +47,9 @@ def test_adapter_and_projector_load_by_plain_peft_and_answer_as_the_merged_model
     adapters.save_merged(adapters.merge(llava, trained), tmp_path / "processor", tmp_path / "model")
 
     merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
+    # The export states bfloat16: what is built from it must not round what the configuration gives, such as
+    # Gemma's scale of the embeddings.
+    files.write_json(tmp_path / "model" / "config.json", weights.config(tmp_path / "model", "bfloat16"))
     side = merged.config.vision_config.image_size
     code = adapter.readme({"vision": "a", "language": "b"}, has_adapter=True).split("```")[1].removeprefix("python\n")
     names = f"VISION, LANGUAGE, SIDE = {str(vision)!r}, {str(language)!r}, {side}\n"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from multimodal_gemma import cli, files, manifest
 from multimodal_gemma.config.schema import Config
@@ -112,3 +113,29 @@ def test_a_place_that_takes_nothing_is_one_sentence(
 ) -> None:
     assert cli.main(["export", "--verify", str(export), "--publish", place]) == 2
     assert "mmgemma: export: " in capsys.readouterr().err
+
+
+def test_only_what_a_gate_let_pass_is_published(export: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = objects()
+    assert cli.main(["export", "--verify", str(export), "--publish", "s3://models"]) == 2
+    assert "no gate vouches for it" in capsys.readouterr().err
+    assert objects() == before
+    manifest.write(export, "export", config={}, inputs={"registration": "c" * 64})  # which a failed gate never gets
+    assert cli.main(["export", "--verify", str(export), "--publish", "s3://models"]) == 0
+    assert capsys.readouterr().out.strip() == f"s3://models/{manifest.read(export).digest}"
+
+
+def test_the_cluster_serves_the_model_folder_of_what_was_published(export: Path) -> None:
+    manifests = Path(__file__).parents[3] / "manifests" / "serving"
+    service = yaml.safe_load((manifests / "inference-service.yaml").read_text())
+    served = service["spec"]["predictor"]["model"]["storageUri"]
+    prefix, _, inside = served.partition("/DIGEST/")
+    client = s3.client()
+    bucket = prefix.removeprefix("s3://").partition("/")[0]
+    if not client.bucket_exists(bucket):
+        client.make_bucket(bucket)
+    place = publish.to_s3(export, prefix)
+    assert f"{place}/{inside}" == served.replace("DIGEST", manifest.read(export).digest)
+    names = {item.object_name for item in client.list_objects(bucket, recursive=True)}
+    for needed in ("config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"):
+        assert f"{place}/{inside}/{needed}".removeprefix(f"s3://{bucket}/") in names

@@ -1,0 +1,198 @@
+"""The language model's matrices in eight bits, by torchao, in a folder that stock transformers loads.
+
+Only weights are rounded, each row by a scale of its own; what is computed stays in floating point. Embeddings, head,
+encoder and projector are kept as they are: they are a small part of the work of an answer, and the scores hang on them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import struct
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from multimodal_gemma import files
+from multimodal_gemma.errors import InputError
+
+if TYPE_CHECKING:
+    from multimodal_gemma.config.schema import Config
+
+FOLDER = "int8"
+LIMIT = 0.3  # of the logits' standard deviation: what rounding may cost
+# Under the names of a loaded model and under those of its file.
+_KEPT = ("lm_head", "model.vision_tower", "model.multi_modal_projector", "vision_tower", "multi_modal_projector")
+
+
+def require() -> None:
+    """Check that torchao is there, before anything is computed.
+
+    Raises:
+        InputError: it is not.
+    """
+    if importlib.util.find_spec("torchao") is None:
+        raise InputError(
+            "export: export.formats asks for int8, which torchao makes, and it is not installed. "
+            "Install it: pip install 'multimodal-gemma[int8]'."
+        )
+
+
+def write(model: Path, output: Path) -> None:
+    """Write a stock model folder whose language model's linear layers are int8.
+
+    Args:
+        model: stock folder in the precision that the other weights keep.
+        output: the folder that is made.
+
+    Raises:
+        InputError: torchao is not installed.
+    """
+    require()
+    from torchao.quantization import Int8WeightOnlyConfig
+    from transformers import AutoModelForImageTextToText, TorchAoConfig
+
+    from multimodal_gemma.model.quiet import quiet
+
+    rounding = TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=list(_KEPT))
+    with quiet():
+        rounded = AutoModelForImageTextToText.from_pretrained(model, dtype="auto", quantization_config=rounding)
+        rounded.save_pretrained(output)
+    for path in output.glob("*.safetensors"):
+        _sort_header(path)
+    for path in model.iterdir():  # the processor, the chat template and how to generate
+        if path.suffix in (".json", ".jinja", ".model") and not path.name.startswith(("config.", "model.")):
+            shutil.copyfile(path, output / path.name)
+    for path in output.iterdir():
+        path.chmod(0o644)
+
+
+def record(folder: Path) -> dict[str, Any]:
+    """Record beside an export what int8/ answers to the prompts of references/, and how far that is from the model.
+
+    Args:
+        folder: the export, with int8/ and references/.
+
+    Returns:
+        `logit_difference` (standard deviations of the trained model's logits), `same_answers` and `prompts`.
+
+    Raises:
+        InputError: it differs by more than rounding can.
+    """
+    from safetensors.torch import load_file, save_file
+
+    from multimodal_gemma.export import verifier, verify
+    from multimodal_gemma.model.quiet import quiet
+
+    references = folder / verify.REFERENCES
+    with quiet():
+        found = verifier.answers(folder / FOLDER, references)
+    expected = files.read_json(references / "answers.json", "export")
+    known = load_file(references / "logits.safetensors")
+    furthest = max(
+        float((row["logits"] - known[str(number)]).abs().max() / known[str(number)].std())
+        for number, row in enumerate(found)
+    )
+    if not furthest <= LIMIT:  # NaN is no small difference
+        raise InputError(
+            f"export: the logits of int8/ differ from the trained model's by {furthest:.2g} standard deviations, more "
+            f"than the {LIMIT:g} that rounding may cost. Leave int8 out of export.formats."
+        )
+    files.write_json(references / "int8.json", [{"tokens": row["tokens"], "text": row["text"]} for row in found])
+    with files.atomic_path(references / "int8.safetensors") as temporary:
+        save_file({str(number): row["logits"].contiguous() for number, row in enumerate(found)}, temporary)
+    same = sum(row["tokens"] == wanted["tokens"] for row, wanted in zip(found, expected, strict=True))
+    return {"logit_difference": furthest, "same_answers": same, "prompts": len(found)}
+
+
+def scores(model: Path, benchmarks: Path, evaluation: Path, config: Config) -> dict[str, dict[str, Any]]:
+    """Ask int8 a part of the benchmarks, and compare its scores with the trained model's on the very same questions.
+
+    Args:
+        model: the int8 folder.
+        benchmarks: artifact of the benchmark download.
+        evaluation: artifact of the trained model's evaluation on it.
+        config: sections evaluation (how it is asked), data (limits of a picture) and export.int8_images.
+
+    Returns:
+        By benchmark, `pope_accuracy` and `vqa_accuracy`: that of both, their `difference` (int8 less trained) with its
+        `interval` clustered by image, and how many `questions` about how many `images` were asked.
+
+    Raises:
+        InputError: images are missing, or the evaluation answered other questions.
+    """
+    from multimodal_gemma.evaluation import predictions, questions
+
+    ours = _rows(model, benchmarks, _drawn(questions.load(benchmarks), config.export.int8_images), config)
+    asked = {_key(row) for row in ours}
+    theirs = [row for row in predictions.load(evaluation) if _key(row) in asked]
+    found = {}
+    for benchmark in sorted({_benchmark(row) for row in ours}):
+        eight = [row for row in ours if _benchmark(row) == benchmark]
+        trained = [row for row in theirs if _benchmark(row) == benchmark]
+        against = predictions.compare(eight, trained, benchmark, confidence=config.evaluation.confidence)
+        found[f"{benchmark}_accuracy"] = {
+            "trained": sum(row["score"] for row in trained) / len(trained),
+            "int8": sum(row["score"] for row in eight) / len(eight),
+            "difference": against.mean,
+            "interval": list(against.interval),
+            "questions": len(eight),
+            "images": len({row["image"] for row in eight}),
+        }
+    return found
+
+
+def _key(row: dict[str, Any]) -> tuple[str, int, str]:
+    return row["benchmark"], row["question_id"], row["question"]
+
+
+def _benchmark(row: dict[str, Any]) -> str:
+    return str(row["benchmark"]).split("/")[0]
+
+
+def _drawn(asked: list[Any], images: int) -> list[Any]:
+    """Return all questions about a part of the images, the same part each time."""
+    kept = set(sorted({question.image for question in asked}, key=files.digest_of)[:images])
+    return [question for question in asked if question.image in kept]
+
+
+def _rows(model: Path, benchmarks: Path, asked: list[Any], config: Config) -> list[dict[str, Any]]:
+    """Ask a model, as evaluation does."""
+    from multimodal_gemma.data.decode import Limits
+    from multimodal_gemma.data.shards import ImageShards
+    from multimodal_gemma.evaluation import asking, loading, predictions, questions
+    from multimodal_gemma.evaluation.resume import AnswerStore
+
+    settings, by_image, shards = config.evaluation, questions.distinct(asked), ImageShards(benchmarks)
+    asking.require_images(by_image, shards)
+    loaded, processor = loading.load(model, device=settings.device, precision=settings.precision)
+    limits = Limits(config.data.max_image_bytes, config.data.max_image_pixels)
+    generator = loading.generator(
+        loaded,
+        processor,
+        suffix=settings.suffix,
+        max_new_tokens=settings.max_new_tokens,
+        batch_tokens=settings.batch_tokens,
+    )
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        AnswerStore(Path(folder), {}) as store,
+        loading.threads_for(loaded),
+    ):
+        return predictions.rows(asked, asking.ask(by_image, shards, limits, generator, store))
+
+
+def _sort_header(path: Path) -> None:
+    """Put what a safetensors file says about itself in order: it is written in another one each time."""
+    with path.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header = json.loads(stream.read(length))
+    said = {"__metadata__": dict(sorted(header.pop("__metadata__").items()))}
+    tensors = dict(sorted(header.items(), key=lambda item: int(item[1]["data_offsets"][0])))
+    text = json.dumps({**said, **tensors}, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with files.atomic_path(path) as temporary, path.open("rb") as old, temporary.open("wb") as new:
+        old.seek(8 + length)
+        new.write(struct.pack("<Q", len(text)) + text)
+        shutil.copyfileobj(old, new, 1 << 20)

@@ -1,0 +1,90 @@
+"""The Space is a folder that stands alone: everything the page can come to import, and nothing else of this project."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import multimodal_gemma
+from multimodal_gemma.config.schema import Config
+from multimodal_gemma.export import space
+from multimodal_gemma.stages import export
+from tests.unit.registry import artifacts
+
+PACKAGE = Path(multimodal_gemma.__file__).parent
+REPOSITORY = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("space") / "space"
+    space.write(place, name="ours", published="hf://me/ours", licence="gemma")
+    return place
+
+
+def test_its_front_matter_is_what_the_hub_reads(folder: Path) -> None:
+    front = yaml.safe_load((folder / "README.md").read_text().split("---")[1])
+    assert front["sdk"] == "gradio"
+    assert front["app_file"] == "app.py"
+    assert front["models"] == ["me/ours"]
+    assert front["license"] == "gemma"
+    assert isinstance(front["python_version"], str)
+
+
+def test_every_requirement_is_pinned_to_what_is_tested_here(folder: Path) -> None:
+    pinned = dict(line.split("==") for line in (folder / "requirements.txt").read_text().splitlines())
+    tested = dict(
+        line.split("==") for line in (REPOSITORY / "constraints.txt").read_text().splitlines() if "==" in line
+    )
+    tested = {re.sub("[-_.]+", "-", name).lower(): version for name, version in tested.items()}
+    assert pinned == {name: tested[name] for name in pinned}
+    front = yaml.safe_load((folder / "README.md").read_text().split("---")[1])
+    assert front["sdk_version"] == pinned["gradio"]
+
+
+def test_what_it_carries_is_the_source_itself_and_small(folder: Path) -> None:
+    carried = [path for path in (folder / "multimodal_gemma").rglob("*") if path.is_file()]
+    for path in carried:
+        assert path.read_bytes() == (PACKAGE / path.relative_to(folder / "multimodal_gemma")).read_bytes()
+    assert sum(path.stat().st_size for path in carried) < 400_000
+    assert not (folder / "multimodal_gemma" / "training" / "loop.py").exists()
+
+
+def test_no_import_of_this_package_leads_outside(folder: Path) -> None:
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("multimodal_gemma."):
+                place = folder.joinpath(*str(node.module).split("."))
+                assert place.with_suffix(".py").is_file() or (place / "__init__.py").is_file(), (path, node.module)
+
+
+def test_a_model_that_is_not_there_is_one_sentence(folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(folder / "app.py")],
+        env={"PATH": "", "MODEL": "/nowhere", "HOME": str(folder.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "/nowhere does not exist" in done.stderr.splitlines()[-1]
+
+
+def test_an_export_has_it_when_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export.verify, "run", lambda _: None)
+    model = artifacts.model_folder(tmp_path / "model")
+    evaluation = artifacts.evaluation_folder(tmp_path / "evaluation", model, artifacts.answers(0.8))
+    config = Config()
+    export.run(config, model, evaluation, None, tmp_path / "without")
+    assert not (tmp_path / "without" / "space").exists()
+    config.export.formats = ["space"]
+    export.run(config, model, evaluation, None, tmp_path / "export")
+    assert (tmp_path / "export" / "space" / "app.py").is_file()
+    assert not (tmp_path / "export" / "adapter").exists()
+    assert " space/app.py\n" in (tmp_path / "export" / "SHA256SUMS").read_text()
