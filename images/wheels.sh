@@ -10,7 +10,7 @@ python=${PYTHON:-python3.11}
 mkdir -p build
 scratch=$(mktemp -d -p build wheels.XXXXXX)
 trap 'rm -rf "$scratch"' EXIT
-"$python" images/requirements.py train pipeline > "$scratch/requirements.txt"
+"$python" images/requirements.py train pipeline int8 nf4 > "$scratch/requirements.txt"
 "$python" -m venv "$scratch/venv"
 "$scratch/venv/bin/pip" wheel -qq --disable-pip-version-check --wheel-dir "$scratch/wheels" \
   -c constraints.txt -r "$scratch/requirements.txt"

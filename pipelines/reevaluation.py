@@ -11,6 +11,7 @@ from kfp import dsl
 from components.download_benchmarks.component import download_benchmarks
 from components.evaluate_model.component import evaluate_model
 from components.fetch_registered_model.component import fetch_registered_model
+from components.images import image_of
 from components.preflight.component import preflight
 from components.record_evaluation.component import record_evaluation
 from components.report_run.component import report_run
@@ -55,6 +56,16 @@ def stages(
         training_lora_lr=0.0,
         registry_tracking_uri=registry_tracking_uri,
         registry_name="",
+        resources_accelerator=resources_accelerator,
+        resources_accelerator_count=resources_accelerator_count,
+        resources_cpu=resources_cpu,
+        resources_memory=resources_memory,
+        resources_node_selector=resources_node_selector,
+        resources_tolerations=resources_tolerations,
+        secret_hub=secret_hub,
+        secret_store=secret_store,
+        secret_registry=secret_registry,
+        image=image_of("trainer"),
         needed=["benchmarks"],
     )
     checked.set_caching_options(False)
@@ -142,9 +153,14 @@ def reevaluation(
         secret_store: Name of the Secret whose keys "accesskey", "secretkey", "endpoint" open s3://. It may be absent.
         secret_registry: Name of the Secret whose keys "username" and "password" open MLflow. It may be absent.
     """
-    ended = report_run(preset=preset, overrides=overrides)
+    ended = report_run(
+        preset=preset,
+        overrides=overrides,
+        run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+        registry_tracking_uri=registry_tracking_uri,
+    )
     ended.set_caching_options(False)
-    retried(light(ended))
+    with_registry(retried(light(ended)), secret_registry)
     with dsl.ExitHandler(ended, name="guarded-run"):
         stages(
             model=model,

@@ -91,5 +91,6 @@ def with_registry(task: PipelineTask, secret: Text) -> PipelineTask:
 
 
 def _sized(task: PipelineTask, *, cpu: tuple[Text, Text], memory: tuple[Text, Text], hours: float) -> PipelineTask:
+    kubernetes.set_security_context(task, run_as_non_root=True)  # the images' user is a number, and it is not 0
     task.set_cpu_request(cpu[0]).set_cpu_limit(cpu[1]).set_memory_request(memory[0]).set_memory_limit(memory[1])
     return kubernetes.set_timeout(task, int(hours * HOUR))

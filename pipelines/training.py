@@ -79,6 +79,16 @@ def stages(
         training_lora_lr=training_lora_lr,
         registry_tracking_uri=registry_tracking_uri,
         registry_name=registry_name,
+        resources_accelerator=resources_accelerator,
+        resources_accelerator_count=resources_accelerator_count,
+        resources_cpu=resources_cpu,
+        resources_memory=resources_memory,
+        resources_node_selector=resources_node_selector,
+        resources_tolerations=resources_tolerations,
+        secret_hub=secret_hub,
+        secret_store=secret_store,
+        secret_registry=secret_registry,
+        image=image_of("trainer"),
         needed=["models", "dataset", "benchmarks", "preprocess"],
     )
     checked.set_caching_options(False)
@@ -108,7 +118,13 @@ def stages(
         models=models.outputs["models"],
     )
     trained.set_caching_options(False)
-    with_registry(retried(accelerated(trained, hours=48, **gpu), times=2, wait="60s"), secret_registry)
+    own = {name: plans[f"train_{name}"] for name in ("cpu", "memory", "node_selector", "tolerations")}
+    place = {
+        "accelerator": resources_accelerator,
+        "count": plans["train_accelerator_count"],
+        **own,
+    }  # little, if others train
+    with_registry(retried(accelerated(trained, hours=48, **place), times=2, wait="60s"), secret_registry)
     with_object_store(trained, secret_store)  # training.checkpoint_uri: what a reclaimed node had learnt
 
     evaluated = evaluate_model(
@@ -138,9 +154,10 @@ def stages(
             model=trained.outputs["model"],
             evaluation=evaluated.outputs["evaluation"],
             registration=registered.outputs["registration"],
+            benchmarks=benchmarks.outputs["benchmarks"],
         )
         exported.set_caching_options(False)
-        with_object_store(retried(busy(exported, memory="16Gi", hours=4)), secret_store)
+        with_object_store(with_hub_token(retried(busy(exported, memory="16Gi", hours=4)), secret_hub), secret_store)
 
 
 @dsl.pipeline(
@@ -204,9 +221,14 @@ def training(
         secret_store: Name of the Secret whose keys "accesskey", "secretkey", "endpoint" open s3://. It may be absent.
         secret_registry: Name of the Secret whose keys "username" and "password" open MLflow. It may be absent.
     """
-    ended = report_run(preset=preset, overrides=overrides)
+    ended = report_run(
+        preset=preset,
+        overrides=overrides,
+        run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+        registry_tracking_uri=registry_tracking_uri,
+    )
     ended.set_caching_options(False)
-    retried(light(ended))
+    with_registry(retried(light(ended)), secret_registry)
     with dsl.ExitHandler(ended, name="guarded-run"):
         stages(
             preset=preset,

@@ -22,15 +22,34 @@ def preflight(
     training_lora_lr: float,
     registry_tracking_uri: str,
     registry_name: str,
+    resources_accelerator: str,
+    resources_accelerator_count: str,
+    resources_cpu: str,
+    resources_memory: str,
+    resources_node_selector: dict,
+    resources_tolerations: list,
+    secret_hub: str,
+    secret_store: str,
+    secret_registry: str,
+    image: str,
     needed: list,
 ) -> NamedTuple(
-    "Plans", [("config", str), ("models", str), ("dataset", str), ("benchmarks", str), ("preprocess", str)]
+    "Plans",
+    [
+        *[("config", str), ("models", str), ("dataset", str), ("benchmarks", str), ("preprocess", str)],
+        *[("train_accelerator_count", str), ("train_cpu", str), ("train_memory", str)],
+        *[("train_node_selector", dict), ("train_tolerations", list)],
+    ],
 ):
-    """Compose and check the configuration, and state what each cached stage depends on."""
+    """Check configuration and cluster, and state what each cached stage depends on."""
     asked = {**locals()}
     from multimodal_gemma.stages import preflight as stage
     from multimodal_gemma.stages.component import guarded
 
+    placed = [name for name in asked if name.startswith(("resources_", "secret_", "image"))]
+    placement = {name: asked.pop(name) for name in placed}
     with guarded():
-        plans = stage.run(asked.pop("preset"), asked.pop("overrides"), asked, needed=asked.pop("needed"))
-    return (plans.config, plans.models, plans.dataset, plans.benchmarks, plans.preprocess)
+        plans = stage.run(
+            asked.pop("preset"), asked.pop("overrides"), asked, needed=asked.pop("needed"), placement=placement
+        )
+    return (plans.config, plans.models, plans.dataset, plans.benchmarks, plans.preprocess, *plans.place)

@@ -6,11 +6,21 @@ from components.images import component_of
 
 
 @component_of("pipeline")
-def report_run(preset: str, overrides: list, status: PipelineTaskFinalStatus, report: Output[Markdown]):
-    """Write how a run ended and what it was asked for."""
+def report_run(
+    preset: str,
+    overrides: list,
+    run_id: str,
+    registry_tracking_uri: str,
+    status: PipelineTaskFinalStatus,
+    report: Output[Markdown],
+):
+    """Write how a run ended and what it was asked for, and tidy up what it left."""
     from dataclasses import asdict
 
     from multimodal_gemma.stages import component, run_report
 
     with component.guarded():
-        component.write(run_report.markdown(asdict(status), preset, overrides), report.path)
+        ended = asdict(status)
+        component.write(run_report.markdown(ended, preset, overrides), report.path)
+        run_report.end_run(ended, preset, overrides, run_id, registry_tracking_uri)
+        run_report.clean_up(run_id)

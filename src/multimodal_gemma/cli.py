@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from multimodal_gemma import __version__, environment, logs
+from multimodal_gemma.cluster import kfp_commands, preflight_command
 from multimodal_gemma.config import compose, presets, to_json
 from multimodal_gemma.config.schema import Config
 from multimodal_gemma.errors import InputError
@@ -57,10 +58,12 @@ def _parser() -> argparse.ArgumentParser:
     mirror.add_argument("destination", help="s3://BUCKET/PREFIX")
     mirror.add_argument("--work", type=Path, default=Path("mirror"), help="folder to download into (default: mirror)")
     mirror.add_argument("--only", choices=["dataset", "benchmarks", "models"], action="append", help="copy only this")
+    mirror.add_argument("--read-back", action="store_true", help="read every object again and compare its sha256")
 
     preprocess = _add(commands, "preprocess", _preprocess, "turn a raw dataset into token and pixel arrays")
     _folders(preprocess, "raw", "models", "output")
     preprocess.add_argument("--benchmarks", type=Path, help="check the training split against these")
+    preprocess.add_argument("--base", type=Path, help="a processed dataset before it grew: only what is new is made")
 
     train = _add(commands, "train", _train, "train projector and adapters on a processed dataset")
     _folders(train, "dataset", "models", "output")
@@ -81,7 +84,10 @@ def _parser() -> argparse.ArgumentParser:
         export.add_argument(folder, type=Path, metavar=folder.upper(), nargs="?")
     export.add_argument("--registration", type=Path, help="refuse to export unless this registration passed the gate")
     export.add_argument("--verify", type=Path, metavar="DIR", help="check a finished export instead of writing one")
-    export.add_argument("--publish", metavar="s3://BUCKET/PREFIX", help="with --verify: upload what was found sound")
+    export.add_argument("--benchmarks", type=Path, help="score the 8-bit weights on them too (export.formats=[int8])")
+    export.add_argument(
+        "--publish", metavar="PLACE", help="with --verify: upload it to s3://BUCKET/PREFIX or hf://ORG/NAME"
+    )
 
     ask = _add(commands, "ask", _ask, "ask a model about a picture")
     ask.add_argument("image", metavar="IMAGE", help="a file, or an https:// address on one of data.allowed_hosts")
@@ -108,6 +114,8 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--dataset", type=Path, help="a processed dataset, for its lengths")
     plan.add_argument("--benchmark", type=Path, help="a result of benchmarks/train_step.py --device cuda --out")
 
+    preflight_command.add(commands, _add)
+    kfp_commands.add(commands, _add)
     _add(commands, "config", _config, "print the whole configuration of a preset and overrides, as JSON")
     return parser
 
@@ -162,7 +170,8 @@ def _download(args: argparse.Namespace) -> int:
 def _mirror(args: argparse.Namespace) -> int:
     from multimodal_gemma.stages import mirror
 
-    summary = mirror.run(_compose(args), args.only or mirror.PARTS, args.work, args.destination)
+    parts = args.only or mirror.PARTS
+    summary = mirror.run(_compose(args), parts, args.work, args.destination, read_back=args.read_back)
     print("\n".join(summary.facts.values()))
     return 0
 
@@ -170,7 +179,7 @@ def _mirror(args: argparse.Namespace) -> int:
 def _preprocess(args: argparse.Namespace) -> int:
     from multimodal_gemma.stages import preprocess
 
-    preprocess.run(_compose(args), args.raw, args.models, args.benchmarks, args.output)
+    preprocess.run(_compose(args), args.raw, args.models, args.benchmarks, args.output, args.base)
     return 0
 
 
@@ -205,13 +214,14 @@ def _export(args: argparse.Namespace) -> int:
         if args.publish is None:
             verify.run(args.verify)
         else:
-            print(publish.to_s3(args.verify, args.publish))
+            print(publish.publish(args.verify, args.publish))
         return 0
     if args.output is None:
         raise InputError("export: give MODEL, EVALUATION and OUTPUT, or --verify DIR to check a finished export.")
     from multimodal_gemma.stages import export
 
-    export.run(_compose(args), args.model, args.evaluation, args.registration, args.output)
+    inputs = (args.model, args.evaluation, args.registration, args.output)
+    export.run(_compose(args), *inputs, benchmarks=args.benchmarks)
     return 0
 
 

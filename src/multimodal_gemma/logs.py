@@ -7,6 +7,7 @@ import sys
 from typing import TextIO
 
 _ROOT = "multimodal_gemma"
+_CHATTY = ("torchao", "torch.utils._pytree")  # what they warn of when they are imported is nothing a user can mend
 
 
 def get(name: str) -> logging.Logger:
@@ -42,3 +43,5 @@ def setup(*, quiet: bool = False) -> None:
         logger.addHandler(handler)
         logger.propagate = False
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)

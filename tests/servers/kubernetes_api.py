@@ -22,7 +22,7 @@ from typing import Any
 
 from tests.servers.kubernetes_objects import Object, Place, kind_of, merged, now, refusal, same_collection, selected
 
-_REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+_REVIEWS = tuple(f"/apis/authorization.k8s.io/v1/{who}subjectaccessreviews" for who in ("", "self"))
 
 
 @dataclasses.dataclass
@@ -44,6 +44,7 @@ class KubernetesServer:
         tokens: bearer tokens that are accepted; empty: none is asked for.
         denied: (verb, group, resource) that access reviews and requests are refused.
         logs: text of a pod's log by (namespace, pod).
+        groups: versions that an API group is served in, for its discovery.
         requests: (method, path with query) of every request, in order.
     """
 
@@ -51,6 +52,7 @@ class KubernetesServer:
         self.tokens: set[str] = {"good"}
         self.denied: set[tuple[str, str, str]] = set()
         self.logs: dict[tuple[str, str], str] = {}
+        self.groups: dict[str, list[str]] = {}
         self.requests: list[tuple[str, str]] = []
         self._objects: dict[str, dict[str, Object]] = {}  # by collection, then by name
         self._events: list[tuple[int, str, str, Object]] = []  # revision, collection, type, object
@@ -255,6 +257,11 @@ class _Listener(ThreadingHTTPServer):
     def handle_error(self, *_: object) -> None: ...  # a client that hangs up is what some tests want
 
 
+def _group(name: str, versions: list[str]) -> Object:
+    served = [{"groupVersion": f"{name}/{version}", "version": version} for version in versions]
+    return {"apiVersion": "v1", "kind": "APIGroup", "name": name, "versions": served, "preferredVersion": served[0]}
+
+
 def _handler(server: KubernetesServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -290,8 +297,11 @@ def _handler(server: KubernetesServer) -> type[BaseHTTPRequestHandler]:
                 return self._fail(401, "Unauthorized")
             if split.path == "/version":
                 return self._send(200, {"major": "1", "minor": "33", "gitVersion": "v1.33.1"})
-            if split.path == _REVIEWS:
+            if split.path in _REVIEWS:
                 return self._review(body)
+            group = split.path.removeprefix("/apis/")
+            if group in server.groups:
+                return self._send(200, _group(group, server.groups[group]))
             place = Place.of(split.path)
             if place is None or not place.plural:
                 return self._fail(404, f"the server could not find {split.path}")
@@ -313,8 +323,7 @@ def _handler(server: KubernetesServer) -> type[BaseHTTPRequestHandler]:
         def _review(self, body: Object) -> None:
             wanted = body["spec"]["resourceAttributes"]
             key = (wanted.get("verb", ""), wanted.get("group") or "", wanted.get("resource", ""))
-            answer = {**body, "apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview"}
-            self._send(201, {**answer, "status": {"allowed": key not in server.denied}})
+            self._send(201, {**body, "status": {"allowed": key not in server.denied}})
 
         def _get(self, place: Place, query: dict[str, str], _: Object) -> None:
             item = server.get(f"{place.collection}/{place.name}")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from multimodal_gemma.config.schema import RegistryConfig
 
-__all__ = ["PIPELINE_RUN", "ensure_run", "injected_run", "run_in", "tracking_uri"]
+__all__ = ["PIPELINE_RUN", "end_failed", "ensure_run", "injected_run", "run_in", "tracking_uri"]
 
 PIPELINE_RUN = "mmgemma.pipeline_run"  # the tag that ties a run to its pipeline run
 
@@ -69,6 +69,30 @@ def run_in(client: MlflowClient, registry: RegistryConfig, pipeline_run: str) ->
             client.delete_run(made.info.run_id)
     _resume(client, first)
     return str(first.info.run_id)
+
+
+def end_failed(registry: RegistryConfig, pipeline_run: str) -> str:
+    """Say of a pipeline run that failed that its MLflow run did too, if it has one that is still RUNNING.
+
+    Args:
+        registry: the configuration's section.
+        pipeline_run: the pipeline run's id.
+
+    Returns:
+        MLflow's run id; "" if there was nothing to end. A run that the platform injected is the platform's to end.
+
+    Raises:
+        InputError: MLflow cannot be reached or refuses.
+    """
+    if injected_run() or not pipeline_run:
+        return ""
+    with server.connected(registry) as client:
+        experiment = client.get_experiment_by_name(registry.experiment)
+        run = _oldest(client, experiment.experiment_id, pipeline_run) if experiment is not None else None
+        if run is None or run.info.status != "RUNNING":
+            return ""
+        client.set_terminated(run.info.run_id, status="FAILED")
+        return str(run.info.run_id)
 
 
 def _resume(client: MlflowClient, run: Run) -> None:

@@ -17,19 +17,24 @@ from typing import Any
 import multimodal_gemma
 from multimodal_gemma import config as configuration
 from multimodal_gemma import files, logs
+from multimodal_gemma.cluster import train_job_place
 from multimodal_gemma.config import Config
+from multimodal_gemma.config.flat import as_overrides
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.registry import server
 
 _log = logs.get("preflight")
 
 # What a cached stage is told: sections of the configuration, less the keys that do not shape its result.
-_SPLITTING = {"validation_fraction", "split_seed", "max_text_tokens", "contamination"}
+_SPLITTING = {"validation_fraction", "split_seed", "image_position", "max_text_tokens", "contamination"}
 _FETCHING = {"conversations", "images", "image_roots", "sample", "allowed_hosts", "require_commits"}
 _FETCHING |= {"conversations_sha256", "images_sha256", "max_file_bytes", "shard_bytes"}
 _TOLD: dict[str, dict[str, set[str]]] = {
     "models": {
-        "model": {"vision_feature_layer", "vision_policy", "projector_policy", "language_policy", "lora"},
+        "model": {
+            *("vision_feature_layer", "vision_policy", "projector_policy", "language_policy"),
+            *("language_quantization", "lora"),
+        },
         "data": {"conversations", "images", "sample", *_SPLITTING},
     },
     "dataset": {"data": _SPLITTING},
@@ -56,6 +61,7 @@ class Plans:
         dataset: plan of download-dataset.
         benchmarks: plan of download-benchmarks.
         preprocess: plan of preprocess-dataset.
+        place: what train-model's pod asks of the cluster, see `train_job_place.place`; no JSON.
     """
 
     config: str
@@ -63,6 +69,7 @@ class Plans:
     dataset: str
     benchmarks: str
     preprocess: str
+    place: tuple[Any, ...] = ()
 
 
 def run(
@@ -71,6 +78,7 @@ def run(
     settings: Mapping[str, Any] | None = None,
     *,
     needed: Sequence[str] = tuple(_TOLD),
+    placement: Mapping[str, Any] | None = None,
 ) -> Plans:
     """Compose and check the configuration, and plan the cached stages.
 
@@ -80,18 +88,36 @@ def run(
         settings: values of single parameters, named section_key (e.g. training_epochs); "" and 0 leave the preset's
             value.
         needed: the cached stages that the pipeline has; the plan of any other is "".
+        placement: parameters resources_* and secret_*, and `image`, of a run on a cluster; in a pod that may speak to
+            the Kubernetes API, the cluster is looked at too.
 
     Raises:
-        InputError: a preset, key or value is wrong, MLflow does not answer, or a source cannot be had.
+        InputError: a preset, key or value is wrong, MLflow does not answer, a source cannot be had, or the cluster
+            cannot run it.
     """
     for override in overrides:
         if not isinstance(override, str):
             raise InputError(f"config: {override!r} is no override. Write each as a text section.key=value.")
-    config = configuration.compose(preset, [*_as_overrides(settings or {}), *overrides])
+    config = configuration.compose(preset, [*as_overrides(settings or {}), *overrides])
     server.check(config.registry)  # now, and not after hours of training
+    config, place = train_job_place.place(config, placement or {})
+    if placement:
+        _look_at_cluster(placement, config)
     plans = {stage: _plan(stage, config) if stage in needed else "" for stage in _TOLD}
     _log.info(f"preset {preset} with {len(overrides)} overrides is valid; its sources and MLflow answer")
-    return Plans(config=configuration.to_json(config), **plans)
+    return Plans(config=configuration.to_json(config), place=place, **plans)
+
+
+def _look_at_cluster(placement: Mapping[str, Any], config: Config) -> None:
+    from multimodal_gemma.cluster import client
+
+    if not client.in_cluster():
+        _log.info("this is no pod of a cluster: no cluster is looked at")
+        return
+    from multimodal_gemma.cluster import needs, preflight
+
+    asked = needs.of_run(placement, config, client.current_namespace(), inside=True, images=[placement["image"]])
+    preflight.require(preflight.look(client.connect, asked))
 
 
 def planned(plan: str) -> Config:
@@ -114,17 +140,6 @@ def code_digest(parts: Sequence[str]) -> str:
             if "__pycache__" not in path.parts
         ]
     )
-
-
-def _as_overrides(settings: Mapping[str, Any]) -> list[str]:
-    overrides = []
-    for name, value in settings.items():
-        if value in ("", 0, None):
-            continue
-        key = name.replace("_", ".", 1)  # training_batch_size is training.batch_size
-        quoted = "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'" if isinstance(value, str) else value
-        overrides.append(f"{key}={quoted}")
-    return overrides
 
 
 def _plan(stage: str, config: Config) -> str:

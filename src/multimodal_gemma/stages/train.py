@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +19,10 @@ if TYPE_CHECKING:
     from multimodal_gemma.training.plan import Outcome
 
 KIND = "model"
-_WATCHING = ("trackers", "keep_best", "checkpoint_uri", "cache_folder", "sample_images")  # leave the model as it is
+# What leaves the model as it is.
+_WATCHING = ("trackers", "keep_best", "checkpoint_uri", "cache_folder", "sample_images", "nodes")
 _TIMED = ("curves.jsonl", "curves.html", "samples.jsonl")  # hold times, or what a setting of no effect asks for
-_FOLDERS = ("checkpoints/", "trackers/", "features/")  # needed to continue and to watch, no part of the model
+FOLDERS = ("checkpoints/", "trackers/", "features/")  # needed to continue and to watch, no part of the model
 
 
 def run(config: Config, dataset: Path, models: Path, output: Path, *, run_id: str = "") -> Summary:
@@ -35,29 +37,39 @@ def run(config: Config, dataset: Path, models: Path, output: Path, *, run_id: st
 
     Returns:
         Numbers: steps, best_step, loss, validation_loss where there was a validation, samples_per_second of a fresh
-        training.
+        training. In a process that does not lead: nothing.
 
     Raises:
         InputError: an input is missing or does not fit, or the loss is no number any more.
         SystemExit: SIGTERM came; a checkpoint is saved, and the code is 75.
     """
     from multimodal_gemma.data.processed import ProcessedDataset
+    from multimodal_gemma.training import fitting
 
     log = logs.get("train")
     data = ProcessedDataset(dataset)
     inputs = {"dataset": data.manifest.digest, "models": manifest.read(models, "base-models").digest}
-    _require_same_models(data, inputs["models"])
+    fitting.require_fit(data, models, inputs["models"])
     shaping = _shaping(config)
     done = manifest.finished(output, KIND, config=shaping, inputs=inputs)
     if done is not None:
         log.info(f"{output} holds this very model: nothing to do")
         return Summary("train", output, done.digest, _numbers(done), cached=True)
 
+    identity = {**flatten(shaping), **inputs}
+    if config.training.nodes > 1 and "RANK" not in os.environ:  # which a launcher sets for each of its processes
+        from multimodal_gemma.stages import train_nodes
+
+        train_nodes.run(config, dataset, models, output, identity, run_id=run_id)
+        made = manifest.finished(output, KIND, config=shaping, inputs=inputs)
+        if made is None:
+            raise InputError(f"train: {config.nodes.work_uri} holds another model than was asked for. Empty its jobs/.")
+        return Summary("train", output, made.digest, _numbers(made))
+
     from accelerate import PartialState
 
     from multimodal_gemma.training import checkpoint, preemption, session
 
-    identity = {**flatten(shaping), **inputs}
     checkpoint.refuse_other(output / "checkpoints", identity)
     _open_output(config, output)
     with preemption.Watch() as watch:
@@ -69,6 +81,8 @@ def run(config: Config, dataset: Path, models: Path, output: Path, *, run_id: st
             if not config.training.cache_folder:
                 shutil.rmtree(session.features_folder(config, output), ignore_errors=True)  # larger than the model
         state.wait_for_everyone()
+    if not state.is_main_process:  # perhaps on another machine, where no model was written
+        return Summary("train", output, "")
     made = manifest.read(output, KIND)
     numbers = _numbers(made) | {"samples_per_second": outcome.samples_per_second}
     log.info(f"the model of step {outcome.best_step:,} is in {output}")
@@ -78,15 +92,6 @@ def run(config: Config, dataset: Path, models: Path, output: Path, *, run_id: st
 def _shaping(config: Config) -> dict[str, Any]:
     training = {key: value for key, value in dataclasses.asdict(config.training).items() if key not in _WATCHING}
     return {"model": dataclasses.asdict(config.model), "training": training}
-
-
-def _require_same_models(data: ProcessedDataset, models: str) -> None:
-    prepared = data.manifest.inputs.get("models")
-    if prepared is not None and prepared != models:
-        raise InputError(
-            f"train: {data.folder} was prepared for other base models (digest {prepared[:12]}, these have "
-            f"{models[:12]}): its tokens and images would not fit. Run preprocess again with these models."
-        )
 
 
 def _open_output(config: Config, output: Path) -> None:
@@ -142,7 +147,7 @@ def _describe(
         inputs=inputs,
         counts={"conversations": len(train), "validation_conversations": len(val), "training_images": len(images)},
         facts=facts,
-        exclude=lambda name: name in _TIMED or name.startswith(_FOLDERS),
+        exclude=lambda name: name in _TIMED or name.startswith(FOLDERS),
     )
 
 

@@ -70,6 +70,8 @@ def test_sections_travel_alone() -> None:
         ("training.epochs=many", r"'training.epochs=many' does not fit preset sample: .*Integer"),
         ("training.epochs=0", r"training.epochs=0 is not allowed\. Give a number that is at least 1"),
         ("data.validation_fraction=0.9", r"between 0 and 0.5"),
+        ("export.formats=[adapter,onnx]", "export.formats holds 'onnx'.* Choose among adapter, int8, space"),
+        ("export.formats=[int8,int8]", "stands there twice"),
         ("training.projector_lr=nan", r"training.projector_lr=nan is not allowed"),
         ("data.contamination=maybe", r"Choose one of fail, drop, allow"),
         ("training.batch_size=null", r"does not fit preset sample: .*not Optional"),

@@ -1,5 +1,6 @@
 """Policy of the compiled pipelines: what must hold of every file that is uploaded to a cluster."""
 
+import json
 import os
 import re
 import subprocess
@@ -109,6 +110,14 @@ def test_every_task_has_a_deadline_and_so_has_the_run(spec, platform):
     assert run["resourceTtlOnFailure"] > 0
 
 
+def test_no_task_runs_as_root_or_with_privileges(spec, platform):
+    executors = platform["deploymentSpec"]["executors"]
+    assert executors.keys() == spec["deploymentSpec"]["executors"].keys()
+    for name, executor in executors.items():
+        assert executor["securityContext"] == {"runAsNonRoot": True}, name
+    assert "privileged" not in json.dumps(platform)
+
+
 def test_every_task_is_retried_with_growing_waits(spec):
     for name, task in tasks(spec).items():
         policy = task["retryPolicy"]
@@ -151,21 +160,30 @@ def test_every_parameter_is_described_and_has_a_default(spec):
 
 
 def test_training_and_evaluation_are_placed_by_parameters(spec, platform):
+    """Evaluation directly; train-model by what preflight makes of them, as it may only submit a TrainJob."""
     executors = platform["deploymentSpec"]["executors"]
     for name, container in containers(spec).items():
         if "trainer:" not in container["image"]:
             assert "accelerator" not in container["resources"]
             continue
-        accelerator = container["resources"]["accelerator"]
-        assert accelerator == {
-            "resourceCount": "{{$.inputs.parameters['pipelinechannel--resources_accelerator_count']}}",
+        decided = name == "exec-train-model"
+        count = "preflight-train_accelerator_count" if decided else "resources_accelerator_count"
+        assert container["resources"]["accelerator"] == {
+            "resourceCount": f"{{{{$.inputs.parameters['pipelinechannel--{count}']}}}}",
             "resourceType": "{{$.inputs.parameters['pipelinechannel--resources_accelerator']}}",
         }
         place = executors[name]
-        assert place["nodeSelector"]["nodeSelectorJson"] == {"componentInputParameter": "resources_node_selector"}
-        assert place["tolerations"] == [{"tolerationJson": {"componentInputParameter": "resources_tolerations"}}]
+        assert place["nodeSelector"]["nodeSelectorJson"] == _given("node_selector", decided)
+        assert place["tolerations"] == [{"tolerationJson": _given("tolerations", decided)}]
         assert place["emptyDirMounts"][0]["mountPath"] == "/dev/shm"
         assert place["emptyDirMounts"][0]["medium"] == "Memory"
+
+
+def _given(name: str, decided: bool) -> dict:
+    """Return the source of a resource parameter: preflight's decision, or the run's own parameter."""
+    if not decided:
+        return {"componentInputParameter": f"resources_{name}"}
+    return {"taskOutputParameter": {"outputParameterKey": f"train_{name}", "producerTask": "preflight"}}
 
 
 def test_resource_parameters_are_texts_because_the_backend_reads_nothing_else(spec):
@@ -176,10 +194,11 @@ def test_resource_parameters_are_texts_because_the_backend_reads_nothing_else(sp
 
 def test_resource_parameters_reach_their_tasks(spec):
     """The compiler drops them on the way into an exit handler's group; a nested pipeline keeps them."""
-    for name in ("train-model", "evaluate-model"):
+    for name, decided in (("train-model", True), ("evaluate-model", False)):
         for task, value in ((task, value) for task, value in tasks(spec).items() if task == name):
             inputs = value["inputs"]["parameters"]
-            assert inputs["pipelinechannel--resources_memory"] == {"componentInputParameter": "resources_memory"}, task
+            channel = "preflight-train_memory" if decided else "resources_memory"
+            assert inputs[f"pipelinechannel--{channel}"] == _given("memory", decided), task
 
 
 def test_conditions_rest_on_an_output_called_output(text):

@@ -52,3 +52,17 @@ def test_the_run_report_says_how_the_run_ended_and_what_was_asked_for():
     failed = run_report.markdown(status("FAILED", error_code=1, error_message="Task x failed."), "sample", [])
     assert failed.startswith("# Run failed\n")
     assert "Task x failed." in failed
+
+
+def test_a_failed_run_is_failed_in_mlflow_too(tmp_path):
+    from multimodal_gemma import config
+    from multimodal_gemma.registry import runs, server
+
+    place = f"sqlite:///{tmp_path}/mlflow.db"
+    registry = config.compose("sample", [f"registry.tracking_uri={place}"]).registry
+    run = runs.ensure_run(registry, "run-1")
+    assert run_report.end_run(status("SUCCEEDED"), "sample", [], "run-1", place) == ""
+    assert run_report.end_run(status("FAILED"), "sample", ["no.such=key"], "run-1", place) == ""  # preflight said why
+    assert run_report.end_run(status("FAILED"), "sample", [], "run-1", place) == run
+    with server.connected(registry) as client:
+        assert client.get_run(run).info.status == "FAILED"

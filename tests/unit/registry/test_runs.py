@@ -31,6 +31,18 @@ def test_a_retried_pipeline_runs_again_in_its_finished_run(config: Config) -> No
         assert client.get_run(run).info.status == "RUNNING"
 
 
+def test_a_pipeline_that_failed_ends_its_run_as_failed(config: Config) -> None:
+    run = runs.ensure_run(config.registry, "broken")
+    other = runs.ensure_run(config.registry, "another")
+    assert runs.end_failed(config.registry, "broken") == run
+    with server.connected(config.registry) as client:
+        assert client.get_run(run).info.status == "FAILED"
+        assert client.get_run(other).info.status == "RUNNING"
+        client.set_terminated(other)
+    assert runs.end_failed(config.registry, "another") == ""  # it has ended well
+    assert runs.end_failed(config.registry, "never begun") == ""
+
+
 @pytest.mark.parametrize("name", ["it's", 'so "called"', "x y/z"])
 def test_odd_names_are_found_again(config: Config, name: str) -> None:
     assert runs.ensure_run(config.registry, name) == runs.ensure_run(config.registry, name)

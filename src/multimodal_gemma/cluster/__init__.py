@@ -1,0 +1,1 @@
+"""The pipeline on a cluster: what it needs, how it gets there, how it is followed."""

@@ -1,0 +1,153 @@
+"""What one run asks of a cluster, as its parameters say it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from multimodal_gemma.cluster import train_job_place
+from multimodal_gemma.errors import InputError
+
+if TYPE_CHECKING:
+    from multimodal_gemma.config.schema import Config
+
+_GATED = ("hf://google/gemma", "hf://meta-llama/")  # models whose terms must be accepted first
+SERVICE_ACCOUNT = "multimodal-gemma"  # of manifests/base/runs
+
+
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """What one run asks of a cluster.
+
+    Attributes:
+        namespace: where its pods live.
+        service_account: whom they run as.
+        inside: it is asked from a pod of the run itself, as that account.
+        accelerator: resource name, e.g. nvidia.com/gpu.
+        count: accelerators a training pod; 0: a CPU.
+        cpu: cores of a training pod, as Kubernetes writes them.
+        memory: of a training pod, as Kubernetes writes it.
+        node_selector: labels that its node must have.
+        tolerations: taints that it accepts.
+        secrets: keys that each Secret must have, by its name.
+        required: names of the Secrets that this run cannot do without.
+        services: addresses inside the cluster that it calls, e.g. http://mlflow.mlflow:5000.
+        images: what its pods run.
+        train_job: train-model hands its work to Kubeflow Trainer.
+        runtime: the TrainingRuntime it names then.
+        queue: Kueue's LocalQueue that it waits in; "": none.
+    """
+
+    namespace: str
+    service_account: str = SERVICE_ACCOUNT
+    inside: bool = False
+    accelerator: str = "nvidia.com/gpu"
+    count: int = 0
+    cpu: str = "2"
+    memory: str = "8Gi"
+    node_selector: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    tolerations: Sequence[Mapping[str, Any]] = ()
+    secrets: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    required: Sequence[str] = ()
+    services: Sequence[str] = ()
+    images: Sequence[str] = ()
+    train_job: bool = False
+    runtime: str = ""
+    queue: str = ""
+
+
+def of_run(
+    parameters: Mapping[str, Any],
+    config: Config,
+    namespace: str,
+    *,
+    service_account: str = SERVICE_ACCOUNT,
+    inside: bool = False,
+    images: Sequence[str] = (),
+) -> Needs:
+    """Return what a run with these parameters asks for.
+
+    Args:
+        parameters: of the compiled pipeline; resources_* and secret_* are read.
+        config: the composed configuration.
+        namespace: where its pods live.
+        service_account: whom they run as.
+        inside: it is asked from a pod of the run itself; MLflow has been asked by then.
+        images: what they run.
+
+    Raises:
+        InputError: a parameter is none.
+    """
+    hub, store, registry = (str(parameters.get(f"secret_{name}") or "") for name in ("hub", "store", "registry"))
+    sources = [config.data.conversations, config.data.images, *config.data.image_roots, config.model.vision]
+    sources += [config.benchmarks.pope, config.benchmarks.vqa, config.benchmarks.images, config.model.language]
+    places = [*sources, config.training.checkpoint_uri, config.nodes.work_uri]
+    required = [store] if any("s3://" in place for place in places) else []
+    if config.model.language.startswith(_GATED):
+        required.append(hub)
+    calls = [] if inside else [config.registry.tracking_uri]
+    needs = Needs(
+        namespace=namespace,
+        service_account=service_account,
+        inside=inside,
+        accelerator=str(parameters.get("resources_accelerator") or Needs.accelerator),
+        count=accelerators(str(parameters.get("resources_accelerator_count") or "0")),
+        cpu=str(parameters.get("resources_cpu") or Needs.cpu),
+        memory=str(parameters.get("resources_memory") or Needs.memory),
+        node_selector=dict(parameters.get("resources_node_selector") or {}),
+        tolerations=list(parameters.get("resources_tolerations") or []),
+        secrets={hub: ["token"], store: ["accesskey", "secretkey"], registry: ["username", "password"]},
+        required=[name for name in required if name],
+        services=[address for address in calls if address.startswith("http")],
+        images=images,
+    )
+    if config.training.nodes > 1:
+        needs = _on_nodes(needs, train_job_place.place(config, parameters)[0])
+    _require_quantity("resources_cpu", needs.cpu)
+    _require_quantity("resources_memory", needs.memory)
+    return needs
+
+
+def _on_nodes(needs: Needs, config: Config) -> Needs:
+    """Return what one node of a TrainJob asks for; the pod that submits it is small."""
+    nodes = config.nodes
+    return dataclasses.replace(
+        needs,
+        accelerator=nodes.accelerator,
+        count=nodes.accelerator_count or 0,
+        cpu=nodes.cpu or Needs.cpu,
+        memory=nodes.memory or Needs.memory,
+        node_selector=dict(nodes.node_selector),
+        tolerations=list(nodes.tolerations),
+        train_job=True,
+        runtime=nodes.runtime,
+        queue=nodes.queue,
+    )
+
+
+def _require_quantity(name: str, text: str) -> None:
+    from kubernetes.utils.quantity import parse_quantity
+
+    try:
+        parse_quantity(text)
+    except ValueError:
+        raise InputError(
+            f"preflight: {name}={text!r} is no amount as Kubernetes writes it. Give e.g. 8 or 500m cores, or 32Gi of "
+            "memory."
+        ) from None
+
+
+def accelerators(text: str) -> int:
+    """Return a count of accelerators from its parameter, which is a text.
+
+    Raises:
+        InputError: it is no whole number.
+    """
+    try:
+        number = float(text or 0)
+    except ValueError:
+        number = -1.0
+    if number < 0 or number != int(number):
+        raise InputError(f'preflight: resources_accelerator_count={text!r} is no count. Give "0", "1" or more.')
+    return int(number)

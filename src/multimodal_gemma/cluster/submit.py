@@ -1,0 +1,215 @@
+"""`mmgemma submit`: from a compiled file to a run on a cluster, followed to its end."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import json
+import sys
+from typing import Any
+
+from multimodal_gemma import logs
+from multimodal_gemma.cluster import follow, kfp_store, submit_data, submit_parameters, submit_pipeline
+from multimodal_gemma.cluster.follow_state import Snapshot
+from multimodal_gemma.cluster.follow_table import Screen, print_final
+from multimodal_gemma.cluster.kfp_api import Api
+from multimodal_gemma.cluster.kfp_connect import connected, run_link
+from multimodal_gemma.config.compose import presets  # Hydra puts the folder of that name into the package
+from multimodal_gemma.errors import InputError
+from multimodal_gemma.local.runner import compiled_pipeline
+
+DEFAULT_EXPERIMENT = "multimodal-gemma"
+_INTERRUPTED = 130
+_log = logs.get("submit")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What will be sent, fixed before anything is.
+
+    Attributes:
+        compiled: the pipeline.
+        parameters: of the run.
+        known: ids of the pipeline and of the version on the server that was chosen; None where a file is sent.
+    """
+
+    compiled: submit_pipeline.Compiled
+    parameters: dict[str, Any]
+    known: tuple[str, str] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Where a run is created.
+
+    Attributes:
+        pipeline_id: of the pipeline.
+        version_id: of its version.
+        experiment_id: of the experiment.
+        uploaded: whether the version was uploaded just now.
+    """
+
+    pipeline_id: str
+    version_id: str
+    experiment_id: str
+    uploaded: bool
+
+
+def run(args: argparse.Namespace) -> int:
+    """Submit, or follow or stop an earlier run; return the exit code.
+
+    Raises:
+        InputError: what was given is wrong, or the server cannot be used.
+    """
+    with kfp_store.sentences():
+        if args.follow or args.stop:
+            with connected(args) as api:
+                return _stop(api, args) if args.stop else _follow(api, args, follow.attach(api, args.follow), {})
+        planned = None if args.pipeline_version else plan(args)  # refuses what is wrong before the server is asked
+        if args.dry_run and planned:
+            return _dry_run(args, planned)
+        with connected(args) as api:
+            planned = planned or _known_version(api, args)
+            return _dry_run(args, planned) if args.dry_run else _submit(api, args, planned)
+
+
+def plan(args: argparse.Namespace) -> Plan:
+    """Read the pipeline and check every parameter against it and against the configuration."""
+    compiled = submit_pipeline.read(args.pipeline or compiled_pipeline(), cache=not args.no_cache)
+    return Plan(compiled, _parameters(args, compiled))
+
+
+def preset(args: argparse.Namespace) -> str:
+    """Return the preset that was given, else that of the parameters' file, else the default."""
+    filed = submit_parameters.read_file(args.params).get("preset") if args.params and not args.preset else None
+    return str(args.preset or filed or args.preset_default)
+
+
+def place(api: Api, args: argparse.Namespace, planned: Plan) -> Target:
+    """See to it that pipeline, version and experiment are there, and say what was made."""
+    compiled, namespace = planned.compiled, args.namespace or ""
+    create = args.create_experiment or args.experiment == DEFAULT_EXPERIMENT
+    experiment_id = kfp_store.ensure_experiment(api, args.experiment, namespace, create=create)
+    if planned.known:
+        return Target(*planned.known, experiment_id, uploaded=False)
+    pipeline_id = kfp_store.ensure_pipeline(api, compiled, namespace)
+    version_id, uploaded = kfp_store.ensure_version(api, pipeline_id, compiled)
+    done = "uploaded" if uploaded else "is on the server already; nothing was uploaded"
+    _log.info(f"{compiled.name} {compiled.version} {done}")
+    return Target(pipeline_id, version_id, experiment_id, uploaded)
+
+
+def _parameters(args: argparse.Namespace, compiled: submit_pipeline.Compiled) -> dict[str, Any]:
+    filed = submit_parameters.read_file(args.params) if args.params else {}
+    found = submit_parameters.collect(compiled.parameters, preset(args), args.overrides, args.param or [], filed)
+    if "preset" in compiled.parameters and (found.keys() != {"preset"} or preset(args) not in presets()):
+        submit_parameters.configured(found, preset(args), args.overrides)  # refuses what the run would refuse
+    return found
+
+
+def _known_version(api: Api, args: argparse.Namespace) -> Plan:
+    name = submit_pipeline.read(args.pipeline or compiled_pipeline()).name
+    *known, spec = kfp_store.find_version(api, name, args.pipeline_version, args.namespace or "")
+    compiled = submit_pipeline.of_spec(spec)
+    return Plan(compiled, _parameters(args, compiled), (known[0], known[1]))
+
+
+def _submit(api: Api, args: argparse.Namespace, planned: Plan) -> int:
+    from kfp_server_api import V2beta1PipelineVersionReference, V2beta1Run, V2beta1RuntimeConfig
+
+    description = "mmgemma submit"
+    if args.new_data:
+        sources = submit_data.Sources.of(submit_parameters.configured(planned.parameters, preset(args), args.overrides))
+        if same := submit_data.run_on(api, sources, args.experiment, args.namespace or ""):
+            sentence = f"No new data since run {same}; nothing was submitted."
+            return _said(args, 0, sentence, {"submitted": False, "data": sources.digest, "last_run": same})
+        description = f"{description}; {sources.mark}"
+    target = place(api, args, planned)
+    name = args.run_name or f"{preset(args)}-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}"
+    identity = kfp_store.create_run(
+        api,
+        V2beta1Run(
+            display_name=name,
+            description=description,
+            experiment_id=target.experiment_id,
+            pipeline_version_reference=V2beta1PipelineVersionReference(
+                pipeline_id=target.pipeline_id, pipeline_version_id=target.version_id
+            ),
+            runtime_config=V2beta1RuntimeConfig(parameters=planned.parameters),
+            service_account=args.service_account,
+        ),
+    )
+    facts = {
+        "submitted": True,
+        "experiment": args.experiment,
+        "pipeline": {
+            "name": planned.compiled.name,
+            "version": args.pipeline_version or planned.compiled.version,
+            "uploaded": target.uploaded,
+        },
+        "parameters": planned.parameters,
+    }
+    _log.info(f"run {name} ({identity}) is created in experiment {args.experiment}")
+    if args.detach:
+        return _said(args, 0, run_link(args, api, identity), {**facts, **_names(args, api, identity, name)})
+    return _follow(api, args, follow.Followed(identity, name, planned.compiled.spec), facts)
+
+
+def _follow(api: Api, args: argparse.Namespace, followed: follow.Followed, facts: dict[str, Any]) -> int:
+    link = run_link(args, api, followed.identity)
+    _log.info(link)
+    try:
+        end = follow.follow(api, followed, Screen(followed.name), every=args.every)
+    except KeyboardInterrupt:
+        again = f"mmgemma submit --follow {followed.identity}"
+        _write(sys.stderr, f"The run goes on. Follow it: {again}. Stop it: {again.replace('--follow', '--stop')}.")
+        return _INTERRUPTED
+    except InputError as error:
+        raise InputError(f"{error} The run goes on: mmgemma submit --follow {followed.identity}") from None
+    code, sentence = follow.verdict(end, link)
+    if not args.json:
+        print_final(end, followed.name)
+    return _said(args, code, sentence, {**facts, **_names(args, api, followed.identity, followed.name), **_result(end)})
+
+
+def _stop(api: Api, args: argparse.Namespace) -> int:
+    followed = follow.attach(api, args.stop)
+    api.call(api.runs.run_service_terminate_run, followed.identity)
+    facts = _names(args, api, followed.identity, followed.name)
+    return _said(args, 0, f"Run {followed.name} ({followed.identity}) is being stopped.", facts)
+
+
+def _dry_run(args: argparse.Namespace, planned: Plan) -> int:
+    compiled = planned.compiled
+    shown = {
+        "pipeline": compiled.name,
+        "version": args.pipeline_version or compiled.version,
+        "experiment": args.experiment,
+        "service_account": args.service_account,
+        "parameters": planned.parameters,
+    }
+    _write(sys.stdout, json.dumps(shown, indent=None if args.json else 2))
+    return 0
+
+
+def _names(args: argparse.Namespace, api: Api, identity: str, name: str) -> dict[str, Any]:
+    return {"run_id": identity, "run_name": name, "link": run_link(args, api, identity)}
+
+
+def _result(end: Snapshot) -> dict[str, Any]:
+    return {"state": end.state, "gate": end.gate, "tasks": [dataclasses.asdict(row) for row in end.rows]}
+
+
+def _said(args: argparse.Namespace, code: int, sentence: str, facts: dict[str, Any]) -> int:
+    """Print what came of the command, as a sentence or as one JSON object; return the exit code."""
+    if args.json:
+        _write(sys.stdout, json.dumps({**facts, "exit_code": code, "message": sentence}))
+    else:
+        _write(sys.stdout if code == 0 else sys.stderr, sentence)
+    return code
+
+
+def _write(stream: Any, text: str) -> None:
+    stream.write(text + "\n")
+    stream.flush()

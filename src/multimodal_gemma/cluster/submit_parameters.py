@@ -1,0 +1,188 @@
+"""Parameters of a run, from a preset, overrides and `--param name=value`.
+
+Each has the type that the pipeline declares, so that a mistake is found here and not by a pod.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from multimodal_gemma.config.compose import compose
+from multimodal_gemma.config.flat import as_overrides
+from multimodal_gemma.config.schema import Config
+from multimodal_gemma.errors import InputError
+
+_OWN = {"preset": "--preset NAME", "overrides": "section.key=value"}  # parameters with a spelling of their own
+_SECTIONS = ("data_", "benchmarks_", "model_", "training_", "registry_")  # parameters that are configuration keys
+LIMIT = 10_000  # bytes of all parameters of a run, as KFP stores them
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Read a YAML file of parameters by name.
+
+    Raises:
+        InputError: it is absent or no such file.
+    """
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise InputError(f"submit: {path} cannot be read. Check --params.") from None
+    except (UnicodeDecodeError, yaml.YAMLError):
+        value = None
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+        raise InputError(f"submit: {path} is no file of parameters. Write NAME: VALUE lines, as YAML.")
+    return value
+
+
+def collect(
+    declared: Mapping[str, Mapping[str, Any]],
+    preset: str,
+    overrides: Sequence[str],
+    given: Sequence[str],
+    filed: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return the parameters to send; what is not given keeps the pipeline's default.
+
+    Args:
+        declared: the pipeline's parameters by name.
+        preset: name of the preset; sent where the pipeline has such a parameter.
+        overrides: `section.key=value` strings, sent likewise.
+        given: `name=value` strings; the value is text for a STRING, JSON for a list or a struct.
+        filed: values of a file; what is in `given` wins.
+
+    Raises:
+        InputError: an unknown parameter, a value of a wrong type, or too many bytes in all.
+    """
+    parameters: dict[str, Any] = {}
+    if "preset" in declared:
+        parameters["preset"] = preset
+    if overrides:
+        if "overrides" not in declared:
+            raise InputError(
+                f"submit: this pipeline takes no overrides such as {overrides[0]!r}. Its parameters, for --param: "
+                f"{', '.join(sorted(declared))}."
+            )
+        parameters["overrides"] = list(overrides)
+    for name, value in (filed or {}).items():
+        if name != "preset":  # which has become `preset`
+            _require_known(name, declared)
+            parameters[name] = _checked(name, value, declared[name]["parameterType"])
+    for item in given:
+        name, equals, text = item.partition("=")
+        if not equals:
+            raise InputError(f"submit: --param {item!r} is no NAME=VALUE.")
+        _require_known(name, declared)
+        parameters[name] = _typed(name, text, declared[name]["parameterType"])
+    _require_small(parameters)
+    missing = [name for name, spec in declared.items() if not _optional(spec) and name not in parameters]
+    if missing:
+        raise InputError(f"submit: the pipeline needs {', '.join(missing)}. Give --param {missing[0]}=VALUE.")
+    return parameters
+
+
+def configured(parameters: Mapping[str, Any], preset: str, overrides: Sequence[str]) -> Config:
+    """Return the configuration that a run with these parameters will have.
+
+    Raises:
+        InputError: the run would refuse it.
+    """
+    settings = {name: value for name, value in parameters.items() if name.startswith(_SECTIONS)}
+    return compose(preset, [*as_overrides(settings), *overrides])
+
+
+def nearest(word: str, known: Mapping[str, Any] | Sequence[str]) -> str:
+    """Return a sentence that suggests the known name nearest to `word`, or lists them all."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    if close:
+        return f"Did you mean {close[0]!r}?"
+    return f"Choose one of {', '.join(sorted(known))}." if known else "There is none."
+
+
+def _require_known(name: str, declared: Mapping[str, Any]) -> None:
+    if name in _OWN:
+        raise InputError(f"submit: give {name} as {_OWN[name]}, not as a parameter.")
+    if name not in declared:
+        raise InputError(f"submit: the pipeline has no parameter {name!r}. {nearest(name, declared)}")
+
+
+def _optional(spec: Mapping[str, Any]) -> bool:
+    return bool(spec.get("isOptional")) or "defaultValue" in spec
+
+
+def _typed(name: str, text: str, kind: str) -> Any:
+    read, wanted = _KINDS.get(kind, (str, "a text"))
+    try:
+        return read(text)
+    except ValueError:
+        raise InputError(f"submit: parameter {name} is {wanted}, and {text[:80]!r} is none.") from None
+
+
+def _checked(name: str, value: Any, kind: str) -> Any:
+    """Check a value that has a type already: text stays text, and a number is not read as one."""
+    types: dict[str, tuple[type, ...]] = {
+        "NUMBER_INTEGER": (int,),
+        "NUMBER_DOUBLE": (int, float),
+        "BOOLEAN": (bool,),
+        "LIST": (list,),
+        "STRUCT": (dict,),
+    }
+    fits = isinstance(value, types.get(kind, (str,))) and (kind == "BOOLEAN" or not isinstance(value, bool))
+    if not fits or (isinstance(value, float) and not math.isfinite(value)):
+        hint = " Put it in quotes." if kind == "STRING" and isinstance(value, int | float) else ""
+        raise InputError(f"submit: parameter {name} is {_KINDS[kind][1]}, and {str(value)[:80]} is none.{hint}")
+    return value
+
+
+def _whole(text: str) -> int:
+    return int(text)
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _no(text)  # JSON has no other
+
+
+def _truth(text: str) -> bool:
+    return {"true": True, "false": False}[text.lower()] if text.lower() in ("true", "false") else _no(text)
+
+
+def _list(text: str) -> list[Any]:
+    value = json.loads(text)
+    return value if isinstance(value, list) else _no(text)
+
+
+def _struct(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    return value if isinstance(value, dict) else _no(text)
+
+
+def _no(text: str) -> Any:
+    raise ValueError(text)
+
+
+_KINDS: dict[str, tuple[Callable[[str], Any], str]] = {
+    "STRING": (str, "a text"),
+    "NUMBER_INTEGER": (_whole, "a whole number, e.g. 3"),
+    "NUMBER_DOUBLE": (_number, "a number, e.g. 0.001"),
+    "BOOLEAN": (_truth, "true or false"),
+    "LIST": (_list, 'a JSON list, e.g. ["training.epochs=1"]'),
+    "STRUCT": (_struct, 'a JSON object, e.g. {"disk": "ssd"}'),
+}
+
+
+def _require_small(parameters: Mapping[str, Any]) -> None:
+    sizes = {name: len(json.dumps(value).encode()) for name, value in parameters.items()}
+    total = len(json.dumps(parameters).encode())
+    if total > LIMIT:
+        largest = max(sizes, key=lambda name: sizes[name])
+        raise InputError(
+            f"submit: the parameters take {total:,} bytes and KFP accepts {LIMIT:,} in all; the largest is {largest} "
+            f"({sizes[largest]:,}). Put it into a preset, or into a file that a location names."
+        )

@@ -1,0 +1,98 @@
+"""A compiled pipeline as it is uploaded: its bytes, its digest, its parameters and its tasks."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from multimodal_gemma.local import graph
+
+GATE = "gate-passed"  # the condition that pipelines/training.py sets before what only a passed gate may do
+_NAME_DIGITS = 40  # of the digest in a version's name: names may have to fit a Kubernetes label (63 characters)
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """One compiled pipeline.
+
+    Attributes:
+        name: of the pipeline.
+        description: of the pipeline.
+        content: the YAML that is uploaded.
+        parameters: by name, as the specification defines them (parameterType, defaultValue, description).
+        spec: the pipeline specification.
+    """
+
+    name: str
+    description: str
+    content: str
+    parameters: dict[str, dict[str, Any]]
+    spec: dict[str, Any] = dataclasses.field(repr=False)
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of what is uploaded."""
+        return hashlib.sha256(self.content.encode()).hexdigest()
+
+    @property
+    def images(self) -> list[str]:
+        """The images of its tasks, each once."""
+        executors = self.spec["deploymentSpec"]["executors"].values()
+        return sorted({item["container"]["image"] for item in executors if "container" in item})
+
+    @property
+    def version(self) -> str:
+        """The name of its version on the server."""
+        return f"sha256-{self.digest[:_NAME_DIGITS]}"
+
+
+def read(path: Path, *, cache: bool = True) -> Compiled:
+    """Read a compiled pipeline.
+
+    Args:
+        path: the YAML file.
+        cache: False compiles every task's cache out of what is uploaded. (A run cannot switch it off for a version,
+            and the SDK's own switch reaches only the outermost tasks.)
+
+    Raises:
+        InputError: the file is absent or no compiled pipeline.
+    """
+    documents = graph.documents(path)
+    content = path.read_text(encoding="utf-8")
+    if not cache:
+        for dag in _dags(documents[0]):
+            for task in dag["tasks"].values():
+                task["cachingOptions"] = {}
+        content = yaml.safe_dump_all(documents, sort_keys=True)
+    return of_spec(documents[0], content)
+
+
+def of_spec(spec: dict[str, Any], content: str = "") -> Compiled:
+    """Return the pipeline of a specification, as a file or a server holds it."""
+    spec = spec.get("pipeline_spec", spec)
+    info = spec.get("pipelineInfo", {})
+    parameters = spec["root"].get("inputDefinitions", {}).get("parameters", {})
+    return Compiled(info.get("name", ""), info.get("description", ""), content, parameters, spec)
+
+
+def gated(spec: dict[str, Any]) -> tuple[str, tuple[str, ...]] | None:
+    """Return what only a passed gate lets run.
+
+    Returns:
+        The name of the conditional group and the names of its tasks; None where the pipeline has no gate.
+    """
+    for dag in _dags(spec):
+        for name, task in dag["tasks"].items():
+            if task.get("taskInfo", {}).get("name") == GATE:
+                group = spec["components"][task["componentRef"]["name"]]
+                return name, tuple(sorted(group["dag"]["tasks"]))
+    return None
+
+
+def _dags(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    components = (component.get("dag") for component in spec["components"].values())
+    return [dag for dag in (spec["root"].get("dag"), *components) if dag]
