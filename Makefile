@@ -72,6 +72,12 @@ build/node/stamp: tests/package.json
 	npm install --silent --no-fund --no-audit --no-package-lock --prefix $(@D)
 	@touch $@
 
+# DVC brings dozens of packages, so it has an environment of its own.
+build/dvc/stamp: constraints.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dvc
+	@touch $@
+
 clean: ## remove the virtual environment and caches; runs/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
 
