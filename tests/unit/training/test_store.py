@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 
 import pytest
+import requests
 
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.stages import train
@@ -20,6 +21,7 @@ def bucket(monkeypatch):
     server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
+    requests.post(f"http://{host}:{port}/moto-api/reset", timeout=10)  # servers of one process share their objects
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
