@@ -84,6 +84,11 @@ def test_failures_are_not_ignored(workflow: Path) -> None:
     assert "|| true" not in text
 
 
+def test_a_pipe_fails_where_any_part_of_it_does(workflow: Path) -> None:
+    """GitHub sets pipefail only where a shell is named: else `submit … | tee` would hide a refused gate."""
+    assert _content(workflow)["defaults"]["run"]["shell"] == "bash"
+
+
 def test_what_ships_a_model_waits_for_the_images_and_their_signatures() -> None:
     jobs = _content(REPOSITORY / ".github" / "workflows" / "retrain.yml")["jobs"]
     assert "images" in jobs["retrain"]["needs"]
