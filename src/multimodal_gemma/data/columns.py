@@ -6,6 +6,7 @@ it. Here each chunk's buffers are seen through numpy once, and a cell is a slice
 
 from __future__ import annotations
 
+import abc
 import bisect
 import itertools
 from typing import TYPE_CHECKING, Any
@@ -48,7 +49,7 @@ class Column:
         return chunk, row - self._starts[chunk]
 
 
-class _Viewed(Column):
+class _Viewed(Column, abc.ABC):
     """A column of variable length, of which each chunk is seen through numpy as (offsets, items)."""
 
     def __init__(self, column: pa.ChunkedArray) -> None:
@@ -64,8 +65,9 @@ class _Viewed(Column):
         offsets, items = view
         return items, int(offsets[place]), int(offsets[place + 1])
 
+    @abc.abstractmethod
     def _view(self, chunk: Any) -> tuple[np.ndarray, np.ndarray]:
-        raise NotImplementedError
+        """Return offsets and items of a chunk."""
 
 
 class Lists(_Viewed):

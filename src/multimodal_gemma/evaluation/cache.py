@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
+from multimodal_gemma.model.attention import additive_mask
+
 
 class _Reserved(DynamicLayer):
     """Keys and values of one layer, (rows, heads, positions, head width), with room for `room` positions more."""
@@ -83,5 +85,4 @@ def mask(
     seen = valid[:, None, :] & (distance >= 0)
     if window is not None:
         seen &= distance < window
-    blocked = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)
-    return blocked[:, None]
+    return additive_mask(seen, dtype)

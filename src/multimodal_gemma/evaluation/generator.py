@@ -16,13 +16,13 @@ from transformers import DynamicCache, LlavaForConditionalGeneration
 from multimodal_gemma.evaluation.answers import Answer, YesOrNo
 from multimodal_gemma.evaluation.cache import mask, repeated
 from multimodal_gemma.evaluation.prompts import Prompter, common_prefix, stop_tokens
+from multimodal_gemma.model.attention import KINDS, by_kind
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers.cache_utils import Cache
 
 _COMPACT = 0.75  # rows are dropped once so few still speak: dropping copies what is left
-_LAYERS = {"full_attention", "sliding_attention"}
 # Settings of a generation configuration under which greedy search is the plain argmax, and what else changes its
 # choice.
 _PLAIN = {
@@ -52,8 +52,8 @@ def obstacle(model: Any, processor: Any) -> str | None:
         return f"{type(model).__name__} is no stock Llava model"
     text = model.config.text_config
     kinds = set(getattr(text, "layer_types", None) or [])
-    if kinds - _LAYERS:
-        return f"its language model has layers of kind {', '.join(sorted(kinds - _LAYERS))}"
+    if kinds - KINDS:
+        return f"its language model has layers of kind {', '.join(sorted(kinds - KINDS))}"
     if getattr(text, "use_bidirectional_attention", None):
         return "its language model attends both ways"
     if not getattr(model.model.language_model, "_supports_attention_backend", False):
@@ -87,9 +87,7 @@ class SuffixGenerator:
         self._image_token = model.config.image_token_id
         self._stops = torch.tensor(stop_tokens(model, processor), device=model.device)
         self._yes_or_no = YesOrNo(processor.tokenizer)
-        text = model.config.text_config
-        self._kinds = sorted(set(getattr(text, "layer_types", None) or []))
-        self._window = getattr(text, "sliding_window", None)
+        self._window = getattr(model.config.text_config, "sliding_window", None)
 
     @torch.inference_mode()
     def answer(self, asked: Iterable[tuple[Image, Sequence[str]]]) -> Iterator[list[Answer]]:
@@ -190,10 +188,7 @@ class SuffixGenerator:
         """Append tokens to the cache and return their hidden states (rows, tokens, width)."""
         sliding = mask(positions, slots, valid, self._window, self._model.dtype)
         full = mask(positions, slots, valid, None, self._model.dtype)
-        masks: Any = {"full_attention": full, "sliding_attention": sliding}
-        if len(self._kinds) < 2:  # one kind of layer takes its mask as it is
-            is_sliding = self._kinds == ["sliding_attention"] or (not self._kinds and self._window is not None)
-            masks = sliding if is_sliding else full
+        masks = by_kind(self._model.config.text_config, full, sliding)
         outputs = self._model.model(
             input_ids=ids, attention_mask=masks, position_ids=positions, past_key_values=cache, use_cache=True
         )
