@@ -1,7 +1,8 @@
 """The training forward pass: the mathematics of stock Llava without the work that no loss depends on.
 
-Features of a frozen encoder come from a cache, logits exist only where a token is supervised, and rows are padded on
-the right without an attention mask, which causal attention makes exact: no real position ever looks at padding.
+Features of a frozen encoder come from a cache, the loss is computed only where a token is supervised and without ever
+holding the logits of all words, and rows are padded on the right without an attention mask, which causal attention
+makes exact: no real position ever looks at padding.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from transformers import LlavaForConditionalGeneration
 
 from multimodal_gemma.model.assembly import cap_logits
 from multimodal_gemma.model.shared_prefix import SharedBatch, supervised_states
+from multimodal_gemma.model.vocabulary_loss import vocabulary_loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,15 +103,22 @@ class Encoder(nn.Module):
         return hidden[:, 1:] if self.drop_cls else hidden
 
 
+def needs_no_logits(llava: LlavaForConditionalGeneration) -> bool:
+    """Tell whether a model's head is what `vocabulary_loss` computes: a plain linear map that does not learn."""
+    head = llava.lm_head
+    capped = getattr(llava.config.text_config, "final_logit_softcapping", None) is not None
+    return type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad and not capped
+
+
 class SupervisedLoss(nn.Module):
     """Sum of the cross-entropies of the supervised tokens.
 
     Args:
         llava: the joined model, with or without adapters inside.
         encoder: its vision tower with normalisation; needed where images are given instead of features.
-        logit_rows: supervised tokens whose logits exist at a time; None: all. A large vocabulary's logits take more
-            memory than the rest of the step, and computing them in pieces, again for the gradient, takes a third more
-            time in the head.
+        logit_rows: supervised tokens whose logits exist at a time under a head that learns or caps its logits; None:
+            all. A large vocabulary's logits take more memory than the rest of the step, and computing them in pieces,
+            again for the gradient, takes a third more time in the head. Other heads need no logits.
     """
 
     def __init__(
@@ -134,11 +143,16 @@ class SupervisedLoss(nn.Module):
                 inputs_embeds=self.embed(batch, pictures), attention_mask=None, use_cache=False
             ).last_hidden_state
             supervised = hidden.flatten(0, 1).index_select(0, batch.rows)  # (S, D)
-        targets = batch.targets
-        if self.logit_rows is None or len(supervised) <= self.logit_rows:
-            return self._entropy(supervised, targets)
-        pieces = zip(supervised.split(self.logit_rows), targets.split(self.logit_rows), strict=True)
-        sums = [checkpoint(self._entropy, hidden, targets, use_reentrant=False) for hidden, targets in pieces]
+        return self.head_loss(supervised, batch.targets)
+
+    def head_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Return the summed cross-entropy, float32 (), of hidden states (S, D) that predict targets, int64 (S,)."""
+        if needs_no_logits(self.llava):
+            return vocabulary_loss(hidden, self.llava.lm_head.weight, targets)
+        if self.logit_rows is None or len(hidden) <= self.logit_rows:
+            return self._entropy(hidden, targets)
+        pieces = zip(hidden.split(self.logit_rows), targets.split(self.logit_rows), strict=True)
+        sums = [checkpoint(self._entropy, *piece, use_reentrant=False) for piece in pieces]
         return torch.stack(sums).sum()
 
     def embed(self, batch: Batch, pictures: Tensor | None) -> Tensor:
@@ -158,6 +172,5 @@ class SupervisedLoss(nn.Module):
         return projected
 
     def _entropy(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Return the summed cross-entropy, float32 (), of hidden states (S, D)."""
         logits = cap_logits(self.llava.lm_head(hidden).float(), self.llava.config.text_config)  # (S, vocabulary)
         return functional.cross_entropy(logits, targets, reduction="sum")

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 ASSUMED_MFU = 0.4
 ROOM = 0.85  # share of the memory that is filled
-_LOGIT_BYTES, _LOGIT_SHARE, _LEAST_ROWS = 14, 0.25, 2048  # as training.budget cuts logits
+_LOGIT_BYTES, _LOGIT_SHARE, _LEAST_ROWS = 14, 0.25, 2048  # as training.budget cuts the logits of a head that learns
+_PIECE_BYTES = 16_384 * 8  # of a supervised token under any other, as model.vocabulary_loss takes words at a time
 _LARGEST = 262_144  # positions; beyond it nothing gets faster
 _CONTEXT = 1.0e9  # bytes that CUDA and its libraries take
 _NF4 = 4.127 / 8  # bytes of a weight: 4 bits and its share of the scales (Dettmers et al., 2023, section 3)
@@ -116,19 +117,22 @@ def estimate(device: Device, shapes: Shapes, config: Config, load: Load, mfu: fl
     total = device.memory_gb * 1e9
     fixed, each = fixed_bytes(shapes, config), position_bytes(shapes, config)
     share = load.supervised / load.positions
-    a_logit = _LOGIT_BYTES * shapes.vocabulary
-    most_rows = max(_LEAST_ROWS, _LOGIT_SHARE * total / a_logit)
+    if config.model.language_policy == "full":
+        a_row = float(_LOGIT_BYTES * shapes.vocabulary)
+        most_rows = max(_LEAST_ROWS, _LOGIT_SHARE * total / a_row)
+    else:
+        a_row, most_rows = float(_PIECE_BYTES), math.inf
 
     def taken(positions: float) -> float:
-        return fixed + each * positions + a_logit * min(positions * share, most_rows)
+        return fixed + each * positions + a_row * min(positions * share, most_rows)
 
     asked = config.training.batch_tokens
     if isinstance(asked, int):
         budget = asked
     else:
         room = ROOM * total - fixed
-        # Either all logits exist at once, or as many as their share of the memory holds.
-        budget = int(min(max(room / (each + a_logit * share), (room - a_logit * most_rows) / each), _LARGEST))
+        # Either all rows of logits exist at once, or as many as their share of the memory holds.
+        budget = int(min(max(room / (each + a_row * share), (room - a_row * most_rows) / each), _LARGEST))
     if budget < load.longest or taken(budget) > total:
         budget = 0
     work = Work.of(shapes, config.model)

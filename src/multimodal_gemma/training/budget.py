@@ -26,7 +26,7 @@ _LOGIT_SHARE = 0.25  # of the device's memory that logits may take
 
 
 def logit_rows(llava: LlavaForConditionalGeneration, device: torch.device) -> int:
-    """Return how many supervised tokens' logits may exist at a time.
+    """Return how many supervised tokens' logits may exist at a time, where a head needs them at all.
 
     On a processor a constant decides, not what is free: a resumed run must add up in the same order.
     """

@@ -19,7 +19,7 @@ from multimodal_gemma.model.shared_prefix import SharedBatch, Words
 if TYPE_CHECKING:
     from multimodal_gemma.training.batches import SampleLike, SplitLike
 
-_SHORTEST = 0.7  # of the longest row that it is padded to; shorter ones make rows of their own
+_SHORTEST = 0.85  # of the longest row that it is padded to; shorter ones make rows of their own
 
 
 class TokensLike(Protocol):

@@ -23,5 +23,5 @@ def test_it_needs_torch_transformers_and_peft_alone():
     result = json.loads(done.stdout)
     assert result["ratio"] > 0
     names = [rung["name"] for rung in result["rungs"]]
-    assert len(names) == 8
+    assert len(names) == 9
     assert names[0].startswith("stock Llava with PEFT")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -97,6 +101,45 @@ def test_a_killed_cache_continues_where_it_was(tmp_path, monkeypatch):
     lookup = on_disk(tmp_path, rest)
     assert rest.seen == [7, 200, 200]  # the last one once more, to compare
     assert torch.equal(lookup([3, 7, 200]), Counting()(torch.tensor([3, 7, 200]).view(3, 1, 1, 1).expand(3, 2, 2, 3)))
+
+
+class Wide(torch.nn.Module):
+    """100 kB an image."""
+
+    def forward(self, images):
+        return images[:, 0, 0, :1, None].float().expand(-1, 100, 250).contiguous()
+
+
+class Many(Images):
+    def image(self, index):
+        return super().image(index % 256)
+
+
+def own_megabytes() -> float:
+    """What the process has for itself, without the files it maps."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")]
+    return int(line.split()[1]) / 1000
+
+
+def grown_by(keep: str, folder: Path) -> float:
+    """Megabytes that 2,000 cached images of 100 kB add to a process that looks each of them up."""
+    images, cpu = list(range(2000)), torch.device("cpu")
+    before = own_megabytes()
+    if keep == "disk":
+        lookup = feature_file.cached_on_disk(Many(), Wide(), cpu, images, folder, {"key": keep})
+    else:
+        lookup = features.cached_in_memory(Many(), Wide(), cpu, images, show=False)
+    for start in range(0, 2000, 40):
+        assert lookup(images[start : start + 40])[:, 5, 7].tolist() == [index % 256 for index in images[start:][:40]]
+    return own_megabytes() - before
+
+
+def test_memory_is_flat_where_the_disk_keeps_the_features(tmp_path):
+    # A process each: this one's allocator may have room left over from other tests.
+    with ProcessPoolExecutor(mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        disk, memory = (pool.submit(grown_by, keep, tmp_path).result() for keep in ("disk", "memory"))
+    assert memory > 190  # of 200: what is measured is there
+    assert disk < 50
 
 
 def test_features_of_another_encoder_or_of_other_images_are_not_used(tmp_path):
