@@ -7,14 +7,13 @@ about) and the base models. A finished artifact is left alone as long as its sou
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import shutil
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from multimodal_gemma import files, logs, manifest
+from multimodal_gemma import files, locks, logs, manifest
 from multimodal_gemma.config.schema import Config
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.stages.summary import Summary
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
 SOURCES = "sources.json"  # where everything came from; no part of the artifact's identity, which is its content alone
 _SCRATCH = ".partial"  # there from the first moment to the last: it marks a folder as this stage's own work
-_LOCK = "lock"
 _PLAN = "plan.json"  # what an attempt set out to make; one with another plan builds on nothing
 
 
@@ -90,30 +88,22 @@ def _finished(output: Path, download: Download, fingerprint: str) -> manifest.Ma
 
 @contextlib.contextmanager
 def _occupied(output: Path) -> Iterator[Path]:
-    """Hold a folder for this download alone and yield its scratch folder; the kernel lets go of it with the process.
+    """Hold a folder for this download alone and yield its scratch folder.
 
     Raises:
         InputError: another download is at work there, somebody else's files lie there, or it cannot be written.
     """
-    scratch = output / _SCRATCH
-    try:
-        output.mkdir(parents=True, exist_ok=True)
+    with locks.only_writer(output, "download"):
+        scratch = output / _SCRATCH
         held = [path.name for path in output.iterdir() if path.name != _SCRATCH]
         if held and not scratch.is_dir() and not (output / manifest.NAME).is_file():
             raise InputError(
                 f"download: {output} holds files that no download left, {held[0]} for one. Give an empty folder."
             )
-        scratch.mkdir(exist_ok=True)
-        lock = (scratch / _LOCK).open("a")
-    except OSError as error:
-        raise files.unwritable(output, error) from error
-    with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"download: another download is at work in {output}. Wait until it ends, or give another folder."
-            ) from None
+            scratch.mkdir(exist_ok=True)
+        except OSError as error:
+            raise files.unwritable(output, error) from error
         yield scratch
 
 
@@ -142,7 +132,7 @@ def _prepare(output: Path, scratch: Path, download: Download) -> None:
         keep = PATTERN if before == plan else ""
         _remove(path for path in output.iterdir() if path not in (scratch, there) and not fnmatch(path.name, keep))
         if before != plan:
-            _remove(path for path in scratch.iterdir() if path.name != _LOCK)
+            _remove(scratch.iterdir())
         files.write_json(scratch / _PLAN, plan)
         there.unlink(missing_ok=True)
     except OSError as error:

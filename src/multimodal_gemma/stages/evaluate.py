@@ -9,7 +9,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from multimodal_gemma import files, logs, manifest
+from multimodal_gemma import files, locks, logs, manifest
 from multimodal_gemma.config.schema import Config
 from multimodal_gemma.stages.summary import Summary
 
@@ -34,7 +34,8 @@ def run(config: Config, model: Path, benchmarks: Path, output: Path, *, dataset:
         Summary whose numbers are the flat metrics.
 
     Raises:
-        InputError: the model cannot be asked, files are faulty, images are missing or were trained on.
+        InputError: the model cannot be asked, files are faulty, images are missing or were trained on, or another
+            evaluation is at work in the folder.
     """
     from multimodal_gemma.evaluation import contamination, loading, predictions, questions, scoring
 
@@ -59,19 +60,20 @@ def run(config: Config, model: Path, benchmarks: Path, output: Path, *, dataset:
         {question.image_id for question in asked},
         config.data.contamination,
     )
-    answers, validation = _answers(config, model, benchmarks, output, asked, inputs, dataset)
-    rows = predictions.rows(asked, answers)
-    metrics = {
-        "schema_version": scoring.SCHEMA_VERSION,
-        "model_digest": model_digest,
-        "benchmarks_digest": asked_of.digest,
-        "contamination": {"status": status.status, "images": status.images},
-        **scoring.score(rows, confidence=config.evaluation.confidence, validation=validation),
-    }
-    _write(config, benchmarks, output, rows, metrics, status.sentence)
-    counts = {"questions": len(rows), "images": len({row["image"] for row in rows})}
-    (output / "answers.partial.jsonl").unlink(missing_ok=True)
-    written = manifest.write(output, KIND, config=shaping, inputs=inputs, counts=counts)
+    with locks.only_writer(output, "evaluate"):
+        answers, validation = _answers(config, model, benchmarks, output, asked, inputs, dataset)
+        rows = predictions.rows(asked, answers)
+        metrics = {
+            "schema_version": scoring.SCHEMA_VERSION,
+            "model_digest": model_digest,
+            "benchmarks_digest": asked_of.digest,
+            "contamination": {"status": status.status, "images": status.images},
+            **scoring.score(rows, confidence=config.evaluation.confidence, validation=validation),
+        }
+        _write(config, benchmarks, output, rows, metrics, status.sentence)
+        counts = {"questions": len(rows), "images": len({row["image"] for row in rows})}
+        (output / "answers.partial.jsonl").unlink(missing_ok=True)
+        written = manifest.write(output, KIND, config=shaping, inputs=inputs, counts=counts)
     _log.info(f"{len(rows):,} questions about {counts['images']:,} images scored: {_headline(metrics)}")
     return Summary("evaluate", output, written.digest, metrics["metrics"], _facts(metrics))
 

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from multimodal_gemma import files, logs, manifest
+from multimodal_gemma import files, locks, logs, manifest
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.export import adapter, card, int8, licences, publish, space, verify, weights
 from multimodal_gemma.stages.summary import Summary
@@ -43,8 +43,8 @@ def run(
         benchmarks: the benchmarks that the model was scored on, to score its 8-bit weights on them too; None: not done.
 
     Raises:
-        InputError: an artifact is unfinished, damaged or of another model, the gate failed, or what was written does
-            not answer as the trained model.
+        InputError: an artifact is unfinished, damaged or of another model, the gate failed, another export is at work
+            in the folder, or what was written does not answer as the trained model.
     """
     _require_formats(config)
     made = manifest.read(model, "model")
@@ -72,41 +72,42 @@ def run(
         return Summary("export", output, found.digest, _numbers(found), _published(config, output), cached=True)
 
     manifest.verify(model, "model")
-    _clear(output)
-    parameters = weights.convert(model, output / _MODEL, config.export.dtype)
-    files.write_json(output / _MODEL / "config.json", weights.config(model, config.export.dtype))
-    _copy(made, model, output, with_adapter=_ADAPTER in config.export.formats)
-    if _ADAPTER in config.export.formats:
-        locations = adapter.bases(_settings(model))
-        files.write_json(output / _ADAPTER / "bases.json", locations)
-        has_adapter = (output / _ADAPTER / "adapter_model.safetensors").is_file()
-        files.write_text(output / _ADAPTER / "README.md", adapter.readme(locations, has_adapter=has_adapter))
-    verify.record(model, output, config.export.dtype)
-    in_8_bits = _write_int8(config, output, benchmarks, evaluation) if int8.FOLDER in config.export.formats else {}
-    story = card.Story(
-        name=section["name"],
-        version=str(registered.get("version", "")),
-        settings=_settings(model),
-        text_config=files.read_json(model / "config.json", "export").get("text_config", {}),
-        model=made,
-        evaluation=scored,
-        scores=scores,
-        dtype=config.export.dtype,
-        parameters=parameters,
-        formats=tuple(config.export.formats),
-        in_8_bits=in_8_bits,
-    )
-    files.write_text(output / "README.md", card.write(story))
-    if space.FOLDER in config.export.formats:
-        licence = licences.identifier(story.language, story.gemma)
-        space.write(output / space.FOLDER, name=story.name, published=config.export.publish, licence=licence)
-    files.write_text(output / "NOTICE", licences.notice(story.language, story.vision, story.data, story.gemma))
-    _checksums(output)
-    verify.run(output)
-    for folder in (output, *(path for path in output.rglob("*") if path.is_dir())):
-        folder.chmod(0o755)  # a server runs as another user than the one who exported
-    counts, facts = {"parameters": parameters}, {int8.FOLDER: in_8_bits} if in_8_bits else {}
-    written = manifest.write(output, KIND, config=section, inputs=inputs, counts=counts, facts=facts)
+    with locks.only_writer(output, "export"):
+        _clear(output)
+        parameters = weights.convert(model, output / _MODEL, config.export.dtype)
+        files.write_json(output / _MODEL / "config.json", weights.config(model, config.export.dtype))
+        _copy(made, model, output, with_adapter=_ADAPTER in config.export.formats)
+        if _ADAPTER in config.export.formats:
+            locations = adapter.bases(_settings(model))
+            files.write_json(output / _ADAPTER / "bases.json", locations)
+            has_adapter = (output / _ADAPTER / "adapter_model.safetensors").is_file()
+            files.write_text(output / _ADAPTER / "README.md", adapter.readme(locations, has_adapter=has_adapter))
+        verify.record(model, output, config.export.dtype)
+        in_8_bits = _write_int8(config, output, benchmarks, evaluation) if int8.FOLDER in config.export.formats else {}
+        story = card.Story(
+            name=section["name"],
+            version=str(registered.get("version", "")),
+            settings=_settings(model),
+            text_config=files.read_json(model / "config.json", "export").get("text_config", {}),
+            model=made,
+            evaluation=scored,
+            scores=scores,
+            dtype=config.export.dtype,
+            parameters=parameters,
+            formats=tuple(config.export.formats),
+            in_8_bits=in_8_bits,
+        )
+        files.write_text(output / "README.md", card.write(story))
+        if space.FOLDER in config.export.formats:
+            licence = licences.identifier(story.language, story.gemma)
+            space.write(output / space.FOLDER, name=story.name, published=config.export.publish, licence=licence)
+        files.write_text(output / "NOTICE", licences.notice(story.language, story.vision, story.data, story.gemma))
+        _checksums(output)
+        verify.run(output)
+        for folder in (output, *(path for path in output.rglob("*") if path.is_dir())):
+            folder.chmod(0o755)  # a server runs as another user than the one who exported
+        counts, facts = {"parameters": parameters}, {int8.FOLDER: in_8_bits} if in_8_bits else {}
+        written = manifest.write(output, KIND, config=section, inputs=inputs, counts=counts, facts=facts)
     logs.get("export").info(
         "%s: %s parameters in %s, %.0f MB",
         output,

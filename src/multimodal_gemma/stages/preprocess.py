@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from multimodal_gemma import files, logs, manifest
+from multimodal_gemma import files, locks, logs, manifest
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.stages.summary import Summary
 
@@ -70,10 +70,9 @@ def run(
         Summary with the counts of the manifest.
 
     Raises:
-        InputError: an input is unfinished or of another kind, too many images are unusable, a benchmark's images are
-            in the data, or a split comes out empty.
+        InputError: an input is unfinished or of another kind, another preprocess is at work in the folder, too many
+            images are unusable, a benchmark's images are in the data, or a split comes out empty.
     """
-    from multimodal_gemma.data import acceptance, contamination, conversations, selection, statistics
     from multimodal_gemma.data.block_store import BlockStore
     from multimodal_gemma.data.processed import KIND
 
@@ -88,20 +87,43 @@ def run(
     if made is not None:
         log.info("%s is finished already (%s); nothing to do", output, _figures(made.counts))
         return _summary(output, made, cached=True)
+    with locks.only_writer(output, "preprocess"):
+        counts, facts = _make(config.data, raw, models, benchmarks, output, BlockStore(output, base), former)
+        made = manifest.write(
+            output, KIND, config=shaping, inputs=inputs, counts=counts, facts=facts, exclude=_NO_CONTENT.__contains__
+        )
+    log.info("%s in %s", _figures(made.counts), output)
+    return _summary(output, made, cached=False)
+
+
+def _make(
+    data: DataConfig,
+    raw: Path,
+    models: Path,
+    benchmarks: Path | None,
+    output: Path,
+    store: BlockStore,
+    former: str,
+) -> tuple[dict[str, int], dict[str, Any]]:
+    """Make everything but the manifest; return its counts and facts.
+
+    `former` is the digest of the dataset whose blocks the store takes over, where none lies in the output itself.
+    """
+    from multimodal_gemma.data import acceptance, contamination, conversations, selection, statistics
+
     manifest.verify(raw, "raw-dataset")
-    right, faults = conversations.parse_counted(raw / "conversations.json", config.data.max_faulty_fraction)
-    given, left = selection.select(right, config.data)
-    found = contamination.check(given, benchmarks, config.data.contamination)
-    acceptance.check_plan([conversation for conversation in given if not found.drops(conversation)], config.data)
+    right, faults = conversations.parse_counted(raw / "conversations.json", data.max_faulty_fraction)
+    given, left = selection.select(right, data)
+    found = contamination.check(given, benchmarks, data.contamination)
+    acceptance.check_plan([conversation for conversation in given if not found.drops(conversation)], data)
     former = _begin(output) or former
-    store = BlockStore(output, base)
     try:
         figures = statistics.Statistics()
         for fault in faults:
             figures.drop("conversation", fault.id, "", fault.kind, fault.reason)
         for conversation, kind, reason in left:
             figures.drop("conversation", conversation.id, conversation.image or "", kind, reason)
-        counts, facts = _write(config.data, raw, models, benchmarks, given, found, figures, output, store)
+        counts, facts = _write(data, raw, models, benchmarks, given, found, figures, output, store)
         counts = {"conversations": len(right) + len(faults), **counts}
     except InputError:
         # Whole blocks serve the next attempt, and the sentence may point to the record of what was left out.
@@ -110,12 +132,9 @@ def run(
     work = {"made": dict(store.made), "reused": dict(store.reused)}
     files.write_json(output / _HISTORY, {"extends": former if store.reused else "", **work})
     if store.reused:
-        log.info("made before: %s", ", ".join(f"{count:,} {kind}" for kind, count in store.reused.items()))
-    made = manifest.write(
-        output, KIND, config=shaping, inputs=inputs, counts=counts, facts=facts, exclude=_NO_CONTENT.__contains__
-    )
-    log.info("%s in %s", _figures(made.counts), output)
-    return _summary(output, made, cached=False)
+        found_again = ", ".join(f"{count:,} {kind}" for kind, count in store.reused.items())
+        logs.get("preprocess").info("made before: %s", found_again)
+    return counts, facts
 
 
 def _write(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from multimodal_gemma import files, logs, manifest
+from multimodal_gemma import files, locks, logs, manifest
 from multimodal_gemma.config.flat import flatten
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.stages.summary import Summary
@@ -40,7 +41,8 @@ def run(config: Config, dataset: Path, models: Path, output: Path, *, run_id: st
         training. In a process that does not lead: nothing.
 
     Raises:
-        InputError: an input is missing or does not fit, or the loss is no number any more.
+        InputError: an input is missing or does not fit, another training is at work in the folder, or the loss is no
+            number any more.
         SystemExit: SIGTERM came; a checkpoint is saved, and the code is 75.
     """
     from multimodal_gemma.data.processed import ProcessedDataset
@@ -68,11 +70,13 @@ def run(config: Config, dataset: Path, models: Path, output: Path, *, run_id: st
 
     from accelerate import PartialState
 
-    from multimodal_gemma.training import checkpoint, preemption, session
+    from multimodal_gemma.training import checkpoint, device, preemption, session
 
     checkpoint.refuse_other(output / "checkpoints", identity)
-    _open_output(config, output)
-    with preemption.Watch() as watch:
+    # Of several processes one holds the folder, for all.
+    hold = locks.only_writer(output, "train") if device.leads() else contextlib.nullcontext()
+    with hold, preemption.Watch() as watch:
+        _open_output(config, output)
         outcome = session.train(config, data, models, output, watch, identity=identity, run_id=run_id)
         state = PartialState()
         if state.is_main_process:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,6 +52,11 @@ def choose_precision(asked: str, device: str, key: str) -> str:
             f"config: {key}=bf16 needs a GPU that computes in it; this run is on {device}. Set {key}=auto or fp32."
         )
     return asked if asked != "auto" else "bf16" if able else "fp32"
+
+
+def leads() -> bool:
+    """Tell whether this process is the first of those that train together, as their launcher has numbered them."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def make_accelerator(training: TrainingConfig, trackers: Sequence[str | GeneralTracker], folder: Path) -> Accelerator:

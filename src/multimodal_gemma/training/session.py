@@ -6,7 +6,6 @@ This is where the parts meet; each of them knows nothing of the others.
 from __future__ import annotations
 
 import functools
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,7 @@ from multimodal_gemma.planning.arithmetic import Shapes, Work
 from multimodal_gemma.training import pictures, samples, sharding, trackers
 from multimodal_gemma.training.batches import make_batch
 from multimodal_gemma.training.budget import choose_budget, logit_rows
-from multimodal_gemma.training.device import choose_device, make_accelerator
+from multimodal_gemma.training.device import choose_device, leads, make_accelerator
 from multimodal_gemma.training.loop import Trainer
 from multimodal_gemma.training.plan import Job, Outcome
 from multimodal_gemma.training.preemption import Watch
@@ -71,8 +70,7 @@ def train(
     log = logs.get("train")
     training = config.training
     sharding.require_possible(config, choose_device(training.device, "training.device"))
-    leads = os.environ.get("RANK", "0") == "0"  # set by launchers of several processes; one of them is watched
-    names = trackers.wanted(config) if leads else []
+    names = trackers.wanted(config) if leads() else []  # one process is watched
     accelerator = make_accelerator(training, _tracker_objects(config, names, run_id, folder), folder / "trackers")
     processor = dataset.processor()
     llava, _ = build(config, processor, models, check=True, packed=_DTYPES[_precision(accelerator)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import json
@@ -16,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from multimodal_gemma import config as configuration
-from multimodal_gemma import manifest
+from multimodal_gemma import locks, manifest
 from multimodal_gemma.config import Config
 from multimodal_gemma.data import collecting
 from multimodal_gemma.data.shards import ImageShards
@@ -152,12 +151,11 @@ def test_a_dataset_that_shrinks_is_made_anew(server: Server, tmp_path: Path) -> 
 
 
 def test_two_downloads_into_one_folder_are_refused(server: Server, tmp_path: Path) -> None:
-    scratch = tmp_path / "raw" / ".partial"
-    scratch.mkdir(parents=True)
-    with (scratch / "lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(InputError, match="another download is at work in .*raw. Wait until it ends"):
-            download.run(settings(server), "dataset", tmp_path / "raw")
+    with (
+        locks.only_writer(tmp_path / "raw", "download"),
+        pytest.raises(InputError, match="another process is writing to .*raw. Wait until it ends"),
+    ):
+        download.run(settings(server), "dataset", tmp_path / "raw")
     assert download.run(settings(server), "dataset", tmp_path / "raw").numbers["images"] == 40
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from multimodal_gemma import cli, config, files, manifest
+from multimodal_gemma import cli, config, files, locks, manifest
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.evaluation import asking, loading, predictions, validation
 from multimodal_gemma.evaluation.calibration import Threshold
@@ -142,6 +142,13 @@ def test_a_killed_evaluation_continues_and_ends_with_the_same_scores(
     for name in ("predictions.jsonl", "metrics.json"):
         assert (output / name).read_bytes() == (finished / name).read_bytes()
     assert not (output / PARTIAL).exists()
+
+
+def test_two_evaluations_into_one_folder_are_refused(
+    settings: config.Config, model: Path, benchmarks: Path, tmp_path: Path
+) -> None:
+    with locks.only_writer(tmp_path, "evaluate"), pytest.raises(InputError, match="another process is writing to"):
+        evaluate.run(settings, model, benchmarks, tmp_path)
 
 
 def test_unfinished_answers_of_another_model_are_never_mixed_in(

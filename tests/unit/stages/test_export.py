@@ -16,7 +16,7 @@ import torch
 import yaml
 from PIL import Image
 
-from multimodal_gemma import files, manifest
+from multimodal_gemma import files, locks, manifest
 from multimodal_gemma.config.schema import Config
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.stages import export
@@ -266,3 +266,10 @@ def test_another_precision_replaces_the_export(made: Made, config: Config, tmp_p
     config.export.dtype = "float32"
     assert not export.run(config, *made, None, out).cached
     assert json.loads((out / "model" / "config.json").read_text())["dtype"] == "float32"
+
+
+def test_two_exports_into_one_folder_are_refused(made: Made, config: Config, tmp_path: Path) -> None:
+    out = tmp_path / "export"
+    with locks.only_writer(out, "export"), pytest.raises(InputError, match="another process is writing to .*export"):
+        export.run(config, *made, None, out)
+    assert not out.exists()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from multimodal_gemma import cli, config, files, manifest
+from multimodal_gemma import cli, config, files, locks, manifest
 from multimodal_gemma.config import Config
 from multimodal_gemma.data import conversation_blocks, image_blocks
 from multimodal_gemma.data.images import ImageChunk, ImageOutcome
@@ -227,6 +227,17 @@ def test_a_block_that_was_edited_by_hand_is_made_again(
     preprocess.run(grown, tmp_path / "raw", models, None, tmp_path / "out")
     preprocess.run(grown, tmp_path / "raw", models, None, tmp_path / "fresh")
     assert same_files(tmp_path / "out", tmp_path / "fresh")
+
+
+def test_two_runs_into_one_folder_are_refused(
+    source: Callable[[list[str]], Config], models: Path, tmp_path: Path
+) -> None:
+    settings = source(NAMES[:20])
+    download.run(settings, "dataset", tmp_path / "raw")
+    out = tmp_path / "out"
+    with locks.only_writer(out, "preprocess"), pytest.raises(InputError, match="another process is writing to .*out"):
+        preprocess.run(settings, tmp_path / "raw", models, None, out)
+    assert not preprocess.run(settings, tmp_path / "raw", models, None, out).cached
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from multimodal_gemma import manifest
+from multimodal_gemma import locks, manifest
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.model.forward import SupervisedLoss
 from multimodal_gemma.stages import train
@@ -335,6 +335,12 @@ def test_an_unwritable_output_is_said_before_the_work(models, dataset, tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         train.run(toys.configuration(), dataset, models, tmp_path / "file" / "model")
+
+
+def test_two_trainings_into_one_folder_are_refused(models, dataset, tmp_path):
+    with locks.only_writer(tmp_path, "train"), pytest.raises(InputError, match="another process is writing to"):
+        train.run(toys.configuration(), dataset, models, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_a_server_mlflow_is_left_out_and_said_so(models, dataset, tmp_path, monkeypatch, caplog):
