@@ -16,10 +16,13 @@ from multimodal_gemma.errors import InputError
 HOLD = """
 import multiprocessing, os, pathlib, sys, time
 from multimodal_gemma import locks
+
+def work():
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+
 with locks.only_writer(pathlib.Path(sys.argv[1]), "train"):
-    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
-    worker.start()
-    print(worker.pid, flush=True)
+    multiprocessing.get_context("fork").Process(target=work).start()
     time.sleep(60)
 """
 
