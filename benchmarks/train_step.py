@@ -32,7 +32,6 @@ import torch
 from peft import LoraConfig as PeftLora
 from peft import get_peft_model
 from torch import nn
-from torch.nn import functional
 from transformers import CLIPVisionConfig, Gemma3TextConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from multimodal_gemma.config.schema import ModelConfig
@@ -104,7 +103,7 @@ class LogitsOfAllWords(SupervisedLoss):
 
     def head_loss(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the summed cross-entropy."""
-        return functional.cross_entropy(self.llava.lm_head(hidden).float(), targets, reduction="sum")
+        return self._entropy(hidden, targets)
 
 
 def shapes(tiny: bool) -> tuple[CLIPVisionConfig, Gemma3TextConfig]:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from multimodal_gemma import files
+from multimodal_gemma import files, logs
 from multimodal_gemma.errors import InputError
 
 _held: set[int] = set()  # descriptors of this process's locks
@@ -19,7 +19,7 @@ def only_writer(folder: Path, stage: str) -> Iterator[None]:
     """Hold a folder for this process alone; it is created if need be.
 
     The lock is the kernel's, on the folder itself: nothing is left in it, and it ends with the process, however that
-    ends. A file system without locks does not hinder the work.
+    ends. A file system without locks does not hinder the work; a warning says so.
 
     Args:
         folder: where the stage writes.
@@ -36,22 +36,30 @@ def only_writer(folder: Path, stage: str) -> Iterator[None]:
         raise files.unwritable(folder, error) from error
     _held.add(descriptor)
     try:
+        _take(descriptor, folder, stage)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"{stage}: another process is writing to {folder}. Wait until it ends, or give another folder."
-            ) from None
-        except OSError:  # ENOLCK, ENOSYS, EOPNOTSUPP: this file system knows no locks
-            pass
-        yield
+            yield
+        finally:
+            if new:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()  # if the stage wrote nothing; by its holder alone, not by one that was refused
     finally:
-        if new:
-            with contextlib.suppress(OSError):
-                folder.rmdir()  # if the stage wrote nothing
         if descriptor in _held:  # not in a forked worker
             _held.remove(descriptor)
             os.close(descriptor)
+
+
+def _take(descriptor: int, folder: Path, stage: str) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(
+            f"{stage}: another process is writing to {folder}. Wait until it ends, or give another folder."
+        ) from None
+    except OSError as error:  # ENOLCK, ENOSYS, EOPNOTSUPP
+        logs.get(stage).warning(
+            f"{folder} is on a file system without locks ({error.strerror}): let nobody else write there"
+        )
 
 
 def _let_go() -> None:

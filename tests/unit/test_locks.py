@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import logging
 import os
 import signal
 import subprocess
@@ -65,6 +66,16 @@ def test_a_folder_that_stays_empty_is_not_left_behind_unless_it_was_there(tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
 
 
+def test_one_that_is_refused_leaves_the_folder_to_its_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "out"
+    with locks.only_writer(folder, "train"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "exists", lambda _: False)  # as one sees it that comes a moment before it is made
+            with pytest.raises(InputError, match="another process"), locks.only_writer(folder, "train"):
+                pass
+        assert folder.is_dir()
+
+
 def test_a_file_in_the_way_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match="cannot be written"), locks.only_writer(tmp_path / "file", "train"):
@@ -72,11 +83,15 @@ def test_a_file_in_the_way_is_a_sentence(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "in the way"
 
 
-def test_a_file_system_without_locks_does_not_hinder_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_locks_does_not_hinder_the_work_and_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def refuses(*_: object) -> None:
         raise OSError(errno.EOPNOTSUPP, "not supported")
 
     monkeypatch.setattr(fcntl, "flock", refuses)
+    monkeypatch.setattr(logging.getLogger("multimodal_gemma"), "propagate", True)
     with locks.only_writer(tmp_path / "out", "train"):
         (tmp_path / "out" / "file").touch()
     assert (tmp_path / "out" / "file").exists()
+    assert "without locks (not supported)" in caplog.text

@@ -105,7 +105,7 @@ def _make(
     store: BlockStore,
     former: str,
 ) -> tuple[dict[str, int], dict[str, Any]]:
-    """Make everything but the manifest; return its counts and facts.
+    """Choose what is kept and write it beside what can be built on; return the manifest's counts and facts.
 
     `former` is the digest of the dataset whose blocks the store takes over, where none lies in the output itself.
     """

@@ -15,7 +15,7 @@ import torch
 
 from multimodal_gemma import cli, config, files, locks, manifest
 from multimodal_gemma.errors import InputError
-from multimodal_gemma.evaluation import asking, loading, predictions, validation
+from multimodal_gemma.evaluation import asking, predictions, validation
 from multimodal_gemma.evaluation.calibration import Threshold
 from multimodal_gemma.evaluation.generator import SuffixGenerator
 from multimodal_gemma.evaluation.pope import pope_metrics
@@ -385,18 +385,3 @@ def test_validation_data_are_measured_only_for_the_model_that_learnt_beside_them
         "source": "training", "loss": 3.0, "perplexity": pytest.approx(math.e**3), "threshold": None,
     }  # fmt: skip
     assert "pope_threshold" not in other["metrics"]
-
-
-@pytest.mark.parametrize(("parameters", "threads"), [(1_000, 1), (30_000_000, 2)])
-def test_a_miniature_is_not_slowed_down_by_idle_threads(parameters: int, threads: int) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        made = torch.nn.Module()
-        made.weight = torch.nn.Parameter(torch.empty(parameters))
-        made.device = torch.device("cpu")
-        with loading.threads_for(made):
-            assert torch.get_num_threads() == threads
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
