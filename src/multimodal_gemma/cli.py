@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from multimodal_gemma import __version__, environment, logs
-from multimodal_gemma.cluster import kfp_commands, preflight_command
+from multimodal_gemma.cluster import commands as cluster
 from multimodal_gemma.config import compose, presets, to_json
 from multimodal_gemma.config.schema import Config
 from multimodal_gemma.errors import InputError
@@ -114,8 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--dataset", type=Path, help="a processed dataset, for its lengths")
     plan.add_argument("--benchmark", type=Path, help="a result of benchmarks/train_step.py --device cuda --out")
 
-    preflight_command.add(commands, _add)
-    kfp_commands.add(commands, _add)
+    cluster.add(commands, _add)
     _add(commands, "config", _config, "print the whole configuration of a preset and overrides, as JSON")
     return parser
 

@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 
-from multimodal_gemma.cluster.schedule_cron import coming, normal
+from multimodal_gemma.cluster.kfp.cron import coming, normal
 from multimodal_gemma.errors import InputError
 
 MONDAY = datetime.datetime(2026, 11, 23, 12, 0, tzinfo=datetime.UTC)

@@ -16,9 +16,9 @@ import yaml
 from rich.console import Console
 
 from multimodal_gemma import cli
-from multimodal_gemma.cluster import submit_pipeline
-from multimodal_gemma.cluster.follow_state import snapshot
-from multimodal_gemma.cluster.follow_table import picture
+from multimodal_gemma.cluster.kfp import pipeline as pipelines
+from multimodal_gemma.cluster.kfp.screen import picture
+from multimodal_gemma.cluster.kfp.story import snapshot
 from multimodal_gemma.local.runner import compiled_pipeline
 from tests.servers.kfp_nodes import details, training
 from tests.unit.manifests import schemas
@@ -32,7 +32,7 @@ def shown(elapsed: float, state: str) -> str:
     answer = {"state": state, "run_details": {"task_details": details("r", story, elapsed, now, told=False)}}
     run: Any = kfp_server_api.ApiClient()._ApiClient__deserialize(answer, "V2beta1Run")  # type: ignore[attr-defined]
     console = Console(file=io.StringIO(), width=100)
-    spec = submit_pipeline.read(compiled_pipeline()).spec
+    spec = pipelines.read(compiled_pipeline()).spec
     console.print(picture(snapshot(run, spec, now), "llava-150k-20261123-105000"))
     return re.sub(r" +\n", "\n", console.file.getvalue())  # type: ignore[attr-defined]
 
@@ -56,7 +56,7 @@ def test_the_parameter_files_are_the_columns_of_the_side_by_side_table(
     file = Path(__file__).parents[3] / "pipelines" / "parameters" / f"{cluster}.yaml"
     assert cli.main(["submit", "--dry-run", "--params", str(file)]) == 0
     sent = json.loads(capsys.readouterr().out)["parameters"]
-    declared = submit_pipeline.read(compiled_pipeline()).parameters
+    declared = pipelines.read(compiled_pipeline()).parameters
     part = PAGE.split("side by side\n")[1].split("`overrides` takes")[0]
     rows = [line.strip("| ").split(" | ") for line in part.splitlines() if line.startswith("| `")]
     table = {name.strip("`"): cells for name, *cells in rows}

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from multimodal_gemma import cli
-from multimodal_gemma.cluster import kfp_connect
+from multimodal_gemma.cluster.kfp import connect
 from tests.servers.kfp_api import KfpServer
 
 FAST = ["--patience", "0.2"]
@@ -171,8 +171,8 @@ def test_in_a_pod_the_server_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KFP_HOST", raising=False)
     monkeypatch.delenv("KF_PIPELINES_ENDPOINT", raising=False)
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
-    assert kfp_connect._address(None) == "http://ml-pipeline.kubeflow.svc.cluster.local:8888"
-    assert kfp_connect._address("kfp.example.com/pipeline") == "https://kfp.example.com/pipeline"
+    assert connect._address(None) == "http://ml-pipeline.kubeflow.svc.cluster.local:8888"
+    assert connect._address("kfp.example.com/pipeline") == "https://kfp.example.com/pipeline"
 
 
 def test_a_client_that_is_not_installed(

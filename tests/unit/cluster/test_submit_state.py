@@ -10,9 +10,9 @@ import kfp_server_api
 import pytest
 from rich.console import Console
 
-from multimodal_gemma.cluster import submit_pipeline
-from multimodal_gemma.cluster.follow_state import Snapshot, snapshot
-from multimodal_gemma.cluster.follow_table import Screen, changes, duration, picture
+from multimodal_gemma.cluster.kfp import pipeline as pipelines
+from multimodal_gemma.cluster.kfp.screen import Screen, changes, duration, picture
+from multimodal_gemma.cluster.kfp.story import Snapshot, snapshot
 from multimodal_gemma.local.runner import compiled_pipeline
 from tests.servers.kfp_nodes import Task, details, training
 
@@ -27,7 +27,7 @@ def seen(story: list[Task], elapsed: float, state: str, *, told: bool = False, p
         "run_details": {"task_details": details("r", story, elapsed, NOW, told=told)},
     }
     run: Any = kfp_server_api.ApiClient()._ApiClient__deserialize(answer, "V2beta1Run")  # type: ignore[attr-defined]
-    return snapshot(run, submit_pipeline.read(compiled_pipeline(pipeline)).spec, NOW)
+    return snapshot(run, pipelines.read(compiled_pipeline(pipeline)).spec, NOW)
 
 
 def states(run: Snapshot) -> dict[str, str]:

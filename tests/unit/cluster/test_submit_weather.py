@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from multimodal_gemma import cli
-from multimodal_gemma.cluster import kfp_tokens
+from multimodal_gemma.cluster.kfp import tokens
 from tests.servers.kfp_api import KfpServer
 
 FAST = ["--every", "0.01", "--patience", "0.4"]
@@ -123,17 +123,17 @@ def test_a_pods_own_token_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.delenv("KFP_TOKEN", raising=False)
     (tmp_path / "token").write_text("projected")
     monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", str(tmp_path / "token"))
-    assert kfp_tokens.choose().get() == "projected"
-    assert kfp_tokens.choose().renewable
+    assert tokens.choose().get() == "projected"
+    assert tokens.choose().renewable
     monkeypatch.setenv("KFP_TOKEN", "of the environment")
-    assert kfp_tokens.choose().get() == "of the environment"
+    assert tokens.choose().get() == "of the environment"
 
 
 def test_a_token_is_never_shown(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
     server.tokens = {"other"}
     assert cli.main(["submit", *FAST, "--token", "very-secret"]) == 2
     assert "very-secret" not in "".join(capsys.readouterr())
-    assert "very-secret" not in repr(kfp_tokens.choose("very-secret"))
+    assert "very-secret" not in repr(tokens.choose("very-secret"))
 
 
 KUBECTL = """#!{python}

@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from multimodal_gemma.cluster.submit_pipeline import gated
+from multimodal_gemma.cluster.kfp.pipeline import gated
 from multimodal_gemma.local import graph
 
 ENDED = {"SUCCEEDED", "FAILED", "SKIPPED", "CANCELED"}

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from multimodal_gemma import logs
-from multimodal_gemma.cluster.follow_state import Row, Snapshot
+from multimodal_gemma.cluster.kfp.story import Row, Snapshot
 
 _log = logs.get("submit")
 _STYLES = {

@@ -10,11 +10,12 @@ import sys
 from typing import Any
 
 from multimodal_gemma import logs
-from multimodal_gemma.cluster import follow, kfp_store, submit_data, submit_parameters, submit_pipeline
-from multimodal_gemma.cluster.follow_state import Snapshot
-from multimodal_gemma.cluster.follow_table import Screen, print_final
-from multimodal_gemma.cluster.kfp_api import Api
-from multimodal_gemma.cluster.kfp_connect import connected, run_link
+from multimodal_gemma.cluster import submit_parameters
+from multimodal_gemma.cluster.kfp import data, follow, pipeline, store
+from multimodal_gemma.cluster.kfp.api import Api
+from multimodal_gemma.cluster.kfp.connect import connected, run_link
+from multimodal_gemma.cluster.kfp.screen import Screen, print_final
+from multimodal_gemma.cluster.kfp.story import Snapshot
 from multimodal_gemma.config.compose import presets  # Hydra puts the folder of that name into the package
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.local.runner import compiled_pipeline
@@ -34,7 +35,7 @@ class Plan:
         known: ids of the pipeline and of the version on the server that was chosen; None where a file is sent.
     """
 
-    compiled: submit_pipeline.Compiled
+    compiled: pipeline.Compiled
     parameters: dict[str, Any]
     known: tuple[str, str] | None = None
 
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: what was given is wrong, or the server cannot be used.
     """
-    with kfp_store.sentences():
+    with store.sentences():
         if args.follow or args.stop:
             with connected(args) as api:
                 return _stop(api, args) if args.stop else _follow(api, args, follow.attach(api, args.follow), {})
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
 def plan(args: argparse.Namespace) -> Plan:
     """Read the pipeline and check every parameter against it and against the configuration."""
-    compiled = submit_pipeline.read(args.pipeline or compiled_pipeline(), cache=not args.no_cache)
+    compiled = pipeline.read(args.pipeline or compiled_pipeline(), cache=not args.no_cache)
     return Plan(compiled, _parameters(args, compiled))
 
 
@@ -90,17 +91,17 @@ def place(api: Api, args: argparse.Namespace, planned: Plan) -> Target:
     """See to it that pipeline, version and experiment are there, and say what was made."""
     compiled, namespace = planned.compiled, args.namespace or ""
     create = args.create_experiment or args.experiment == DEFAULT_EXPERIMENT
-    experiment_id = kfp_store.ensure_experiment(api, args.experiment, namespace, create=create)
+    experiment_id = store.ensure_experiment(api, args.experiment, namespace, create=create)
     if planned.known:
         return Target(*planned.known, experiment_id, uploaded=False)
-    pipeline_id = kfp_store.ensure_pipeline(api, compiled, namespace)
-    version_id, uploaded = kfp_store.ensure_version(api, pipeline_id, compiled)
+    pipeline_id = store.ensure_pipeline(api, compiled, namespace)
+    version_id, uploaded = store.ensure_version(api, pipeline_id, compiled)
     done = "uploaded" if uploaded else "is on the server already; nothing was uploaded"
     _log.info(f"{compiled.name} {compiled.version} {done}")
     return Target(pipeline_id, version_id, experiment_id, uploaded)
 
 
-def _parameters(args: argparse.Namespace, compiled: submit_pipeline.Compiled) -> dict[str, Any]:
+def _parameters(args: argparse.Namespace, compiled: pipeline.Compiled) -> dict[str, Any]:
     filed = submit_parameters.read_file(args.params) if args.params else {}
     found = submit_parameters.collect(compiled.parameters, preset(args), args.overrides, args.param or [], filed)
     if "preset" in compiled.parameters and (found.keys() != {"preset"} or preset(args) not in presets()):
@@ -109,9 +110,9 @@ def _parameters(args: argparse.Namespace, compiled: submit_pipeline.Compiled) ->
 
 
 def _known_version(api: Api, args: argparse.Namespace) -> Plan:
-    name = submit_pipeline.read(args.pipeline or compiled_pipeline()).name
-    *known, spec = kfp_store.find_version(api, name, args.pipeline_version, args.namespace or "")
-    compiled = submit_pipeline.of_spec(spec)
+    name = pipeline.read(args.pipeline or compiled_pipeline()).name
+    *known, spec = store.find_version(api, name, args.pipeline_version, args.namespace or "")
+    compiled = pipeline.of_spec(spec)
     return Plan(compiled, _parameters(args, compiled), (known[0], known[1]))
 
 
@@ -120,14 +121,14 @@ def _submit(api: Api, args: argparse.Namespace, planned: Plan) -> int:
 
     description = "mmgemma submit"
     if args.new_data:
-        sources = submit_data.Sources.of(submit_parameters.configured(planned.parameters, preset(args), args.overrides))
-        if same := submit_data.run_on(api, sources, args.experiment, args.namespace or ""):
+        sources = data.Sources.of(submit_parameters.configured(planned.parameters, preset(args), args.overrides))
+        if same := data.run_on(api, sources, args.experiment, args.namespace or ""):
             sentence = f"No new data since run {same}; nothing was submitted."
             return _said(args, 0, sentence, {"submitted": False, "data": sources.digest, "last_run": same})
         description = f"{description}; {sources.mark}"
     target = place(api, args, planned)
     name = args.run_name or f"{preset(args)}-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}"
-    identity = kfp_store.create_run(
+    identity = store.create_run(
         api,
         V2beta1Run(
             display_name=name,

@@ -18,9 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 from multimodal_gemma import files
-from multimodal_gemma.cluster import kfp_store, schedule_cron, submit
-from multimodal_gemma.cluster.kfp_api import Api
-from multimodal_gemma.cluster.kfp_connect import connected
+from multimodal_gemma.cluster.kfp import cron as crons
+from multimodal_gemma.cluster.kfp import store, submit
+from multimodal_gemma.cluster.kfp.api import Api
+from multimodal_gemma.cluster.kfp.connect import connected
 from multimodal_gemma.cluster.submit_parameters import nearest
 from multimodal_gemma.errors import InputError
 
@@ -34,12 +35,12 @@ def run(args: argparse.Namespace) -> int:
         InputError: what was given is wrong, or the server cannot be used.
     """
     actions = {"create": _create, "list": _list, "pause": _pause, "resume": _resume, "delete": _delete}
-    with kfp_store.sentences():
+    with store.sentences():
         return actions[args.action](args)
 
 
 def _create(args: argparse.Namespace) -> int:
-    cron = schedule_cron.normal(args.cron)
+    cron = crons.normal(args.cron)
     planned = submit.plan(args)
     if args.dry_run:
         facts = {"name": args.name, "cron": cron, "pipeline": planned.compiled.name, "parameters": planned.parameters}
@@ -91,7 +92,7 @@ def _make(api: Api, args: argparse.Namespace, wanted: Any, before: list[Any]) ->
         made = api.call(api.recurring.recurring_run_service_create_recurring_run, wanted, once=True)
         return str(made.recurring_run_id)
 
-    return kfp_store.once(api, create, find)
+    return store.once(api, create, find)
 
 
 def _created(name: str, cron: str, *, changed: bool, paused: bool) -> str:
@@ -105,7 +106,7 @@ def _created(name: str, cron: str, *, changed: bool, paused: bool) -> str:
 def _list(args: argparse.Namespace) -> int:
     with connected(args) as api:
         found = list(_all(api, args))
-        experiments = {identity: name for name, identity in kfp_store.experiments(api, args.namespace or "").items()}
+        experiments = {identity: name for name, identity in store.experiments(api, args.namespace or "").items()}
     if args.json:
         return _said(args, "", {"schedules": [_facts(item) for item in found]})
     if not found:
@@ -148,7 +149,7 @@ def _each(args: argparse.Namespace, function: str, done: str) -> int:
 
 def _all(api: Api, args: argparse.Namespace) -> Any:
     within = {"namespace": args.namespace} if args.namespace else {}
-    return kfp_store.pages(api, api.recurring.recurring_run_service_list_recurring_runs, "recurring_runs", **within)
+    return store.pages(api, api.recurring.recurring_run_service_list_recurring_runs, "recurring_runs", **within)
 
 
 def _facts(item: Any) -> dict[str, Any]:
@@ -166,7 +167,7 @@ def _facts(item: Any) -> dict[str, Any]:
 def _coming(cron: str) -> list[datetime.datetime]:
     if len(cron.split()) != 6:  # another program made it, in words that this one does not read
         return []
-    return list(itertools.islice(schedule_cron.coming(cron, datetime.datetime.now(datetime.UTC)), _SHOWN))
+    return list(itertools.islice(crons.coming(cron, datetime.datetime.now(datetime.UTC)), _SHOWN))
 
 
 def _said(args: argparse.Namespace, sentence: str, facts: dict[str, Any]) -> int:

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from multimodal_gemma.cluster.kfp_api import Api, Refused, Unanswered
+from multimodal_gemma.cluster.kfp.api import Api, Refused, Unanswered
+from multimodal_gemma.cluster.kfp.pipeline import Compiled
 from multimodal_gemma.cluster.submit_parameters import nearest
-from multimodal_gemma.cluster.submit_pipeline import Compiled
 from multimodal_gemma.errors import InputError
 
 _CONFLICT = 409

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from multimodal_gemma.cluster import kfp_forward, kfp_tokens
-from multimodal_gemma.cluster.kfp_api import Api, Patience
+from multimodal_gemma.cluster.kfp import forward as forwards
+from multimodal_gemma.cluster.kfp import tokens as bearer
+from multimodal_gemma.cluster.kfp.api import Api, Patience
 from multimodal_gemma.errors import InputError
 
 _IN_CLUSTER = "http://ml-pipeline.kubeflow.svc.cluster.local:8888"  # as the KFP SDK has it
@@ -24,14 +25,14 @@ def connected(args: argparse.Namespace) -> Iterator[Api]:
     Raises:
         InputError: no server is named, its address is misspelt, or it cannot be reached.
     """
-    tokens = kfp_tokens.choose(args.token or "", args.token_file, args.token_command or "")
+    tokens = bearer.choose(args.token or "", args.token_file, args.token_command or "")
     patience = Patience(args.patience, min(1.0, args.patience / 4))
     ca_file = str(_existing(args.ca)) if args.ca else None
     with contextlib.ExitStack() as stack:
         if args.port_forward:
             if args.host:
                 raise InputError("kfp: give --host or --port-forward, not both.")
-            forward = stack.enter_context(kfp_forward.forwarded(args.port_forward))
+            forward = stack.enter_context(forwards.forwarded(args.port_forward))
             yield Api(forward.address(), tokens, patience=patience, ca_file=ca_file, moved=forward.address)
             return
         yield Api(_address(args.host), tokens, patience=patience, ca_file=ca_file)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from multimodal_gemma import logs
-from multimodal_gemma.cluster.kfp_tokens import Tokens
+from multimodal_gemma.cluster.kfp.tokens import Tokens
 from multimodal_gemma.errors import InputError
 
 _log = logs.get("submit")

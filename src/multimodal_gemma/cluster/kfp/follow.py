@@ -7,10 +7,10 @@ import datetime
 import time
 from typing import Any
 
-from multimodal_gemma.cluster.follow_state import Snapshot, snapshot
-from multimodal_gemma.cluster.follow_table import Screen
-from multimodal_gemma.cluster.kfp_api import Api, Patience, Refused
-from multimodal_gemma.cluster.submit_pipeline import of_spec
+from multimodal_gemma.cluster.kfp.api import Api, Patience, Refused
+from multimodal_gemma.cluster.kfp.pipeline import of_spec
+from multimodal_gemma.cluster.kfp.screen import Screen
+from multimodal_gemma.cluster.kfp.story import Snapshot, snapshot
 from multimodal_gemma.errors import InputError
 
 PASSED, FAILED, REFUSED, UNKNOWN = 0, 1, 3, 4  # exit codes; 2 is a mistake in what was given

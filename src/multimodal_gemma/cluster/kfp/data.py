@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 
 from multimodal_gemma import files
-from multimodal_gemma.cluster import kfp_store
-from multimodal_gemma.cluster.kfp_api import Api
+from multimodal_gemma.cluster.kfp import store
+from multimodal_gemma.cluster.kfp.api import Api
 from multimodal_gemma.config import Config
 
 _IN_VAIN = {"FAILED", "CANCELED"}  # a run that ended so has not used its data
@@ -68,10 +68,10 @@ def run_on(api: Api, sources: Sources, experiment: str, namespace: str) -> str |
         experiment: name of the experiment whose runs count; one that ended in vain does not.
         namespace: on a multi-user server.
     """
-    known = kfp_store.experiments(api, namespace)
+    known = store.experiments(api, namespace)
     if experiment not in known:
         return None
-    runs = kfp_store.pages(
+    runs = store.pages(
         api, api.runs.run_service_list_runs, "runs", experiment_id=known[experiment], sort_by="created_at desc"
     )
     for run in runs:
