@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from multimodal_gemma import manifest
-from multimodal_gemma.cluster import train_job_spec
+from multimodal_gemma.cluster.trainjob import spec as train_job_spec
 from multimodal_gemma.config.schema import NodesConfig
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.stages import train

@@ -32,7 +32,7 @@ run `mmgemma submit --new-data`, which submits nothing while the data is what th
 
 
 _PREFLIGHT = """\
-Look at a cluster as a run with these parameters would meet it: rights, nodes, quota, Secrets, servers, images, and
+Look at a cluster as a run with these parameters would meet it: rights, nodes, quota, Secrets, servers, and
 Kubeflow Trainer and Kueue where they are used. Nothing is changed."""
 _PREFLIGHT_MORE = """\
 exit codes:
@@ -173,8 +173,10 @@ def _schedule(args: argparse.Namespace) -> int:
 def _preflight(args: argparse.Namespace) -> int:
     import sys
 
-    from multimodal_gemma.cluster import client, needs, preflight, submit_parameters
+    from multimodal_gemma.cluster import submit_parameters
     from multimodal_gemma.cluster.kfp import pipeline
+    from multimodal_gemma.cluster.kube import client
+    from multimodal_gemma.cluster.preflight import findings, look, needs
     from multimodal_gemma.local.runner import compiled_pipeline
 
     filed = submit_parameters.read_file(args.params) if args.params else {}
@@ -184,7 +186,7 @@ def _preflight(args: argparse.Namespace) -> int:
     parameters = {name: spec.get("defaultValue") for name, spec in compiled.parameters.items()} | given
     config = submit_parameters.configured(given, preset, args.overrides)
     namespace = args.namespace or client.current_namespace(args.kubeconfig, args.context)
-    asked = needs.of_run(parameters, config, namespace, service_account=args.service_account, images=compiled.images)
-    findings = preflight.look(lambda: client.connect(args.kubeconfig, args.context), asked)
-    sys.stdout.write((preflight.as_json(findings) if args.json else preflight.table(findings)) + "\n")
-    return 2 if any(finding.state == "failed" for finding in findings) else 0
+    asked = needs.of_run(parameters, config, namespace, service_account=args.service_account)
+    found = look.look(lambda: client.connect(args.kubeconfig, args.context), asked)
+    sys.stdout.write((findings.as_json(found) if args.json else findings.table(found)) + "\n")
+    return 2 if any(finding.state == "failed" for finding in found) else 0

@@ -17,7 +17,7 @@ from typing import Any
 import multimodal_gemma
 from multimodal_gemma import config as configuration
 from multimodal_gemma import files, logs
-from multimodal_gemma.cluster import train_job_place
+from multimodal_gemma.cluster.trainjob.place import divide
 from multimodal_gemma.config import Config
 from multimodal_gemma.config.flat import as_overrides
 from multimodal_gemma.errors import InputError
@@ -61,7 +61,7 @@ class Plans:
         dataset: plan of download-dataset.
         benchmarks: plan of download-benchmarks.
         preprocess: plan of preprocess-dataset.
-        place: what train-model's pod asks of the cluster, see `train_job_place.place`; no JSON.
+        place: what train-model's pod asks of the cluster, see `cluster.trainjob.place.divide`; no JSON.
     """
 
     config: str
@@ -88,7 +88,7 @@ def run(
         settings: values of single parameters, named section_key (e.g. training_epochs); "" and 0 leave the preset's
             value.
         needed: the cached stages that the pipeline has; the plan of any other is "".
-        placement: parameters resources_* and secret_*, and `image`, of a run on a cluster; in a pod that may speak to
+        placement: parameters resources_* and secret_* of a run on a cluster; in a pod that may speak to
             the Kubernetes API, the cluster is looked at too.
 
     Raises:
@@ -100,7 +100,7 @@ def run(
             raise InputError(f"config: {override!r} is no override. Write each as a text section.key=value.")
     config = configuration.compose(preset, [*as_overrides(settings or {}), *overrides])
     server.check(config.registry)  # now, and not after hours of training
-    config, place = train_job_place.place(config, placement or {})
+    config, place = divide(config, placement or {})
     if placement:
         _look_at_cluster(placement, config)
     plans = {stage: _plan(stage, config) if stage in needed else "" for stage in _TOLD}
@@ -109,15 +109,15 @@ def run(
 
 
 def _look_at_cluster(placement: Mapping[str, Any], config: Config) -> None:
-    from multimodal_gemma.cluster import client
+    from multimodal_gemma.cluster.kube import client
 
     if not client.in_cluster():
         _log.info("this is no pod of a cluster: no cluster is looked at")
         return
-    from multimodal_gemma.cluster import needs, preflight
+    from multimodal_gemma.cluster.preflight import findings, look, needs
 
-    asked = needs.of_run(placement, config, client.current_namespace(), inside=True, images=[placement["image"]])
-    preflight.require(preflight.look(client.connect, asked))
+    asked = needs.of_run(placement, config, client.current_namespace(), inside=True)
+    findings.require(look.look(client.connect, asked))
 
 
 def planned(plan: str) -> Config:

@@ -91,15 +91,16 @@ def clean_up(run_id: str) -> list[str]:
     Returns:
         Names of what was deleted; nothing where there is no cluster, or the run may not see TrainJobs.
     """
-    from multimodal_gemma.cluster import client, train_job
+    from multimodal_gemma.cluster.kube import client
+    from multimodal_gemma.cluster.trainjob import job
 
     if not client.in_cluster():
         return []
     log = logs.get("report")
     try:
-        namespace = train_job.here()
+        namespace = job.here()
         namespace.patience = min(namespace.patience, _PATIENCE)
-        gone = train_job.delete_all(namespace, run_id)
+        gone = job.delete_all(namespace, run_id)
     except InputError as error:  # a report that fails would hide how the run ended
         log.info(f"TrainJobs were not looked for. {error}")
         return []

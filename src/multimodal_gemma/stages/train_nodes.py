@@ -59,21 +59,21 @@ def run(config: Config, dataset: Path, models: Path, output: Path, identity: dic
         InputError: there is no place to exchange data in, no cluster to train on, or the training failed.
         SystemExit: this process was asked to end; the TrainJob is deleted.
     """
-    from multimodal_gemma.cluster import train_job, train_job_place, train_job_spec
+    from multimodal_gemma.cluster.trainjob import job, place, spec
 
-    log, work = logs.get("train"), train_job_place.require_work(config)
-    name = train_job_spec.job_name(run_id, identity)
+    log, work = logs.get("train"), place.require_work(config)
+    name = spec.job_name(run_id, identity)
     where = f"{work}/jobs/{name}"
     if delivery.fetch(f"{where}/{MODEL}", output):
         log.info(f"{where} holds this very model: fetched")
         return
-    namespace = train_job.here()
-    job = train_job.build(namespace, name, where, config.training.nodes, config.nodes, run_id=run_id)
+    namespace = job.here()
+    asked = job.build(namespace, name, where, config.training.nodes, config.nodes, run_id=run_id)
     sent = {part: _send(part, folder, work) for part, folder in (("dataset", dataset), ("models", models))}
     uri = config.training.checkpoint_uri or f"{where}/checkpoints"
     theirs = dataclasses.replace(config, training=dataclasses.replace(config.training, checkpoint_uri=uri))
     _put(where, Request(configuration.to_json(theirs), sent["dataset"], sent["models"], run_id))
-    train_job.run(namespace, job)
+    job.run(namespace, asked)
     if not delivery.fetch(f"{where}/{MODEL}", output):
         raise InputError(f"train: the TrainJob {name} is complete, but there is no whole model in {where}. Run again.")
 

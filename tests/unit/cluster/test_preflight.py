@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from multimodal_gemma.cli import main
-from multimodal_gemma.cluster import client, preflight
-from multimodal_gemma.cluster.checks.finding import Finding
-from multimodal_gemma.cluster.needs import Needs
+from multimodal_gemma.cluster.kube import client
+from multimodal_gemma.cluster.preflight.findings import Finding, require
+from multimodal_gemma.cluster.preflight.look import look as look_at
+from multimodal_gemma.cluster.preflight.needs import Needs
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.stages import preflight as stage
 from tests.servers.kubernetes_api import KubernetesServer
@@ -43,7 +44,7 @@ def put_node(server: KubernetesServer, name: str, labels: dict, room: dict, tain
 
 def look(server: KubernetesServer, tmp_path: Path, needs: Needs = NEEDS, **options) -> dict[str, Finding]:
     path = server.kubeconfig(tmp_path / "kubeconfig")
-    findings = preflight.look(lambda: client.connect(path), needs, **{"patience": 2.0, **options})
+    findings = look_at(lambda: client.connect(path), needs, **{"patience": 2.0, **options})
     return {finding.check: finding for finding in findings}
 
 
@@ -215,14 +216,14 @@ def test_a_context_that_does_not_exist_names_those_that_do(server, tmp_path) -> 
 def test_an_expired_token_is_one_sentence(server, tmp_path) -> None:
     path = server.kubeconfig(tmp_path / "kubeconfig", token="expired")
     with pytest.raises(InputError, match="refuses the token"):
-        preflight.look(lambda: client.connect(path), NEEDS, patience=2.0)
+        look_at(lambda: client.connect(path), NEEDS, patience=2.0)
 
 
 def test_an_api_that_does_not_answer_is_one_sentence(tmp_path) -> None:
     with KubernetesServer() as gone:
         path = gone.kubeconfig(tmp_path / "kubeconfig")
     with pytest.raises(InputError, match="has not answered"):
-        preflight.look(lambda: client.connect(path), NEEDS, patience=0.5)
+        look_at(lambda: client.connect(path), NEEDS, patience=0.5)
 
 
 def test_a_busy_api_and_broken_connections_are_asked_again(server, tmp_path) -> None:
@@ -241,7 +242,7 @@ def test_what_is_no_kubernetes_api_is_told_as_such(server, tmp_path) -> None:
 def test_everything_that_failed_is_told_at_once(server, tmp_path) -> None:
     findings = list(look(server, tmp_path, with_needs(tolerations=[], service_account="nobody")).values())
     with pytest.raises(InputError) as caught:
-        preflight.require(findings)
+        require(findings)
     assert "no service account nobody" in str(caught.value)
     assert "does not tolerate" in str(caught.value)
 
@@ -252,7 +253,7 @@ def test_a_run_looks_at_its_own_cluster_before_anything_else(server, tmp_path, m
     monkeypatch.setattr(client, "in_cluster", lambda: True)
     monkeypatch.setattr(client, "current_namespace", lambda: "ml")
     monkeypatch.setattr(client, "connect", lambda: connect(path))
-    placement = {"resources_accelerator_count": "4", "resources_node_selector": A100, "image": "127.0.0.1:9/trainer:1"}
+    placement = {"resources_accelerator_count": "4", "resources_node_selector": A100}
     tracking = f"registry.tracking_uri=sqlite:///{tmp_path}/mlflow.db"
     with pytest.raises(InputError, match="preflight: no node has 4 x nvidia.com/gpu"):
         stage.run("sample", [tracking], placement=placement)

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from multimodal_gemma.cluster import train_job, train_job_api, train_job_spec, train_job_watch
+from multimodal_gemma.cluster.kube import client, watch
+from multimodal_gemma.cluster.trainjob import job as train_job
+from multimodal_gemma.cluster.trainjob import spec
 from multimodal_gemma.config.schema import NodesConfig
 from multimodal_gemma.errors import InputError
 from tests.servers.kubernetes_api import KubernetesServer
@@ -40,7 +42,7 @@ def told(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     return lambda: [record.getMessage() for record in caplog.records if record.name == "multimodal_gemma.train"]
 
 
-def here() -> train_job_api.Namespace:
+def here() -> client.Namespace:
     namespace = train_job.here()
     namespace.pause = 0.02
     return namespace
@@ -255,7 +257,7 @@ def test_a_retry_begins_again_what_has_failed(server, told):
 def test_a_name_that_another_training_has_is_left_alone(server):
     Controller(server)
     job = made()
-    theirs = {**job, "metadata": {**job["metadata"], "annotations": {train_job_spec.WORK: "s3://theirs/x"}}}
+    theirs = {**job, "metadata": {**job["metadata"], "annotations": {spec.WORK: "s3://theirs/x"}}}
     server.put(f"{JOBS}/mmgemma-1", theirs)
     with pytest.raises(InputError, match="of another training"):
         train_job._submit(here(), job)
@@ -301,14 +303,14 @@ def test_missing_rights_name_their_remedy(server, verb, plural):
 def test_all_of_a_run_are_deleted_and_no_other(server):
     Controller(server)
     for name, run in (("mmgemma-1", "run-7"), ("mmgemma-2", "run-8")):
-        server.put(f"{JOBS}/{name}", {**made(name), "metadata": {"labels": {train_job_spec.RUN: run}}})
+        server.put(f"{JOBS}/{name}", {**made(name), "metadata": {"labels": {spec.RUN: run}}})
     assert train_job.delete_all(here(), "run-7") == ["mmgemma-1"]
     assert server.names(JOBS) == ["mmgemma-2"]
 
 
 def test_a_watch_forgets_what_is_deleted(server):
     changed = threading.Event()
-    with train_job_watch.Watched(here(), RUNTIMES, {}, changed) as watched:
+    with watch.Watched(here(), RUNTIMES, {}, changed) as watched:
         Controller(server)
         until(lambda: watched.now())
         server.remove(f"{RUNTIMES}/multimodal-gemma")

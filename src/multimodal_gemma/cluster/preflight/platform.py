@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from multimodal_gemma.cluster.checks.finding import Finding, failed, ok, unknown
-from multimodal_gemma.cluster.needs import Needs
-from multimodal_gemma.cluster.train_job_api import RUNTIMES, Namespace, Refused
+from multimodal_gemma.cluster.kube.client import RUNTIMES, Namespace, Refused
+from multimodal_gemma.cluster.preflight.findings import Finding, failed, ok, unknown
+from multimodal_gemma.cluster.preflight.needs import Needs
 
 _TRAINER = ("trainer.kubeflow.org", "v1alpha1")
 _KUEUE = "kueue.x-k8s.io"

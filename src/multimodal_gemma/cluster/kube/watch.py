@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Self
 
 from multimodal_gemma import logs
-from multimodal_gemma.cluster.train_job_api import Namespace, Object, Refused
+from multimodal_gemma.cluster.kube.client import Namespace, Object, Refused
 from multimodal_gemma.errors import InputError
 
 _SECONDS = 60  # a watch is asked to last
@@ -70,30 +70,23 @@ class Watched:
 
     def _run(self) -> None:
         from kubernetes.client import ApiException
+        from urllib3.exceptions import HTTPError
 
         while not self._stop.is_set():
             try:
-                revision = self._replace()
-                for event in self._namespace.watch(self._collection, self._selector, revision, _SECONDS):
-                    if self._stop.is_set() or not self._take(event):
+                for event in self._namespace.watch(self._collection, self._selector, self._replace(), _SECONDS):
+                    if self._stop.is_set():
                         break
-            except ApiException as error:  # the watch itself was refused; the next list finds out why, or renews
-                logs.get("train").debug(f"a watch was refused with {error.status}")
+                    self._take(event["type"], event["object"])
             except (InputError, Refused) as error:
                 self.error = error
                 self._changed.set()
                 return
-            except OSError:
-                pass
+            except (ApiException, HTTPError, OSError, ValueError) as error:  # the next list finds out why, or renews
+                logs.get("train").debug(f"a watch broke ({type(error).__name__})")
             self._stop.wait(self._namespace.pause)
 
-    def _take(self, event: Object) -> bool:
-        """Note a change; False where the watch has to begin anew."""
-        kind, item = event.get("type"), event.get("object") or {}
-        if kind == "ERROR":
-            return False
-        if kind == "BOOKMARK":
-            return True
+    def _take(self, kind: str, item: Object) -> None:
         with self._lock:
             name = item["metadata"]["name"]
             if kind == "DELETED":
@@ -102,4 +95,3 @@ class Watched:
                 self._objects[name] = item
             self._seen.append(item)
         self._changed.set()
-        return True

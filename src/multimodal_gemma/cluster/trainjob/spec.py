@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from multimodal_gemma import files
-from multimodal_gemma.cluster import pods
+from multimodal_gemma.cluster.kube import pods
 from multimodal_gemma.errors import InputError
 
 if TYPE_CHECKING:

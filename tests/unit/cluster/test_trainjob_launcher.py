@@ -132,17 +132,17 @@ def test_the_exit_handler_deletes_what_a_terminated_run_left(server, monkeypatch
     labels = {"multimodal-gemma/run": "0a1b-run"}
     server.put(f"{JOBS}/mmgemma-1", {"metadata": {"labels": labels}, "spec": {}})
     controller.running(0)
-    monkeypatch.setattr("multimodal_gemma.cluster.client.in_cluster", lambda: True)
-    monkeypatch.setattr("multimodal_gemma.cluster.train_job.here", _through(server))
+    monkeypatch.setattr("multimodal_gemma.cluster.kube.client.in_cluster", lambda: True)
+    monkeypatch.setattr("multimodal_gemma.cluster.trainjob.job.here", _through(server))
     assert run_report.clean_up("another-run") == []
     assert run_report.clean_up("0a1b-run") == ["mmgemma-1"]
     assert (server.names(JOBS), server.names(PODS)) == ([], [])
 
 
 def test_the_exit_handler_reports_even_where_it_may_not_delete(server, monkeypatch):
-    monkeypatch.setattr("multimodal_gemma.cluster.train_job.here", _through(server))
+    monkeypatch.setattr("multimodal_gemma.cluster.trainjob.job.here", _through(server))
     assert run_report.clean_up("run") == []  # no cluster: nothing to ask
-    monkeypatch.setattr("multimodal_gemma.cluster.client.in_cluster", lambda: True)
+    monkeypatch.setattr("multimodal_gemma.cluster.kube.client.in_cluster", lambda: True)
     server.denied.add(("list", "trainer.kubeflow.org", "trainjobs"))
     assert run_report.clean_up("run") == []  # no Kubeflow Trainer, or no right to its objects: no TrainJob either
     server.tokens = {"other"}
@@ -150,8 +150,8 @@ def test_the_exit_handler_reports_even_where_it_may_not_delete(server, monkeypat
 
 
 def _through(server: KubernetesServer):
-    from multimodal_gemma.cluster import client
-    from multimodal_gemma.cluster.train_job_api import Namespace
+    from multimodal_gemma.cluster.kube import client
+    from multimodal_gemma.cluster.kube.client import Namespace
 
     path = Path(os.environ["KUBECONFIG"])
     return lambda: Namespace(lambda: client.connect(path), "ml", patience=0.1, pause=0.01)

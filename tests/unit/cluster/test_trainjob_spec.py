@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from multimodal_gemma.cluster import train_job, train_job_spec
+from multimodal_gemma.cluster.trainjob import job as train_job
+from multimodal_gemma.cluster.trainjob import spec as train_job_spec
 from multimodal_gemma.config.schema import NodesConfig
 from multimodal_gemma.errors import InputError
 from tests.servers.kubernetes_api import KubernetesServer

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from multimodal_gemma import logs
-from multimodal_gemma.cluster import train_job_spec as spec
-from multimodal_gemma.cluster.train_job_api import PODS, RUNTIMES, TRAINJOBS, Namespace, Refused
-from multimodal_gemma.cluster.train_job_follow import Follower
+from multimodal_gemma.cluster.kube.client import PODS, RUNTIMES, TRAINJOBS, Namespace, Refused
+from multimodal_gemma.cluster.trainjob import spec
+from multimodal_gemma.cluster.trainjob.follow import Follower
 from multimodal_gemma.errors import InputError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def here() -> Namespace:
     Raises:
         InputError: there is no cluster to speak to.
     """
-    from multimodal_gemma.cluster import client
+    from multimodal_gemma.cluster.kube import client
 
     return Namespace(client.connect, client.current_namespace())
 
@@ -66,7 +66,7 @@ def surroundings(namespace: Namespace) -> spec.Surroundings:
 
     Outside of a pod the runtime says all of it.
     """
-    from multimodal_gemma.cluster import client
+    from multimodal_gemma.cluster.kube import client
 
     plain = {name: os.environ[name] for name in _COPIED if _reachable(os.environ.get(name, ""))}
     name = os.environ.get("KFP_POD_NAME") or (os.environ.get("HOSTNAME") if client.in_cluster() else None)
@@ -91,7 +91,7 @@ def surroundings(namespace: Namespace) -> spec.Surroundings:
 
 
 def build(namespace: Namespace, name: str, work: str, nodes: int, asked: NodesConfig, *, run_id: str) -> Object:
-    """Return the TrainJob of a training, see `train_job_spec.build`."""
+    """Return the TrainJob of a training, see `spec.build`."""
     return spec.build(
         name, work, nodes, asked, runtime(namespace, asked.runtime), surroundings(namespace), run_id=run_id
     )

@@ -11,9 +11,9 @@ import time
 from typing import Any
 
 from multimodal_gemma import logs
-from multimodal_gemma.cluster import pods
-from multimodal_gemma.cluster.train_job_api import PODS, TRAINJOBS, WORKLOADS, Namespace, Refused
-from multimodal_gemma.cluster.train_job_watch import Watched
+from multimodal_gemma.cluster.kube import pods
+from multimodal_gemma.cluster.kube.client import PODS, TRAINJOBS, WORKLOADS, Namespace, Refused
+from multimodal_gemma.cluster.kube.watch import Watched
 from multimodal_gemma.errors import InputError
 
 Object = dict[str, Any]

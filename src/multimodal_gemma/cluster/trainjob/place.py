@@ -22,7 +22,7 @@ _SUBMITTER: dict[str, Any] = {
 }
 
 
-def place(config: Config, resources: Mapping[str, Any]) -> tuple[Config, tuple[Any, ...]]:
+def divide(config: Config, resources: Mapping[str, Any]) -> tuple[Config, tuple[Any, ...]]:
     """Divide what a run asks of the cluster between the pod of train-model and the nodes of a TrainJob.
 
     Args:

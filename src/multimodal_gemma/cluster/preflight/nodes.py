@@ -1,18 +1,20 @@
-"""Is there a node that the training pod can be put on?"""
+"""Is there a node that the training pod can be put on, and does the namespace's quota let it?"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from multimodal_gemma.cluster.checks.finding import Finding, failed, ok, unknown
-from multimodal_gemma.cluster.needs import Needs
-from multimodal_gemma.cluster.train_job_api import Namespace, Object, Refused
+from multimodal_gemma.cluster.kube.client import Namespace, Object, Refused
+from multimodal_gemma.cluster.preflight.findings import Finding, failed, ok, unknown
+from multimodal_gemma.cluster.preflight.needs import Needs
 
 _NODES = "/api/v1/nodes"
 _AUTOSCALER = "/api/v1/namespaces/kube-system/configmaps"
 _KINDS = ("cloud.google.com/gke-accelerator", "nvidia.com/gpu.product")  # labels that say which accelerator it is
 _REPELLING = ("NoSchedule", "NoExecute")
+_QUOTAS = "/api/v1/namespaces/{namespace}/resourcequotas"
+_RANGES = "/api/v1/namespaces/{namespace}/limitranges"
 
 
 def node(cluster: Namespace, needs: Needs) -> Finding:
@@ -131,3 +133,45 @@ def _ready(item: Object) -> bool:
     conditions = (item.get("status") or {}).get("conditions") or []
     unready = any(one.get("type") == "Ready" and one.get("status") != "True" for one in conditions)
     return not unready and not (item.get("spec") or {}).get("unschedulable")
+
+
+def quota(cluster: Namespace, needs: Needs) -> Finding:
+    """Does every quota have room for one training pod, and no limit range forbid its size?"""
+    from kubernetes.utils.quantity import parse_quantity
+
+    check = "quota"
+    try:
+        quotas, _ = cluster.list(_QUOTAS, {})
+        ranges, _ = cluster.list(_RANGES, {})
+    except Refused as refused:
+        return unknown(check, f"the quota cannot be looked at ({refused.message})")
+    asked = {"pods": "1", "count/pods": "1"}
+    for kind in ("requests", "limits"):
+        asked |= {f"{kind}.cpu": needs.cpu, f"{kind}.memory": needs.memory}
+        if needs.count:
+            asked[f"{kind}.{needs.accelerator}"] = str(needs.count)
+    asked |= {"cpu": needs.cpu, "memory": needs.memory}
+    for item in quotas:
+        status = item.get("status") or {}
+        for name, hard in (status.get("hard") or {}).items():
+            used = (status.get("used") or {}).get(name, "0")
+            if name in asked and parse_quantity(used) + parse_quantity(asked[name]) > parse_quantity(hard):
+                return failed(
+                    check,
+                    f"quota {item['metadata']['name']} of {needs.namespace} has {used} of {hard} {name} in use, and "
+                    f"the run asks for {asked[name]}",
+                    "Wait until other runs end, ask for less, or have the quota raised.",
+                )
+    own = {"cpu": needs.cpu, "memory": needs.memory}
+    for item in ranges:
+        for limit in (item.get("spec") or {}).get("limits") or []:
+            most = limit.get("max") or {}
+            for name in own.keys() & most.keys():
+                if limit.get("type") in ("Container", "Pod") and parse_quantity(own[name]) > parse_quantity(most[name]):
+                    return failed(
+                        check,
+                        f"limit range {item['metadata']['name']} allows a {limit['type'].lower()} {most[name]} {name}, "
+                        f"and the run asks for {own[name]}",
+                        f"Lower resources_{name}, or have the limit raised.",
+                    )
+    return ok(check, "what is left of it is enough for a training pod" if quotas else "there is none")

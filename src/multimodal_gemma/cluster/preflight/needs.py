@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from multimodal_gemma.cluster import train_job_place
+from multimodal_gemma.cluster.trainjob.place import divide
 from multimodal_gemma.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ class Needs:
         secrets: keys that each Secret must have, by its name.
         required: names of the Secrets that this run cannot do without.
         services: addresses inside the cluster that it calls, e.g. http://mlflow.mlflow:5000.
-        images: what its pods run.
         train_job: train-model hands its work to Kubeflow Trainer.
         runtime: the TrainingRuntime it names then.
         queue: Kueue's LocalQueue that it waits in; "": none.
@@ -51,7 +50,6 @@ class Needs:
     secrets: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     required: Sequence[str] = ()
     services: Sequence[str] = ()
-    images: Sequence[str] = ()
     train_job: bool = False
     runtime: str = ""
     queue: str = ""
@@ -64,7 +62,6 @@ def of_run(
     *,
     service_account: str = SERVICE_ACCOUNT,
     inside: bool = False,
-    images: Sequence[str] = (),
 ) -> Needs:
     """Return what a run with these parameters asks for.
 
@@ -74,7 +71,6 @@ def of_run(
         namespace: where its pods live.
         service_account: whom they run as.
         inside: it is asked from a pod of the run itself; MLflow has been asked by then.
-        images: what they run.
 
     Raises:
         InputError: a parameter is none.
@@ -100,10 +96,9 @@ def of_run(
         secrets={hub: ["token"], store: ["accesskey", "secretkey"], registry: ["username", "password"]},
         required=[name for name in required if name],
         services=[address for address in calls if address.startswith("http")],
-        images=images,
     )
     if config.training.nodes > 1:
-        needs = _on_nodes(needs, train_job_place.place(config, parameters)[0])
+        needs = _on_nodes(needs, divide(config, parameters)[0])
     _require_quantity("resources_cpu", needs.cpu)
     _require_quantity("resources_memory", needs.memory)
     return needs
