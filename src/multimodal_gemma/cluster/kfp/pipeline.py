@@ -39,12 +39,6 @@ class Compiled:
         return hashlib.sha256(self.content.encode()).hexdigest()
 
     @property
-    def images(self) -> list[str]:
-        """The images of its tasks, each once."""
-        executors = self.spec["deploymentSpec"]["executors"].values()
-        return sorted({item["container"]["image"] for item in executors if "container" in item})
-
-    @property
     def version(self) -> str:
         """The name of its version on the server."""
         return f"sha256-{self.digest[:_NAME_DIGITS]}"
