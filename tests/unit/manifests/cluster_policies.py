@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.unit.manifests.pods import PLATFORM, Object, Pod, made_by_kubeflow, pods
+from tests.unit.manifests.pods import PLATFORM, SOMEBODY_ELSES, Object, Pod, made_by_kubeflow, pods
 
 # Rights whose holder could take every other right of the namespace.
 _TAKES_ALL = {"*", "escalate", "bind", "impersonate"}
+# The launcher of Kubeflow Pipelines asks the API for it (objectstore.getS3BucketCredential); everything else is a variable.
+_STORE_OF_THE_PLATFORM = "mlpipeline-minio-artifact"
 
 
 def selects(selector: Object | None, labels: dict[str, str]) -> bool:
@@ -88,15 +90,17 @@ def services_find_their_pods(objects: list[Object]) -> list[str]:
 
 
 def rights_are_small(objects: list[Object]) -> list[str]:
-    """No role takes everything, reads every Secret, writes to the whole cluster, or is given to nobody."""
+    """No role takes everything, reads a Secret of ours, writes to the whole cluster, or is given to nobody."""
     lines = []
     for role in [*_of(objects, "Role"), *_of(objects, "ClusterRole")]:
         name = role["metadata"]["name"]
         for rule in role["rules"]:
             if "*" in rule["resources"] + rule["apiGroups"] or _TAKES_ALL & set(rule["verbs"]):
                 lines.append(f"{name}: takes everything")
-            if "secrets" in rule["resources"] and (not rule.get("resourceNames") or set(rule["verbs"]) != {"get"}):
-                lines.append(f"{name}: reads Secrets that it does not name")
+            if "secrets" in rule["resources"] and (
+                rule.get("resourceNames") != [_STORE_OF_THE_PLATFORM] or rule["verbs"] != ["get"]
+            ):
+                lines.append(f"{name}: reads Secrets by the API")
             if role["kind"] == "ClusterRole" and not set(rule["verbs"]) <= {"get", "list", "watch"}:
                 lines.append(f"{name}: writes to the whole cluster")
     accounts = {_key(one) for one in _of(objects, "ServiceAccount")}
@@ -111,6 +115,40 @@ def rights_are_small(objects: list[Object]) -> list[str]:
         if (binding["roleRef"]["kind"], binding["roleRef"]["name"]) not in roles:
             lines.append(f"{name}: its role is not there")
     return lines
+
+
+def others_are_left_alone(objects: list[Object]) -> list[str]:
+    """In a namespace that is not ours, no network policy, quota or limit touches a pod that is not ours."""
+    made = {one["metadata"]["name"] for one in _of(objects, "Namespace")}
+    others = [*PLATFORM, SOMEBODY_ELSES]
+    lines = []
+    for one in objects:
+        kind, name, namespace = one["kind"], one["metadata"]["name"], one["metadata"].get("namespace")
+        if namespace in made:
+            continue
+        if kind == "NetworkPolicy":
+            selected = [pod for pod in others if pod.namespace == namespace]
+            selected = [pod for pod in selected if selects(one["spec"]["podSelector"], pod.labels)]
+            lines += [f"{name}: restricts {pod.name} in {namespace}" for pod in selected]
+        if kind == "LimitRange":
+            lines.append(f"{name}: changes every pod of {namespace}")
+        if kind == "ResourceQuota":
+            scopes = one["spec"].get("scopeSelector", {}).get("matchExpressions", [])
+            classes = {value for scope in scopes if scope["scopeName"] == "PriorityClass" for value in scope["values"]}
+            if not classes or not all(value.startswith("multimodal-gemma") for value in classes):
+                lines.append(f"{name}: counts every pod of {namespace}")
+    return lines
+
+
+def scratch_is_enough(objects: list[Object]) -> list[str]:
+    """What a container may write that cannot say so itself is what the recipe's largest task writes."""
+    return [
+        f"LimitRange {one['metadata']['name']}: a task that writes 90 GiB is evicted"
+        for one in _of(objects, "LimitRange")
+        for limit in one["spec"]["limits"]
+        if "ephemeral-storage" in limit.get("default", {})
+        and int(limit["default"]["ephemeral-storage"].removesuffix("Gi")) < 90
+    ]
 
 
 def names_mean_something(objects: list[Object]) -> list[str]:
@@ -161,6 +199,8 @@ POLICIES = (
     network_policies_mean_something,
     services_find_their_pods,
     rights_are_small,
+    others_are_left_alone,
+    scratch_is_enough,
     names_mean_something,
     namespaces_are_guarded,
 )

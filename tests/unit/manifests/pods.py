@@ -48,13 +48,21 @@ def pods(objects: list[Object]) -> list[Pod]:
     return list(_pods(objects))
 
 
+# What Kubeflow Pipelines puts on every pod of every run; this project's pipelines add their own label to their tasks.
+RUN = {"pipelines.kubeflow.org/v2_component": "true"}
+TASK = {**RUN, "app.kubernetes.io/part-of": "multimodal-gemma"}
+SOMEBODY_ELSES = Pod("somebody else's run", "kubeflow", RUN, None)
+
+
 def made_by_kubeflow(objects: list[Object]) -> list[Pod]:
-    """Return the pods of pipeline runs: one kind, in the namespace of the runs' ServiceAccount."""
-    return [
-        Pod("run", one["metadata"]["namespace"], {"pipelines.kubeflow.org/v2_component": "true"}, None)
+    """Return the pods of pipeline runs: tasks, and in a namespace of the project's own the platform's drivers too."""
+    (home,) = [
+        one["metadata"]["namespace"]
         for one in objects
         if one["kind"] == "ServiceAccount" and one["metadata"]["name"] == "multimodal-gemma"
     ]
+    drivers = [Pod("driver", home, RUN, None)] if home != SOMEBODY_ELSES.namespace else []
+    return [Pod("run", home, TASK, None), *drivers]
 
 
 def _pods(objects: list[Object]) -> Iterator[Pod]:

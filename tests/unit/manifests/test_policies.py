@@ -48,6 +48,10 @@ def _secret(objects: Objects) -> None:
     objects.append({"kind": "Secret", "metadata": {"name": "keys"}, "stringData": {"password": "hunter2"}})
 
 
+def _in_kubeflow(kind: str, spec: dict[str, Any]) -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": kind, "metadata": {"name": "added", "namespace": "kubeflow"}, "spec": spec}
+
+
 def _without(kind: str, name: str) -> Callable[[Objects], None]:
     return lambda objects: objects.remove(the(objects, kind, name))
 
@@ -163,7 +167,15 @@ BROKEN: list[tuple[Callable[[Objects], list[str]], Callable[[Objects], Any], str
         lambda o: the(o, "Role", "multimodal-gemma")["rules"].append(
             {"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]}
         ),
-        "Secrets that it does not name",
+        "reads Secrets by the API",
+    ),
+    (
+        cluster_policies.rights_are_small,
+        # Named, but one of ours: a pod gets its value from the kubelet.
+        lambda o: next(
+            rule for rule in the(o, "Role", "multimodal-gemma")["rules"] if rule["resources"] == ["secrets"]
+        )["resourceNames"].append("mlflow"),
+        "reads Secrets by the API",
     ),
     (
         cluster_policies.rights_are_small,
@@ -180,6 +192,36 @@ BROKEN: list[tuple[Callable[[Objects], list[str]], Callable[[Objects], Any], str
         # What kustomize leaves when a binding names an account of another part.
         lambda o: the(o, "RoleBinding", "multimodal-gemma-trainjobs")["subjects"][0].pop("namespace"),
         "who is not there",
+    ),
+    (
+        cluster_policies.others_are_left_alone,
+        # What was here before: the label that every run of everybody has.
+        lambda o: _policy("runs-default-deny")(o)["podSelector"].update(
+            matchLabels={"pipelines.kubeflow.org/v2_component": "true"}
+        ),
+        "runs-default-deny: restricts somebody else's run",
+    ),
+    (
+        cluster_policies.others_are_left_alone,
+        lambda o: _policy("runs-https")(o).update(podSelector={}),
+        "runs-https: restricts ml-pipeline",
+    ),
+    (
+        cluster_policies.others_are_left_alone,
+        lambda o: o.append(_in_kubeflow("ResourceQuota", {"hard": {"requests.nvidia.com/gpu": "8"}})),
+        "counts every pod of kubeflow",
+    ),
+    (
+        cluster_policies.others_are_left_alone,
+        lambda o: o.append(_in_kubeflow("LimitRange", {"limits": []})),
+        "changes every pod of kubeflow",
+    ),
+    (
+        cluster_policies.scratch_is_enough,
+        lambda o: o.append(
+            _in_kubeflow("LimitRange", {"limits": [{"type": "Container", "default": {"ephemeral-storage": "2Gi"}}]})
+        ),
+        "is evicted",
     ),
     (cluster_policies.names_mean_something, _without("PriorityClass", "multimodal-gemma-service"), "PriorityClass"),
     (cluster_policies.names_mean_something, _without("ServiceAccount", "mlflow"), "ServiceAccount mlflow"),

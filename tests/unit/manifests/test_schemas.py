@@ -24,7 +24,7 @@ BROKEN: list[tuple[str, str, Callable[[dict[str, Any]], Any], str]] = [
     ("Deployment", "mlflow", lambda one: one["spec"].update(replica=2), "replica"),
     ("Deployment", "mlflow", lambda one: one["spec"].update(replicas="two"), "two"),
     ("NetworkPolicy", "runs-https", lambda one: one["spec"].update(policytypes=["Egress"]), "policytypes"),
-    ("ResourceQuota", "accelerators", lambda one: one.update(apiVersion="v2"), "has no ResourceQuota in v2"),
+    ("ResourceQuota", "multimodal-gemma-ranks", lambda one: one.update(apiVersion="v2"), "has no ResourceQuota in v2"),
     # Older runtimes said it here; Trainer 2.3 has no such field, and drops it.
     (
         "TrainingRuntime",
