@@ -1,7 +1,7 @@
 """The commands of manifests/secrets.md, run as they stand: what they leave is enough for a run, and no more.
 
-`kubectl` is a stand-in that keeps Secrets in a folder and runs `exec` on this machine; MLflow is a real server behind basic
-authentication, as in manifests/mlflow.
+`kubectl` is a stand-in that keeps Secrets in a folder and runs `exec` on this machine; MLflow is a real server behind
+basic authentication, as in manifests/mlflow.
 """
 
 from __future__ import annotations

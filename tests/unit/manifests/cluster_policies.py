@@ -8,7 +8,7 @@ from tests.unit.manifests.pods import PLATFORM, SOMEBODY_ELSES, Object, Pod, mad
 
 # Rights whose holder could take every other right of the namespace.
 _TAKES_ALL = {"*", "escalate", "bind", "impersonate"}
-# The launcher of Kubeflow Pipelines asks the API for it (objectstore.getS3BucketCredential); everything else is a variable.
+# Kubeflow's launcher asks the API for it (objectstore.getS3BucketCredential, 2.17); everything else is a variable.
 _STORE_OF_THE_PLATFORM = "mlpipeline-minio-artifact"
 
 

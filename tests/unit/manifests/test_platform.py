@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -85,3 +86,15 @@ def test_the_store_grows_and_stays_what_it_is(patched: dict[str, dict[str, Any]]
     spec = patched["seaweedfs-pvc"]["spec"]
     assert spec["accessModes"] == ["ReadWriteOnce"]
     assert int(spec["resources"]["requests"]["storage"].removesuffix("Gi")) >= 200
+
+
+def test_a_store_accepts_the_lifecycle_rules_and_none_touches_what_the_cache_points_at() -> None:
+    boto3, moto = pytest.importorskip("boto3"), pytest.importorskip("moto")
+    rules = json.loads((MANIFESTS / "platform" / "store" / "lifecycle.json").read_text())
+    with moto.mock_aws():
+        store = boto3.client("s3", region_name="us-east-1", aws_access_key_id="test", aws_secret_access_key="test")
+        store.create_bucket(Bucket="mlpipeline")
+        store.put_bucket_lifecycle_configuration(Bucket="mlpipeline", LifecycleConfiguration=rules)
+        kept = store.get_bucket_lifecycle_configuration(Bucket="mlpipeline")["Rules"]
+    expiring = {rule["Filter"]["Prefix"] for rule in kept if "Expiration" in rule}
+    assert expiring == {"work/jobs/", "work/artifacts/"}
