@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from tests.servers.kfp_nodes import Task, details, training
+from tests.servers.kfp_nodes import Task, details, logs, stopped, training
 
 Object = dict[str, Any]
 _LIMIT = 10_000  # bytes of parameters
@@ -56,8 +56,9 @@ class KfpServer:
         requests: (method, path without query) of every request, in order.
         story: what the next runs will go through.
         step: seconds of the story between two questions after a run.
-        told: whether tasks carry `pod_name` and `error`.
-        reason: what a failed run says of itself.
+        logs: what nodes and pods say, by their names, besides what the stories tell.
+        drops_platform: it keeps no platform specification, as servers before 2.17.
+        compressed: it lists no tasks, as where the workflow's status is compressed.
     """
 
     def __init__(self) -> None:
@@ -65,15 +66,18 @@ class KfpServer:
         self.requests: list[tuple[str, str]] = []
         self.story: list[Task] = training()
         self.step = 2_500.0
-        self.told = False
-        self.reason = ""
+        self.logs: dict[str, str] = {}
+        self.drops_platform = self.compressed = False
         self.pipelines: dict[str, Object] = {}
         self.versions: dict[str, Object] = {}
         self.experiments: dict[str, Object] = {}
         self.runs: dict[str, Object] = {}
         self.recurring: dict[str, Object] = {}
+        self.killed: list[str] = []  # recurring runs whose Workflows were deleted with them
         self.stories: dict[str, list[Task]] = {}
         self.elapsed: dict[str, float] = {}
+        self.past: dict[str, list[str]] = {}  # states of runs before the last attempt
+        self.stops: dict[str, float] = {}  # when a run was stopped, in seconds of its story
         self._faults: list[Fault] = []
         self._ids = itertools.count(1)
         self._lock = threading.RLock()
@@ -157,7 +161,9 @@ class KfpServer:
             raise Failure(400, 3, "Invalid input error: unknown template format")
         if any(v["name"] == query["name"] for v in self.versions.values()):
             raise Failure(409, 6, f"The name {query['name']} already exists. Please specify a new name")
-        spec = documents[0] if len(documents) == 1 else {"pipeline_spec": documents[0], "platform_spec": documents[1]}
+        spec = documents[0]
+        if len(documents) > 1 and not self.drops_platform:
+            spec = {"pipeline_spec": documents[0], "platform_spec": documents[1]}
         made = {
             "pipeline_id": query["pipelineid"],
             "pipeline_version_id": self._new("version"),
@@ -196,7 +202,8 @@ class KfpServer:
 
     def _get_run(self, identity: str, **_: Any) -> Object:
         _known(self.runs, identity, "Run")
-        self.elapsed[identity] += self.step
+        if identity in self.elapsed:
+            self.elapsed[identity] += self.step
         return self._run(identity)
 
     def _list_runs(self, *, query: dict[str, str], **_: Any) -> Object:
@@ -204,20 +211,60 @@ class KfpServer:
         return _page("runs", found[::-1] if query.get("sort_by") == "created_at desc" else found, query)
 
     def _terminate(self, identity: str, **_: Any) -> Object:
-        _known(self.runs, identity, "Run")["state"] = "CANCELED"
+        _known(self.runs, identity, "Run")
+        self.stories[identity] = stopped(self.stories[identity], max(self.elapsed[identity], 0.0))
+        self.stops[identity] = max(self.elapsed[identity], 0.0)
         return {}
 
+    def _retry(self, identity: str, **_: Any) -> Object:
+        run = self._run(identity)
+        if run["state"] not in ("FAILED", "CANCELED"):
+            raise Failure(400, 3, f"Failed to retry run {identity}: it has not failed")
+        self.past[identity] = [entry["state"] for entry in run["state_history"]]
+        self.stops.pop(identity, None)
+        begun = min(task.begin for task in self.stories[identity] if task.state == "FAILED")
+        self.stories[identity], self.elapsed[identity] = list(self.story), begun
+        return {}
+
+    def replay(self, answer: Object, spec: Object, said: dict[str, str]) -> str:
+        """Keep a real server's answer to a run, a specification of its pipeline and the logs of its nodes."""
+        identity, version = answer["run_id"], answer["pipeline_version_reference"]["pipeline_version_id"]
+        self.runs[identity] = {**answer, "replayed": True}
+        self.versions[version] = {"pipeline_version_id": version, "display_name": "that day's", "pipeline_spec": spec}
+        self.logs |= said
+        return str(identity)
+
+    def log(self, identity: str, node: str) -> str:
+        """Return a log as the server streams it; where it has none, an error that follows status 200."""
+        told = dict(self.logs)
+        if identity in self.stories and self.elapsed[identity] >= 0:
+            told |= logs(f"multimodal-gemma-training-{identity[-4:]}", self.stories[identity])
+        if node in told:
+            return told[node]
+        message = f"Failed to read logs for run {identity}"
+        return json.dumps({"error_message": message, "error_details": f"{message}: not found"})
+
     def _run(self, identity: str) -> Object:
+        if self.runs[identity].get("replayed"):
+            return {key: value for key, value in self.runs[identity].items() if key != "replayed"}
         story, elapsed = self.stories[identity], max(self.elapsed[identity], 0.0)
         run = dict(self.runs[identity])
         over = all(task.end <= elapsed for task in story)
-        bad = any(task.state == "FAILED" for task in story)
-        run.setdefault("state", ("FAILED" if bad else "SUCCEEDED") if over else "RUNNING" if elapsed else "PENDING")
-        if over and bad and self.reason:
-            run["error"] = {"code": 13, "message": self.reason}
+        bad = identity in self.stops or any(task.state == "FAILED" for task in story)
+        begun = elapsed > 0 or identity in self.past
+        states = [*self.past.get(identity, ["PENDING"]), *(["RUNNING"] if begun else [])]
+        states += ["CANCELING"] if identity in self.stops else []
+        states += [("FAILED" if bad else "SUCCEEDED")] if over else []
         now = datetime.datetime.now(datetime.UTC)
-        if elapsed:
-            run["run_details"] = {"task_details": details(identity, story, elapsed, now, told=self.told)}
+        stop = now - datetime.timedelta(seconds=elapsed - self.stops.get(identity, elapsed) + 1)
+        run["state"] = states[-1]
+        run["state_history"] = [
+            {"state": state, "update_time": f"{stop if state == 'CANCELING' else now:%Y-%m-%dT%H:%M:%SZ}"}
+            for state in states
+        ]
+        if begun and not self.compressed:
+            name = f"multimodal-gemma-training-{identity[-4:]}"
+            run["run_details"] = {"task_details": details(name, story, elapsed, now)}
         return run
 
     # Recurring runs.
@@ -240,9 +287,11 @@ class KfpServer:
         entry["status"], entry["mode"] = ("ENABLED", "ENABLE") if switch == "enable" else ("DISABLED", "DISABLE")
         return {}
 
-    def _delete_recurring(self, identity: str, **_: Any) -> Object:
+    def _delete_recurring(self, identity: str, *, query: dict[str, str], **_: Any) -> Object:
         _known(self.recurring, identity, "RecurringRun")
         del self.recurring[identity]
+        if query.get("propagation_policy") != "ORPHAN":  # its Workflows go with it, and their runs never end
+            self.killed.append(identity)
         return {}
 
     def _new(self, kind: str) -> str:
@@ -262,6 +311,7 @@ _ROUTES = [
     ("/runs", "POST", "_create_run"),
     ("/runs/([^/:]+)", "GET", "_get_run"),
     ("/runs/([^/:]+):terminate", "POST", "_terminate"),
+    ("/runs/([^/:]+):retry", "POST", "_retry"),
     ("/recurringruns", "GET", "_list_recurring"),
     ("/recurringruns", "POST", "_create_recurring"),
     ("/recurringruns/([^/:]+)", "DELETE", "_delete_recurring"),
@@ -326,6 +376,8 @@ def _handler(server: KfpServer) -> type[BaseHTTPRequestHandler]:
             token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
             if server.tokens and token not in server.tokens:
                 return self._fail(Failure(401, 16, "Request header error: there is no valid token"))
+            if asked := re.fullmatch("/apis/v1alpha1/runs/([^/]+)/nodes/([^/]+)/log", split.path):
+                return self._send(200, server.log(*asked.groups()), {"Content-Type": "text/plain"})
             try:
                 made = server.answer(self.command, split.path, query, *self._read(content))
             except Failure as failure:

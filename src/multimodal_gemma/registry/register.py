@@ -214,13 +214,12 @@ def _is_settled(client: MlflowClient, version: ModelVersion, config: Config) -> 
 def _found(client: MlflowClient, version: ModelVersion) -> Registration:
     number = str(version.version)
     alias = versions.alias_of(versions.aliases(client, version.name), number)
+    decision = decision_of(version.tags[versions.DECISION])
     logs.get("register").info(
-        "%s version %s was registered before (%s); nothing to do", version.name, number, alias or "no alias"
+        "%s version %s was registered before (%s): gate %s", version.name, number, alias or "no alias", decision.word
     )
     experiment = client.get_run(version.run_id).info.experiment_id
-    return Registration(
-        version.name, number, alias, decision_of(version.tags[versions.DECISION]), version.run_id, str(experiment), True
-    )
+    return Registration(version.name, number, alias, decision, version.run_id, str(experiment), True)
 
 
 def decision_of(text: str) -> gate.Decision:

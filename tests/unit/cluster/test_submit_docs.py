@@ -28,8 +28,8 @@ PAGE = (Path(__file__).parents[3] / "docs" / "cluster.md").read_text(encoding="u
 
 def shown(elapsed: float, state: str) -> str:
     now = datetime.datetime(2026, 11, 23, 12, 0, tzinfo=datetime.UTC)
-    story = training(gate="refused", tried={"train-model": ("the node was lost",)})
-    answer = {"state": state, "run_details": {"task_details": details("r", story, elapsed, now, told=False)}}
+    story = training(gate="refused", tried={"train-model": ("",)})
+    answer = {"state": state, "run_details": {"task_details": details("wf-r", story, elapsed, now)}}
     run: Any = kfp_server_api.ApiClient()._ApiClient__deserialize(answer, "V2beta1Run")  # type: ignore[attr-defined]
     console = Console(file=io.StringIO(), width=100)
     spec = pipelines.read(compiled_pipeline()).spec

@@ -20,6 +20,8 @@ from multimodal_gemma.errors import InputError
 _log = logs.get("submit")
 _TIMEOUT = (10, 60)  # seconds to connect, and to the answer
 _LONGEST_PAUSE = 30.0  # seconds between two tries
+_LOG_BYTES = 65_536  # of a log's end
+_ERROR_CHARACTERS = 40  # at the beginning of a log that is none
 _TRIED_AGAIN = {408, 429, 500, 502, 503, 504}
 
 
@@ -117,7 +119,8 @@ class Api:
             wait: float | None = None
             try:
                 answer = function(*args, _request_timeout=_TIMEOUT, **options)
-                self._require_json(self._client.last_response.data)
+                if function != self._tail:
+                    self._require_json(self._client.last_response.data)
                 return answer
             except HTTPError as error:
                 trouble = _broken(error)
@@ -147,6 +150,44 @@ class Api:
             time.sleep(min(pause if wait is None else wait, _LONGEST_PAUSE))
             pause = min(pause * 2, _LONGEST_PAUSE)
             self._reconnect()
+
+    def log(self, run_id: str, node: str) -> str | None:
+        """Return the end of a node's log, "" for a pod that has said nothing; None where the server cannot give it.
+
+        Args:
+            run_id: the run.
+            node: id of the node in the run's workflow, or the name of a pod.
+        """
+        try:
+            end = self.call(self._tail, f"/apis/v1alpha1/runs/{run_id}/nodes/{node}/log")
+        except Refused:
+            return None
+        text = str(end.decode("utf-8", errors="replace"))
+        return None if '"error_message":' in text[:_ERROR_CHARACTERS] else text  # the status is 200 all the same
+
+    def _tail(self, path: str, *, _request_timeout: tuple[float, float]) -> bytes:
+        """Return the last bytes of a stream; the generated client knows no path of KFP that is one."""
+        from kfp_server_api.exceptions import ApiException
+        from urllib3 import Timeout
+
+        headers: dict[str, str] = {}
+        self._client.update_params_for_auth(headers, [], ["Bearer"])
+        answer = self._client.rest_client.pool_manager.request(
+            "GET",
+            f"{self.host}{path}",
+            headers=headers,
+            preload_content=False,
+            timeout=Timeout(*_request_timeout),
+        )
+        end = b""
+        for part in answer.stream(_LOG_BYTES):
+            end = (end + part)[-_LOG_BYTES:]
+        answer.release_conn()
+        if answer.status >= 400:
+            refusal = ApiException(status=answer.status, reason=answer.reason)
+            refusal.body, refusal.headers = end.decode("utf-8", errors="replace"), answer.headers
+            raise refusal
+        return end
 
     def _authorise(self) -> None:
         if token := self._tokens.get():

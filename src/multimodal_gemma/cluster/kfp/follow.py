@@ -10,12 +10,16 @@ from typing import Any
 from multimodal_gemma.cluster.kfp.api import Api, Patience, Refused
 from multimodal_gemma.cluster.kfp.pipeline import of_spec
 from multimodal_gemma.cluster.kfp.screen import Screen
-from multimodal_gemma.cluster.kfp.story import Snapshot, snapshot
+from multimodal_gemma.cluster.kfp.story import REGISTRATION, Row, Snapshot, snapshot
+from multimodal_gemma.cluster.kfp.why import Causes
 from multimodal_gemma.errors import InputError
 
 PASSED, FAILED, REFUSED, UNKNOWN = 0, 1, 3, 4  # exit codes; 2 is a mistake in what was given
 _PATIENCE = 15 * 60.0  # seconds that a server may be away while a run is followed
 _NOT_FOUND = 404
+_UNTOLD = (
+    "The server lists none of its tasks, as it does once Argo has to compress the workflow's status (1 MiB and more)."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,14 +59,16 @@ def attach(api: Api, identity: str) -> Followed:
     return Followed(identity, run.display_name or identity, of_spec(spec).spec)
 
 
-def follow(api: Api, followed: Followed, screen: Screen, *, every: float) -> Snapshot:
+def follow(api: Api, followed: Followed, screen: Screen, causes: Causes, *, every: float, after: int = 0) -> Snapshot:
     """Ask for the run until it has ended.
 
     Args:
         api: the server; it may be away for a while meanwhile.
         followed: the run.
         screen: shows what changes.
+        causes: says why something failed or waits.
         every: seconds between two questions.
+        after: an end that came with at most so many changes of the run's state is that of an attempt before.
 
     Returns:
         The run after its end.
@@ -76,41 +82,65 @@ def follow(api: Api, followed: Followed, screen: Screen, *, every: float) -> Sna
         with screen.open():
             while True:
                 run = api.call(api.runs.run_service_get_run, followed.identity)
-                now = snapshot(run, followed.spec, datetime.datetime.now(datetime.UTC))
-                screen.show(now)
-                if now.ended:
-                    return now
+                now = explained(snapshot(run, followed.spec, datetime.datetime.now(datetime.UTC)), causes)
+                if not now.ended or now.changes > after:
+                    screen.show(now)
+                    if now.ended:
+                        return now
                 time.sleep(every)
     finally:
         api.patience, api.troubled = before, told
 
 
-def verdict(end: Snapshot, link: str) -> tuple[int, str]:
-    """Return the exit code and the sentence that a finished run deserves.
+def explained(now: Snapshot, causes: Causes) -> Snapshot:
+    """Return a run with the reasons of what failed, was tried again or waits, and with the gate's word at its end."""
+    rows = tuple(_explained(row, now, causes) for row in now.rows)
+    registered, gate = now.row(REGISTRATION), now.gate
+    if now.ended and gate == "unknown" and registered and registered.pods:
+        gate = causes.gate(registered.pods[-1])
+    return dataclasses.replace(now, rows=rows, gate=gate)
+
+
+def _explained(row: Row, now: Snapshot, causes: Causes) -> Row:
+    if not row.pods:
+        return row
+    if row.state == "failed":
+        return dataclasses.replace(row, reason=causes.ended(row.pods[-1], now.workflow))
+    if row.state in ("running", "pending") and (waits := causes.waits(row.pods[-1], now.workflow)):
+        return dataclasses.replace(row, state="pending", reason=waits)
+    if len(row.pods) > 1:
+        return dataclasses.replace(row, reason=causes.ended(row.pods[-2], now.workflow))
+    return row
+
+
+def verdict(end: Snapshot, link: str) -> tuple[int, str, str]:
+    """Return the exit code, the word and the sentence that a finished run deserves.
 
     Args:
         end: the finished run.
         link: where its logs can be read.
     """
-    if end.state == "CANCELED":
-        return FAILED, "The run was stopped."
+    again = " It had failed before, and went on when it was retried." if end.retried else ""
+    hidden = "" if end.told else f" {_UNTOLD}"
+    if end.stopped:
+        during = next((f" during {row.name}" for row in end.rows if row.state == "stopped"), "")
+        return FAILED, "stopped", f"The run was stopped{during}.{again}{hidden}"
     if end.state != "SUCCEEDED":
-        return FAILED, _failure(end, link)
+        return FAILED, "failed", f"{_failure(end, link)}{again}{hidden}"
     if end.gate in ("passed", "none"):
-        return PASSED, "The run succeeded" + (" and passed the gate." if end.gate == "passed" else "; it has no gate.")
+        done = " and passed the gate." if end.gate == "passed" else "; it has no gate."
+        return PASSED, "passed", f"The run succeeded{done}{again}{hidden}"
     if end.gate == "refused":
-        return REFUSED, (
-            "The run succeeded, but the gate refused the model: nothing was exported. "
-            f"register-model says which rule: {link}"
-        )
-    return UNKNOWN, f"The run succeeded, but the server does not say whether the gate passed: see {link}"
+        told = f"nothing was exported. register-model says which rule: {link}"
+        return REFUSED, "refused", f"The run succeeded, but the gate refused the model: {told}{again}{hidden}"
+    told = f"the server does not say whether the gate passed: see {link}"
+    return UNKNOWN, "unknown", f"The run succeeded, but {told}{again}{hidden}"
 
 
 def _failure(end: Snapshot, link: str) -> str:
-    first = next((row for row in end.failed if row.name != "report-run"), None)
-    if first is None:
-        return f"The run failed before any task did: {end.reason or f'the server does not say why, see {link}'}"
-    tries = f" after {first.tries} tries" if (first.tries or 0) > 1 else ""
-    # KFP 2.17 defines the field for a task's error and leaves it empty: kubeflow/pipelines#14007.
-    reason = first.reason or end.reason
-    return f"{first.name} failed{tries}: {reason or f'the server does not say why, its log does: {link}'}"
+    row = end.failed
+    if row is None:
+        return f"The run failed, though none of its tasks did: {end.reason or f'see {link}'}"
+    tries = f" after {row.tries} tries" if (row.tries or 0) > 1 else ""
+    what = f"{row.name} failed{tries}" if row.started else f"{row.name} could not be started"
+    return f"{what}: {row.reason or end.reason or f'it left no log; see {link}'}"

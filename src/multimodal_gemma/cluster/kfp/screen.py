@@ -41,7 +41,7 @@ def picture(snapshot: Snapshot, title: str, trouble: str = "") -> Group:
     made.add_column("state")
     made.add_column("time", justify="right")
     made.add_column("tries", justify="right")
-    made.add_column("why it was tried again", overflow="fold")
+    made.add_column("why", overflow="fold")
     for row in snapshot.rows:
         style = _STYLES.get(row.state, "dim")
         time = "" if row.seconds is None else duration(row.seconds)
@@ -129,7 +129,11 @@ def _event(before: Row | None, after: Row) -> bool:
 
 
 def _line(row: Row) -> str:
-    time = f" in {duration(row.seconds)}" if row.seconds is not None and row.state not in ("running", "pending") else ""
+    time = (
+        f" in {duration(row.seconds)}"
+        if row.seconds is not None and row.state not in ("running", "pending", "reused")
+        else ""
+    )
     tries = f", try {row.tries}" if (row.tries or 0) > 1 else ""
     reason = f" ({row.reason})" if row.reason else ""
     return f"{row.name}: {row.state}{time}{tries}{reason}"

@@ -16,6 +16,7 @@ from multimodal_gemma.cluster.kfp.api import Api
 from multimodal_gemma.cluster.kfp.connect import connected, run_link
 from multimodal_gemma.cluster.kfp.screen import Screen, print_final
 from multimodal_gemma.cluster.kfp.story import Snapshot
+from multimodal_gemma.cluster.kfp.why import Causes
 from multimodal_gemma.config.compose import presets  # Hydra puts the folder of that name into the package
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.local.runner import compiled_pipeline
@@ -161,17 +162,20 @@ def _follow(api: Api, args: argparse.Namespace, followed: follow.Followed, facts
     link = run_link(args, api, followed.identity)
     _log.info(link)
     try:
-        end = follow.follow(api, followed, Screen(followed.name), every=args.every)
+        causes = Causes(api, followed.identity)
+        end = follow.follow(api, followed, Screen(followed.name), causes, every=args.every)
     except KeyboardInterrupt:
         again = f"mmgemma submit --follow {followed.identity}"
         _write(sys.stderr, f"The run goes on. Follow it: {again}. Stop it: {again.replace('--follow', '--stop')}.")
         return _INTERRUPTED
     except InputError as error:
         raise InputError(f"{error} The run goes on: mmgemma submit --follow {followed.identity}") from None
-    code, sentence = follow.verdict(end, link)
+    code, outcome, sentence = follow.verdict(end, link)
     if not args.json:
         print_final(end, followed.name)
-    return _said(args, code, sentence, {**facts, **_names(args, api, followed.identity, followed.name), **_result(end)})
+    return _said(
+        args, code, sentence, {**facts, **_names(args, api, followed.identity, followed.name), **_result(end, outcome)}
+    )
 
 
 def _stop(api: Api, args: argparse.Namespace) -> int:
@@ -198,8 +202,10 @@ def _names(args: argparse.Namespace, api: Api, identity: str, name: str) -> dict
     return {"run_id": identity, "run_name": name, "link": run_link(args, api, identity)}
 
 
-def _result(end: Snapshot) -> dict[str, Any]:
-    return {"state": end.state, "gate": end.gate, "tasks": [dataclasses.asdict(row) for row in end.rows]}
+def _result(end: Snapshot, outcome: str) -> dict[str, Any]:
+    shown = ("name", "state", "seconds", "tries", "reason")
+    tasks = [{name: getattr(row, name) for name in shown} for row in end.rows]
+    return {"outcome": outcome, "state": end.state, "gate": end.gate, "retried": end.retried, "tasks": tasks}
 
 
 def _said(args: argparse.Namespace, code: int, sentence: str, facts: dict[str, Any]) -> int:
