@@ -16,8 +16,8 @@ import dataclasses
 import datetime
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from multimodal_gemma.cluster.kfp.pipeline import gated
 from multimodal_gemma.local import graph
@@ -37,8 +37,6 @@ _WORDS = {
 }
 _BLUR = datetime.timedelta(seconds=2)  # between the end of a task and of its executor
 _MOST_TRIES = 30  # of one node; more are not looked for
-
-Gate = Literal["passed", "refused", "undecided", "unknown", "none"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +80,7 @@ class Snapshot:
 
     state: str
     rows: tuple[Row, ...]
-    gate: Gate
+    gate: str
     reason: str = ""
     stopped: bool = False
     retried: int = 0
@@ -228,7 +226,7 @@ def _fnv32a(text: str) -> int:
     return value
 
 
-def _gate(spec: Mapping[str, Any], nodes: _Nodes, rows: Sequence[Row], state: str) -> tuple[Gate, tuple[str, ...]]:
+def _gate(spec: dict[str, Any], nodes: _Nodes, rows: Sequence[Row], state: str) -> tuple[str, tuple[str, ...]]:
     """Judge by what ran.
 
     In a pipeline whose export stands behind a condition, only a passed gate lets it run, and a refused one leaves its

@@ -14,9 +14,9 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from multimodal_gemma.cluster import pods
 from multimodal_gemma.cluster.kfp.story import one_line
-from multimodal_gemma.cluster.train_job_api import Namespace, Refused
+from multimodal_gemma.cluster.kube import pods
+from multimodal_gemma.cluster.kube.client import Namespace, Refused
 from multimodal_gemma.errors import InputError
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def last_word(log: str) -> str:
 
 
 def _limit(pod: dict[str, Any]) -> str:
-    main = next((one for one in pod["spec"]["containers"] if one["name"] == _MAIN), {})
+    main: dict[str, Any] = next((one for one in pod["spec"]["containers"] if one["name"] == _MAIN), {})
     return str((main.get("resources") or {}).get("limits", {}).get("memory", "no amount"))
 
 
