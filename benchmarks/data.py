@@ -59,10 +59,13 @@ def conversation(number: int, image: str | None, pairs: int, words: int) -> dict
 def raw_dataset(folder: Path, conversations: list[dict[str, Any]], images: Iterator[tuple[str, bytes]]) -> Path:
     """Write a raw-dataset artifact."""
     from multimodal_gemma import files, manifest
+    from multimodal_gemma.data import conversations as talk
     from multimodal_gemma.data.shards import write_image_shards
 
     folder.mkdir(parents=True)
-    (folder / "conversations.json").write_text(json.dumps(conversations))
+    published = folder / "conversations.json"
+    published.write_text(json.dumps(conversations))
+    talk.write(folder / talk.FILE, talk.parse(published))
     write_image_shards(folder, images)
     files.write_jsonl(folder / "missing.jsonl", [])
     manifest.write(folder, "raw-dataset", config={})

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from multimodal_gemma import files
-from multimodal_gemma.data.shards import PATTERN, ImageShards
+from multimodal_gemma.data.shards import PATTERN, read_shard
 from multimodal_gemma.errors import InputError
 
 COMMITS = "commits.json"
@@ -36,12 +36,12 @@ class Commits:
             path = folder / row["shard"]
             if not path.is_file() or files.sha256_file(path) != row["sha256"]:
                 break
-            images = ImageShards([path])
-            if not wanted.issuperset(images.names()):
+            images = [(name, len(content)) for name, _, content in read_shard(path)]
+            if not wanted.issuperset(name for name, _ in images):
                 break
             self.shards.append(path)
-            self.held.update(images.names())
-            self.image_bytes += images.image_bytes()
+            self.held.update(name for name, _ in images)
+            self.image_bytes += sum(size for _, size in images)
         for path in folder.glob(PATTERN):
             if path not in self.shards:
                 path.unlink()

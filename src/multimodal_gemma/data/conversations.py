@@ -8,15 +8,20 @@ writes {"role": "user", "content"} under "messages". The tag `<image>` in a user
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+from multimodal_gemma import files
 from multimodal_gemma.data import json_list
 from multimodal_gemma.errors import InputError
 
 IMAGE_TAG = "<image>"
 Role = Literal["user", "assistant"]
 _ROLES: dict[Any, Role] = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+_SPEAKERS = {"user": "human", "assistant": "gpt"}
+FILE = "conversations.jsonl"  # of a raw-dataset artifact
 _SYSTEM = "system"  # a first turn of this speaker is put before the first question
 
 
@@ -41,11 +46,13 @@ class Conversation:
         id: as published; several conversations may share one.
         image: file name of the image, as the conversation names it; None: text only.
         turns: user and assistant by turns, the user first. With an image exactly one user turn holds `<image>`, once.
+        set: name of the dataset that it comes from.
     """
 
     id: str
     image: str | None
     turns: list[Turn]
+    set: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -63,6 +70,36 @@ class Fault:
     id: str
     kind: str
     reason: str
+
+
+def load(raw: Path) -> list[Conversation]:
+    """Read what a raw-dataset artifact holds to be learnt: checked and chosen conversations.
+
+    Raises:
+        InputError: the folder holds no such file.
+    """
+    rows = files.read_jsonl(raw / FILE, "conversations")
+    try:
+        return [_loaded(row) for row in rows]
+    except (KeyError, TypeError):
+        raise InputError(
+            f"conversations: {raw / FILE} was not written by download. Download the dataset again."
+        ) from None
+
+
+def write(path: Path, conversations: Iterable[Conversation]) -> None:
+    """Write conversations as a raw-dataset artifact holds them: one JSON object a line, in LLaVA's form."""
+    with files.atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        for item in conversations:
+            said = [{"from": _SPEAKERS[turn.role], "value": turn.text} for turn in item.turns]
+            image = {} if item.image is None else {"image": item.image}
+            row = {"id": item.id, "set": item.set, **image, "conversations": said}
+            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _loaded(row: dict[str, Any]) -> Conversation:
+    turns = [Turn(_ROLES[turn["from"]], turn["value"]) for turn in row["conversations"]]
+    return Conversation(row["id"], row.get("image"), turns, row["set"])
 
 
 def parse(path: Path) -> list[Conversation]:

@@ -28,6 +28,7 @@ from multimodal_gemma.data import (
 from multimodal_gemma.data.collecting import Collected, collect
 from multimodal_gemma.data.commits import COMMITS
 from multimodal_gemma.data.decode import Limits, UnusableImage, decode, not_an_image
+from multimodal_gemma.data.shards import ImageShards, write_names
 from multimodal_gemma.data.sources.base import Source, Unavailable
 from multimodal_gemma.data.sources.rooted import parse_root
 from multimodal_gemma.errors import InputError
@@ -136,11 +137,16 @@ class Dataset(Download):
         image_places.compare(path, self._data.conversations_sha256, source.uri, "data.conversations_sha256")
         with _called(path, source.uri):
             parsed, faults = conversations.parse_counted(path, self._data.max_faulty_fraction)
-            selected, _ = selection.select(parsed, self._data)
+            selected, left = selection.select(parsed, self._data)
         names = conversations.image_names(selected)
         images = image_places.place_by_prefix(self.sources, self._roots, names, scratch, self._data)
         path.replace(output / path.name)
+        conversations.write(output / conversations.FILE, selected)
+        dropped = [(str(fault.index), fault.id, fault.kind, fault.reason) for fault in faults]
+        dropped += [("", item.id, kind, reason) for item, kind, reason in left]
+        files.write_json(output / "sets.json", {"": _set(len(parsed) + len(faults), len(selected), dropped)})
         collected = collect(images, names, self._data, output, scratch / COMMITS, fault=not_an_image)
+        write_names(output, dict(ImageShards(output).digests()))
         return {"conversations": len(parsed), "faulty_conversations": len(faults), **_counts(collected)}
 
 
@@ -237,6 +243,16 @@ KINDS: dict[str, type[Dataset] | type[Benchmarks] | type[Models]] = {
     "benchmarks": Benchmarks,
     "models": Models,
 }
+
+
+def _set(given: int, kept: int, dropped: list[tuple[str, str, str, str]]) -> dict[str, Any]:
+    kinds: dict[str, Any] = {}
+    for index, identity, kind, reason in dropped:
+        entry = kinds.setdefault(kind, {"count": 0, "examples": []})
+        entry["count"] += 1
+        entry["examples"] += [{"index": index, "id": identity, "reason": reason}] * (len(entry["examples"]) < 5)
+    drawn = kinds.pop("not-drawn", {"count": 0})
+    return {"given": given, "kept": kept, "not_drawn": drawn["count"], "dropped": kinds}
 
 
 def _counts(collected: Collected) -> dict[str, int]:

@@ -1,14 +1,18 @@
-"""Images by the thousand in a few files.
+"""Pictures by the thousand in a few files.
 
 A folder of 81,000 small files is slow to list, copy, hash and upload. The same bytes in Parquet shards of at most 256
-MB are a few dozen files, each readable by any tool that reads Parquet, with a sha256 beside every image.
+MB are some hundred files at most, each readable by any tool that reads Parquet.
+
+A picture is its bytes: `images-*.parquet` hold one row for each sha256, whatever the datasets call it, and
+`names.parquet` says which picture each name means. GQA and Visual Genome name one photograph twice; it is stored,
+encoded and held out once. In a folder without `names.parquet` each picture has the one name of its row.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +24,41 @@ from multimodal_gemma.data.image_names import image_id
 from multimodal_gemma.errors import InputError
 
 PATTERN = "images-*.parquet"
+NAMES = "names.parquet"
 MAX_SHARD_BYTES = 256_000_000
 _GROUP_BYTES = 4_000_000  # image bytes in a row group, the least that a random read takes from the disk
 SCHEMA = pa.schema(
     [("image_id", pa.string()), ("file_name", pa.string()), ("bytes", pa.large_binary()), ("sha256", pa.string())]
 )
+
+NAMES_SCHEMA = pa.schema([("file_name", pa.string()), ("sha256", pa.string())])
+
+
+def write_names(folder: Path, names: Mapping[str, str]) -> None:
+    """Write `names.parquet`.
+
+    Args:
+        folder: the artifact.
+        names: sha256 by file name.
+    """
+    ascending = sorted(names)
+    columns = [pa.array(ascending, pa.string()), pa.array([names[name] for name in ascending], pa.string())]
+    with files.atomic_path(folder / NAMES) as temporary:
+        pq.write_table(pa.Table.from_arrays(columns, schema=NAMES_SCHEMA), temporary)
+
+
+def read_shard(path: Path) -> Iterator[tuple[str, str, bytes]]:
+    """Yield (file_name, sha256, bytes) of each picture of a shard, one row group in memory at a time.
+
+    Raises:
+        InputError: the shard cannot be read.
+    """
+    shard = _open(path)
+    for group in range(shard.num_row_groups):
+        table = shard.read_row_group(group, columns=["file_name", "sha256", "bytes"])
+        names, digests = (table.column(name).to_pylist() for name in ("file_name", "sha256"))
+        for name, digest, content in zip(names, digests, table.column("bytes"), strict=True):
+            yield name, digest, content.as_py()
 
 
 def write_image_shards(
@@ -107,59 +141,78 @@ def _ascending(items: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]
 
 
 class ImageShards:
-    """The images of an artifact, by file name.
+    """The pictures of an artifact, by any of their names.
 
     Args:
-        place: a folder with `images-*.parquet`, which may hold none, or the shards themselves.
+        folder: holds `images-*.parquet`, or none of them.
+
+    Attributes:
+        paths: the shards, ascending.
 
     Raises:
         InputError: a shard cannot be read.
     """
 
-    def __init__(self, place: Path | Sequence[Path]) -> None:
-        paths = sorted(place.glob(PATTERN)) if isinstance(place, Path) else place
-        self._folder = place if isinstance(place, Path) else paths[0].parent
-        self._shards = [_open(path) for path in paths]
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.paths = sorted(folder.glob(PATTERN))
+        self._shards = [_open(path) for path in self.paths]
         self._held: tuple[tuple[int, int], Any] | None = None  # the row group read last: neighbours ask for it again
 
     @functools.cached_property
-    def _place(self) -> dict[str, tuple[int, int, int]]:
-        """Shard, row group and row by file name."""
-        place: dict[str, tuple[int, int, int]] = {}
+    def _rows(self) -> list[tuple[str, str, int, int, int]]:
+        """(file_name, sha256, shard, row group, row) of each picture."""
+        rows = []
         for number, shard in enumerate(self._shards):
             for group in range(shard.num_row_groups):
-                names = shard.read_row_group(group, columns=["file_name"]).column(0).to_pylist()
-                place.update({name: (number, group, row) for row, name in enumerate(names)})
-        return place
+                table = shard.read_row_group(group, columns=["file_name", "sha256"])
+                pairs = zip(*(column.to_pylist() for column in table.columns), strict=True)
+                rows += [(name, digest, number, group, row) for row, (name, digest) in enumerate(pairs)]
+        return rows
+
+    @functools.cached_property
+    def _place(self) -> dict[str, tuple[int, int, int]]:
+        """Shard, row group and row by sha256."""
+        return {digest: place for _, digest, *place in self._rows}  # type: ignore[misc]
+
+    @functools.cached_property
+    def _names(self) -> dict[str, str]:
+        """The sha256 by file name, ascending."""
+        if (self._folder / NAMES).is_file():
+            table = _open(self._folder / NAMES, NAMES_SCHEMA).read()
+            return dict(zip(*(column.to_pylist() for column in table.columns), strict=True))
+        return dict(sorted((name, digest) for name, digest, *_ in self._rows))
 
     def __len__(self) -> int:
         return sum(shard.metadata.num_rows for shard in self._shards)
 
     def __contains__(self, file_name: object) -> bool:
-        return file_name in self._place
+        return file_name in self._names
 
     def names(self) -> list[str]:
-        """Return every file name, ascending."""
-        return sorted(self._place)
+        """Return every file name, ascending; several may mean one picture."""
+        return list(self._names)
 
-    def image_bytes(self) -> int:
-        """Return the size of all images together, without reading them into memory at once."""
-        groups = ((shard, group) for shard in self._shards for group in range(shard.num_row_groups))
-        tables = (shard.read_row_group(group, columns=["bytes"]) for shard, group in groups)
-        return sum(len(content.as_buffer()) for table in tables for content in table.column(0))
-
-    def read(self, file_name: str) -> bytes:
-        """Return the bytes of one image, as published.
+    def sha256(self, file_name: str) -> str:
+        """Return the identity of the picture that a name means.
 
         Raises:
-            InputError: no shard holds that image.
+            InputError: no picture has that name.
         """
-        place = self._place.get(file_name)
-        if place is None:
+        digest = self._names.get(file_name)
+        if digest is None or digest not in self._place:
             raise InputError(
                 f"{self._folder} holds no image {file_name!r}. Its missing.jsonl says why, or run download again."
             )
-        shard, group, row = place
+        return digest
+
+    def read(self, file_name: str) -> bytes:
+        """Return the bytes of one picture, as published.
+
+        Raises:
+            InputError: no picture has that name.
+        """
+        shard, group, row = self._place[self.sha256(file_name)]
         held = self._held
         if held is None or held[0] != (shard, group):
             held = self._held = (shard, group), self._shards[shard].read_row_group(group, columns=["bytes"]).column(0)
@@ -167,34 +220,29 @@ class ImageShards:
         return content
 
     def iterate(self, wanted: Container[str] | None = None) -> Iterator[tuple[str, bytes]]:
-        """Yield (file_name, bytes) of every image, one row group in memory at a time.
-
-        Names ascend within a shard; a dataset that grew has its new images in shards of their own at the end.
+        """Yield (file_name, bytes) of every picture once, one row group in memory at a time.
 
         Args:
-            wanted: the images to yield; None for all.
+            wanted: names under which pictures are stored; others are left out. None: all pictures.
         """
-        for shard in self._shards:
-            for group in range(shard.num_row_groups):
-                names = shard.read_row_group(group, columns=["file_name"]).column(0).to_pylist()
-                rows = [row for row, name in enumerate(names) if wanted is None or name in wanted]
-                if rows:
-                    contents = shard.read_row_group(group, columns=["bytes"]).column(0)
-                    yield from ((names[row], contents[row].as_py()) for row in rows)
+        groups: dict[tuple[int, int], list[tuple[str, int]]] = {}
+        for name, _, shard, group, row in self._rows:
+            if wanted is None or name in wanted:
+                groups.setdefault((shard, group), []).append((name, row))
+        for (shard, group), rows in groups.items():
+            contents = self._shards[shard].read_row_group(group, columns=["bytes"]).column(0)
+            yield from ((name, contents[row].as_py()) for name, row in rows)
 
     def digests(self) -> Iterator[tuple[str, str]]:
-        """Yield (file_name, sha256) of every image in the order of `iterate`, as the shards state them."""
-        for shard in self._shards:
-            for group in range(shard.num_row_groups):
-                table = shard.read_row_group(group, columns=["file_name", "sha256"])
-                yield from zip(*(column.to_pylist() for column in table.columns), strict=True)
+        """Yield (file_name, sha256) of every picture in the order of `iterate`, as the shards state them."""
+        yield from ((name, digest) for name, digest, *_ in self._rows)
 
 
-def _open(path: Path) -> pq.ParquetFile:
+def _open(path: Path, schema: pa.Schema = SCHEMA) -> pq.ParquetFile:
     try:
         shard = pq.ParquetFile(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path} is no readable Parquet file ({error}). Download the artifact again.") from None
-    if not set(SCHEMA.names) <= set(shard.schema_arrow.names):
-        raise InputError(f"{path} lacks the columns {', '.join(SCHEMA.names)}. Download the artifact again.")
+    if not set(schema.names) <= set(shard.schema_arrow.names):
+        raise InputError(f"{path} lacks the columns {', '.join(schema.names)}. Download the artifact again.")
     return shard

@@ -73,9 +73,12 @@ def test_the_images_that_are_named_and_no_others_are_in_the_dataset(photographs:
     assert manifest.verify(output, "raw-dataset").digest == summary.digest
     assert sorted(path.name for path in output.iterdir()) == [
         "conversations.json",
+        "conversations.jsonl",
         "images-00000.parquet",
         "manifest.json",
         "missing.jsonl",
+        "names.parquet",
+        "sets.json",
         "sources.json",
     ]
 
