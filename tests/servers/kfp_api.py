@@ -17,6 +17,7 @@ import re
 import threading
 import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -25,6 +26,7 @@ from tests.servers.kfp_nodes import Task, details, logs, stopped, training
 
 Object = dict[str, Any]
 _LIMIT = 10_000  # bytes of parameters
+PROXY = "/api/v1/namespaces/kubeflow/services/ml-pipeline:8888/proxy"
 
 
 @dataclasses.dataclass
@@ -57,6 +59,7 @@ class KfpServer:
         story: what the next runs will go through.
         step: seconds of the story between two questions after a run.
         logs: what nodes and pods say, by their names, besides what the stories tell.
+        objects: of Kubernetes, by path: it stands behind an API server's proxy too, with the same tokens.
         drops_platform: it keeps no platform specification, as servers before 2.17.
         compressed: it lists no tasks, as where the workflow's status is compressed.
     """
@@ -67,6 +70,7 @@ class KfpServer:
         self.story: list[Task] = training()
         self.step = 2_500.0
         self.logs: dict[str, str] = {}
+        self.objects: dict[str, Object] = {}
         self.drops_platform = self.compressed = False
         self.pipelines: dict[str, Object] = {}
         self.versions: dict[str, Object] = {}
@@ -95,6 +99,18 @@ class KfpServer:
     def url(self) -> str:
         """Where it listens."""
         return f"http://127.0.0.1:{self._listener.server_port}"
+
+    def kubeconfig(self, path: Path, token: str = "kube") -> Path:
+        """Write a kubeconfig whose API server stands before this server, and return it."""
+        named = {"cluster": "c", "user": "u", "namespace": "kubeflow"}
+        config = {
+            "current-context": "x",
+            "clusters": [{"name": "c", "cluster": {"server": self.url}}],
+            "users": [{"name": "u", "user": {"token": token}}],
+            "contexts": [{"name": "x", "context": named}],
+        }
+        path.write_text(json.dumps(config))
+        return path
 
     def misbehave(
         self,
@@ -376,15 +392,23 @@ def _handler(server: KfpServer) -> type[BaseHTTPRequestHandler]:
             token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
             if server.tokens and token not in server.tokens:
                 return self._fail(Failure(401, 16, "Request header error: there is no valid token"))
-            if asked := re.fullmatch("/apis/v1alpha1/runs/([^/]+)/nodes/([^/]+)/log", split.path):
+            path = split.path.removeprefix(PROXY)
+            if not path.startswith(("/apis/v2beta1", "/apis/v1alpha1")):
+                return self._of_kubernetes(path)
+            if asked := re.fullmatch("/apis/v1alpha1/runs/([^/]+)/nodes/([^/]+)/log", path):
                 return self._send(200, server.log(*asked.groups()), {"Content-Type": "text/plain"})
             try:
-                made = server.answer(self.command, split.path, query, *self._read(content))
+                made = server.answer(self.command, path, query, *self._read(content))
             except Failure as failure:
                 return self._fail(failure)
             if fault and fault.cut == "after":
                 return self._hang_up()
             return self._send(200, json.dumps(made), {})
+
+        def _of_kubernetes(self, path: str) -> None:
+            found = server.objects.get(path)
+            missing = {"kind": "Status", "status": "Failure", "message": f"{path} not found", "code": 404}
+            return self._send(200 if found else 404, json.dumps(found or missing), {})
 
         def _read(self, content: bytes) -> tuple[Object, str]:
             kind = self.headers.get("Content-Type") or ""

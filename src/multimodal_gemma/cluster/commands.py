@@ -59,7 +59,9 @@ def add(commands: Any, add_command: Callable[..., argparse.ArgumentParser]) -> N
     _run_options(submit)
     submit.add_argument("--run-name", metavar="NAME", help="default: the preset and the time")
     submit.add_argument(
-        "--pipeline-version", metavar="NAME", help="run this version of the server (a name or a digest); upload nothing"
+        "--pipeline-version",
+        metavar="NAME",
+        help="run this version of the server (a name, a digest, or latest); upload nothing",
     )
     submit.add_argument("--new-data", action="store_true", help="submit nothing unless the data has changed")
     following = submit.add_argument_group("following")
@@ -114,7 +116,11 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
         "--experiment", default="multimodal-gemma", metavar="NAME", help="default: multimodal-gemma, made where missing"
     )
     parser.add_argument("--create-experiment", action="store_true", help="make the experiment where it is missing")
-    parser.add_argument("--service-account", metavar="NAME", help="that the pods run as (default: the server's)")
+    parser.add_argument(
+        "--service-account",
+        metavar="NAME",
+        help="that the pods run as (default: multimodal-gemma where a kubeconfig shows it, else the server's)",
+    )
     parser.add_argument("--no-cache", action="store_true", help="run every task, whatever ran before")
 
 
@@ -131,8 +137,14 @@ def _connection(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--host", metavar="URL", help="the server, e.g. https://kubeflow.example.com/pipeline")
     group.add_argument(
-        "--port-forward", metavar="NAMESPACE/SERVICE", help="reach it by kubectl, e.g. kubeflow/ml-pipeline"
+        "--port-forward",
+        metavar="NAMESPACE/SERVICE",
+        help="reach it through Kubernetes' API server, e.g. kubeflow/ml-pipeline (a proxy: no port is opened)",
     )
+    group.add_argument(
+        "--kubeconfig", type=Path, metavar="FILE", help="why a pod waits is told by it (default: KUBECONFIG)"
+    )
+    group.add_argument("--context", metavar="NAME", help="of the kubeconfig (default: its current one)")
     group.add_argument("--token-file", type=Path, metavar="FILE", help="bearer token; read again when it has expired")
     group.add_argument(
         "--token-command", metavar="COMMAND", help="prints a bearer token; run again when it has expired"

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 TIMEOUT = (10, 60)  # seconds to connect, and to the answer
 _LONGEST_PAUSE = 30.0  # seconds between two tries
-_TRIED_AGAIN = {408, 429, 500, 502, 503, 504}
+TRIED_AGAIN = {408, 429, 500, 502, 503, 504}
 _Answer = TypeVar("_Answer")
 
 
@@ -51,14 +51,14 @@ def persist(
         try:
             return send()
         except (HTTPError, OSError) as error:
-            trouble = type(error).__name__
+            trouble = broken(error)
         except refusal as error:
             status = getattr(error, "status", None)
             if status == 401 and not renewed:
                 renewed = True
                 renew()
                 continue
-            if status not in _TRIED_AGAIN:
+            if status not in TRIED_AGAIN:
                 raise
             trouble, wait = f"it answers {status}", _retry_after(getattr(error, "headers", None))
         if time.monotonic() > deadline:
@@ -66,6 +66,19 @@ def persist(
         told(trouble)
         time.sleep(min(pause if wait is None else wait, _LONGEST_PAUSE))
         pause = min(pause * 2, _LONGEST_PAUSE)
+
+
+def broken(error: Exception) -> str:
+    """Name a network failure in a few words; urllib3's own text shows memory addresses."""
+    from urllib3.exceptions import NameResolutionError, NewConnectionError, SSLError, TimeoutError
+
+    kinds: list[tuple[type[Exception], str]] = [
+        (NameResolutionError, "its name is not known"),
+        (NewConnectionError, "nothing listens there"),
+        (TimeoutError, "it does not answer in time"),
+        (SSLError, "its certificate is not trusted"),
+    ]
+    return next((words for kind, words in kinds if isinstance(error, kind)), "the connection was lost")
 
 
 def _retry_after(headers: Any) -> float | None:

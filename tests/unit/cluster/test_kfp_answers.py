@@ -6,6 +6,8 @@ they are read with that pipeline's tasks.
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,6 +65,8 @@ def log(answers: Path) -> str:
     return (answers / "log-of-a-failed-task.txt").read_text(encoding="utf-8")
 
 
+FULL = "0/1 nodes are available: 1 Insufficient cpu."  # seen, R1
+PULL = 'Back-off pulling image "ghcr.io/a:1"'
 LAUNCHER = "E1126 00:40:55.1 15 launcher_v2.go:449] Component failed to execute successfully: exit status {}\n"
 FILES = [  # name, exit code, outcome, what is said, states that are worth a look, node and log
     ("succeeded", 0, "passed", "and passed the gate", {"download-models": "reused", "train-model": "succeeded"}),
@@ -153,3 +157,80 @@ def test_what_a_log_says_last(log: str) -> None:
     assert last_word(crash + LAUNCHER.format(1)) == "RuntimeError: no"
     assert last_word("a\nb\nc\nd\n" + LAUNCHER.format(9)) == "exit code 9: b / c / d"
     assert last_word("") == ""
+
+
+@pytest.mark.parametrize(
+    ("run", "pod", "node", "said"),
+    [
+        ("out-of-memory", "out-of-memory", "fnc9l-1495559663", "train-model failed: out of memory: asked for 450Mi"),
+        (
+            "pod-evicted",
+            *("evicted", "j2724-3857597122"),
+            'train-model failed: Evicted: Container main exceeded its local ephemeral storage limit "1Gi".',
+        ),
+    ],
+)
+def test_a_kubeconfig_tells_how_a_pod_died(
+    answers: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    run: str,
+    pod: str,
+    node: str,
+    said: str,
+) -> None:
+    monkeypatch.delenv("KFP_HOST", raising=False)
+    answer, died = (json.loads((answers / f"{name}.json").read_text()) for name in (f"run-{run}", f"pod-{pod}"))
+    assert died["metadata"]["annotations"]["workflows.argoproj.io/node-id"].endswith(node)
+    with KfpServer() as server:
+        server.objects["/api/v1/namespaces/kubeflow/pods"] = {"metadata": {}, "items": [died]}
+        config = ["--kubeconfig", str(server.kubeconfig(tmp_path / "config")), "--patience", "0.2"]
+        identity = server.replay(answer, pipeline(), LOGS)
+        assert cli.main(["submit", "--follow", identity, "--port-forward", "kubeflow/ml-pipeline", *config]) == 1
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (
+            {"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": FULL}]},
+            f"Unschedulable: {FULL}",
+        ),
+        (
+            {"containerStatuses": [{"state": {"waiting": {"reason": "ImagePullBackOff", "message": PULL}}}]},
+            f"ImagePullBackOff: {PULL}",
+        ),
+        (None, "exceeded quota: accelerators"),
+    ],
+)
+def test_a_kubeconfig_tells_why_a_pod_waits(
+    answers: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    packed: bool,
+    status: dict[str, Any] | None,
+    said: str,
+) -> None:
+    monkeypatch.delenv("KFP_HOST", raising=False)
+    answer = json.loads((answers / "run-waits-for-a-node.json").read_text(encoding="utf-8"))
+    node = "multimodal-gemma-training-9p5x4-3275450235"
+    waiting = {"metadata": {"name": "p", "annotations": {"workflows.argoproj.io/node-id": node}}, "status": status}
+    nodes = {node: {"phase": "Pending", "message": "exceeded quota: accelerators"}}
+    compressed = {"compressedNodes": base64.b64encode(gzip.compress(json.dumps(nodes).encode())).decode()}
+    where = "/apis/argoproj.io/v1alpha1/namespaces/kubeflow/workflows/multimodal-gemma-training-9p5x4"
+
+    def stop(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("multimodal_gemma.cluster.kfp.follow.time.sleep", stop)
+    with KfpServer() as server:
+        server.objects["/api/v1/namespaces/kubeflow/pods"] = {"metadata": {}, "items": [waiting] if status else []}
+        server.objects[where] = {"status": compressed if packed else {"nodes": nodes}}
+        config = ["--kubeconfig", str(server.kubeconfig(tmp_path / "config")), "--patience", "0.2"]
+        identity = server.replay(answer, pipeline(), {})
+        assert cli.main(["submit", "--follow", identity, "--port-forward", "kubeflow/ml-pipeline", *config]) == 130
+    assert f"train-model: pending ({said})" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 
 from multimodal_gemma import cli
+from multimodal_gemma.cluster.kfp.schedule import coming, normal
+from multimodal_gemma.errors import InputError
 from tests.servers.kfp_api import KfpServer
 
 CREATE = ["create", "nightly", "--cron", "0 3 * * *"]
@@ -63,6 +66,7 @@ def test_other_settings_replace_it(server: KfpServer, capsys: pytest.CaptureFixt
     assert scheduled(*CREATE, *changed) == 0
     assert "is changed" in capsys.readouterr().out
     assert only(server)["recurring_run_id"] != before
+    assert server.killed == []  # its runs go on
 
 
 def test_the_old_one_stays_when_the_new_one_cannot_be_made(
@@ -127,6 +131,7 @@ def test_deleting_keeps_the_others(server: KfpServer, capsys: pytest.CaptureFixt
     assert scheduled("create", "weekly", "--cron", "0 3 * * 1") == 0
     assert scheduled("delete", "nightly") == 0
     assert only(server)["display_name"] == "weekly"
+    assert server.killed == []
 
 
 @pytest.mark.parametrize(
@@ -155,3 +160,66 @@ def test_a_dry_run_sends_nothing(server: KfpServer, capsys: pytest.CaptureFixtur
     assert scheduled(*CREATE, "--dry-run") == 0
     assert json.loads(capsys.readouterr().out)["cron"] == "0 0 3 * * *"
     assert server.requests == []
+
+
+# Cron expressions: five fields and six, what never comes, and when the others do.
+
+MONDAY = datetime.datetime(2026, 11, 23, 12, 0, tzinfo=datetime.UTC)
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        ("0 3 * * 1", "0 0 3 * * 1"),
+        ("30 0 3 * * 1", "30 0 3 * * 1"),
+        ("  */15   * * * * ", "0 */15 * * * *"),
+        ("@daily", "0 0 0 * * *"),
+        ("0 3 ? JAN-MAR mon,fri", "0 0 3 ? JAN-MAR mon,fri"),
+        ("0 0 29 2 *", "0 0 0 29 2 *"),
+    ],
+)
+def test_five_fields_get_a_second(given: str, sent: str) -> None:
+    assert normal(given) == sent
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("", "is no cron expression"),
+        ("every monday", "is no cron expression"),
+        ("0 3 * *", "Give five fields"),
+        ("0 0 3 * * 1 2026", "Give five fields"),
+        ("60 3 * * 1", "out of range"),
+        ("0 24 * * *", "out of range"),
+        ("0 3 0 * *", "out of range"),
+        ("0 3 * 13 *", "out of range"),
+        ("0 3 * * 7", "days of the week are 0 (Sunday) to 6"),
+        ("0 3 * * L5", "days of the week are 0 (Sunday) to 6"),
+        ("0 3 * * mo", "is no cron expression"),
+        ("5-1 * * * *", "KFP does not read '5-1'"),
+        ("*/0 * * * *", "step '0'"),
+        ("*/x * * * *", "KFP does not read '*/x'"),
+        ("1,,2 * * * *", "KFP does not read '1,,2'"),
+        ("0 0 30 2 *", "never comes"),
+    ],
+)
+def test_what_is_none_is_refused_with_the_field_that_is_wrong(given: str, said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        normal(given)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("cron", "moments"),
+    [
+        ("0 0 3 * * 1", ["2026-11-30 03:00:00", "2026-12-07 03:00:00"]),
+        ("0 */20 * * * *", ["2026-11-23 12:20:00", "2026-11-23 12:40:00"]),
+        ("10 59 23 31 * *", ["2026-12-31 23:59:10", "2027-01-31 23:59:10"]),
+        ("0 0 0 29 2 *", ["2028-02-29 00:00:00"]),
+        ("0 0 9 1 * MON", ["2026-11-30 09:00:00", "2026-12-01 09:00:00"]),  # two restrictions: either
+        ("0 0 6-8/2 * * *", ["2026-11-24 06:00:00", "2026-11-24 08:00:00"]),
+    ],
+)
+def test_the_coming_moments_are_those_of_the_calendar(cron: str, moments: list[str]) -> None:
+    found = coming(cron, MONDAY, len(moments))
+    assert [f"{moment:%Y-%m-%d %H:%M:%S}" for moment in found] == moments

@@ -17,7 +17,7 @@ import kfp_server_api
 import pytest
 import yaml
 
-from multimodal_gemma import cli, files
+from multimodal_gemma import __version__, cli, files
 from multimodal_gemma.data import benchmark_files
 from multimodal_gemma.local.runner import compiled_pipeline
 from tests.servers.kfp_api import KfpServer
@@ -89,6 +89,7 @@ def test_the_pipeline_is_uploaded_once_and_named_by_its_digest(
     digest = files.sha256_file(compiled_pipeline())
     (version,) = server.versions.values()
     assert digest.startswith(version["name"].removeprefix("sha256-"))
+    assert re.fullmatch(rf"{re.escape(__version__)}\+[0-9a-f]{{7}}", version["display_name"])
     assert version["description"] == f"sha256:{digest}"
     assert version["pipeline_spec"]["pipeline_spec"] == next(yaml.safe_load_all(compiled_pipeline().read_text()))
 
@@ -140,8 +141,9 @@ def test_a_version_of_the_server_can_be_run_by_its_digest(
 ) -> None:
     submitted(capsys, "--detach")
     digest = files.sha256_file(compiled_pipeline())
-    code, said = submitted(capsys, "--pipeline-version", digest[:12])
-    assert (code, said["gate"]) == (0, "passed")
+    for version in (digest[:12], "latest"):
+        code, said = submitted(capsys, "--pipeline-version", version)
+        assert (code, said["gate"]) == (0, "passed")
     assert server.count("POST", "/upload_version") == 1
 
 

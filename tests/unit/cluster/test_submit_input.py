@@ -63,7 +63,7 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         (["--token-file", "nowhere"], "nowhere cannot be read"),
         (["--token-command", "false"], "--token-command ended with exit code 1"),
         (["--experiment", "multimodal-gema"], "no experiment 'multimodal-gema'. Did you mean 'multimodal-gemma'?"),
-        (["--pipeline-version", "sha256-0000"], "has no version 'sha256-0000'. Choose one of sha256-"),
+        (["--pipeline-version", "sha256-0000"], "has no version 'sha256-0000'. Choose one of 0.1.0+"),
         (["--follow", "run-9999"], "no run 'run-9999'"),
         (["--stop", "run-9999"], "no run 'run-9999'"),
     ],
@@ -208,14 +208,23 @@ def test_a_file_that_is_no_pipeline(server: KfpServer, capsys: pytest.CaptureFix
     assert server.requests == []
 
 
-def test_kubectl_that_cannot_reach_the_service(
+def test_a_service_that_the_api_server_does_not_reach(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kubectl = tmp_path / "kubectl"
-    kubectl.write_text("#!/bin/sh\necho 'Error from server (NotFound): services \"ml\" not found' >&2\nexit 1\n")
-    kubectl.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    assert 'services "ml" not found' in refused(capsys, "--port-forward", "kubeflow/ml")
-    assert "no NAMESPACE/SERVICE" in refused(capsys, "--port-forward", "ml")
-    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    assert "kubectl is not on the PATH" in refused(capsys, "--port-forward", "kubeflow/ml")
+    monkeypatch.delenv("KFP_HOST", raising=False)
+    with KfpServer() as server:
+        config = ["--kubeconfig", str(server.kubeconfig(tmp_path / "config"))]
+        said = refused(capsys, "--port-forward", "kubeflow/ml", *config)
+        assert "gives no way to KFP (404)" in said
+        assert "kubectl port-forward" in said
+        assert "no NAMESPACE/SERVICE" in refused(capsys, "--port-forward", "ml", *config)
+        assert "a token does not reach KFP" in refused(capsys, "--port-forward", "kubeflow/ml", "--token", "a", *config)
+    assert "there is no kubeconfig at" in refused(capsys, "--port-forward", "kubeflow/ml", "--kubeconfig", "nowhere")
+
+
+def test_a_server_that_drops_the_platforms_part_is_refused(
+    server: KfpServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.drops_platform = True
+    assert "drops the platform's part of a pipeline" in refused(capsys)
+    assert server.runs == {}

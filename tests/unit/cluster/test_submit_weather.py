@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import Any
 import pytest
 
 from multimodal_gemma import cli
-from multimodal_gemma.cluster.kfp import tokens
-from tests.servers.kfp_api import KfpServer
+from multimodal_gemma.cluster.kfp import connect
+from tests.servers.kfp_api import PROXY, KfpServer
 
 FAST = ["--every", "0.01", "--patience", "0.4"]
 RUN = "/runs/run-"
@@ -123,68 +122,49 @@ def test_a_pods_own_token_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.delenv("KFP_TOKEN", raising=False)
     (tmp_path / "token").write_text("projected")
     monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", str(tmp_path / "token"))
-    assert tokens.choose().get() == "projected"
-    assert tokens.choose().renewable
+    assert connect.choose().get() == "projected"
+    assert connect.choose().renewable
     monkeypatch.setenv("KFP_TOKEN", "of the environment")
-    assert tokens.choose().get() == "of the environment"
+    assert connect.choose().get() == "of the environment"
 
 
 def test_a_token_is_never_shown(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
     server.tokens = {"other"}
     assert cli.main(["submit", *FAST, "--token", "very-secret"]) == 2
     assert "very-secret" not in "".join(capsys.readouterr())
-    assert "very-secret" not in repr(tokens.choose("very-secret"))
+    assert "very-secret" not in repr(connect.choose("very-secret"))
 
 
-KUBECTL = """#!{python}
-import socket, sys, threading
-with open({log!r}, "a") as log:
-    log.write(" ".join(sys.argv[1:]) + "\\n")
-listener = socket.create_server(("127.0.0.1", 0))
-print("Forwarding from 127.0.0.1:%d -> 8888" % listener.getsockname()[1], flush=True)
-def pipe(a, b):
-    while data := a.recv(65536):
-        b.sendall(data)
-    b.close()
-served = 0
-while served < {lives}:
-    near, _ = listener.accept()
-    far = socket.create_connection(("127.0.0.1", {port}))
-    threading.Thread(target=pipe, args=(near, far), daemon=True).start()
-    threading.Thread(target=pipe, args=(far, near), daemon=True).start()
-    served += 1
-import time; time.sleep({linger})
-"""
-
-
-@pytest.mark.parametrize(("lives", "linger", "started"), [(99, 0, 1), (1, 0.3, 2)])
-def test_a_port_forward_is_opened_ended_and_renewed(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    lives: int,
-    linger: float,
-    started: int,
+def test_through_the_api_server_no_port_is_opened(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    import sys
-
+    monkeypatch.delenv("KFP_HOST", raising=False)
     with KfpServer() as server:
-        server.step = 200 if started > 1 else 2_500
-        log = tmp_path / "log"
-        fake = tmp_path / "kubectl"
-        port = int(server.url.rpartition(":")[2])
-        fake.write_text(KUBECTL.format(python=sys.executable, log=str(log), port=port, lives=lives, linger=linger))
-        fake.chmod(0o755)
-        monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-        monkeypatch.delenv("KFP_HOST", raising=False)
-        code, said = submitted(capsys, "--port-forward", "kubeflow/ml-pipeline")
+        server.tokens = {"kube"}
+        server.objects["/api/v1/namespaces/kubeflow/serviceaccounts/multimodal-gemma"] = {"metadata": {}}
+        kubeconfig = ["--kubeconfig", str(server.kubeconfig(tmp_path / "config"))]
+        code, said = submitted(capsys, "--port-forward", "kubeflow/ml-pipeline", *kubeconfig)
     assert (code, said["gate"]) == (0, "passed")
-    calls = log.read_text().splitlines()
-    assert calls[0] == "-n kubeflow port-forward service/ml-pipeline :8888"
-    assert len(calls) >= started
-    assert said["link"].startswith("run run-")  # a forwarded API has no UI
-    for process in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            assert str(fake) not in process.read_bytes().decode()
-        except OSError:
-            continue
+    assert said["link"].startswith("run run-")  # a proxied API has no UI
+    assert not any(path.startswith(("/apis/v2beta1", "/apis/v1alpha1")) for _, path in server.requests)
+    assert server.count("POST", f"{PROXY}/apis/v2beta1/runs") == 1
+    assert server.runs[said["run_id"]]["service_account"] == "multimodal-gemma"  # which the kubeconfig shows
+
+
+def test_a_login_to_kubernetes_that_ends_in_the_middle_of_a_follow_is_renewed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.delenv("KFP_HOST", raising=False)
+    with KfpServer() as server:
+        server.tokens = {"kube"}
+        config, before = server.kubeconfig(tmp_path / "config"), server.answer
+
+        def answer(method: str, asked: str, *args: Any) -> Any:
+            if "/runs/run-" in asked and server.tokens == {"kube"}:
+                server.tokens = {"second"}
+                server.kubeconfig(config, "second")
+            return before(method, asked, *args)
+
+        server.answer = answer  # type: ignore[method-assign]
+        code, said = submitted(capsys, "--port-forward", "kubeflow/ml-pipeline", "--kubeconfig", str(config))
+    assert (code, said["gate"], server.tokens) == (0, "passed", {"second"})

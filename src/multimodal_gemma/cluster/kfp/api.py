@@ -1,28 +1,27 @@
 """Calls to a KFP server that survive its weather.
 
 The generated client of KFP (`kfp_server_api`, v2beta1) knows the paths and the shapes. What a person needs on top is
-here: a lost connection, 429, 5xx and an expired token are tried again; a login page is recognised for what it is; and
-what remains is one sentence.
+here: what `patience` tries again is tried again, but never a request that may have made something; a login page is
+recognised for what it is; and what remains is one sentence.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from multimodal_gemma import logs
-from multimodal_gemma.cluster.kfp.tokens import Tokens
+from multimodal_gemma.cluster.patience import TIMEOUT, TRIED_AGAIN, Unanswered, broken, persist
 from multimodal_gemma.errors import InputError
 
+if TYPE_CHECKING:
+    from multimodal_gemma.cluster.kube.client import Namespace
+
 _log = logs.get("submit")
-_TIMEOUT = (10, 60)  # seconds to connect, and to the answer
-_LONGEST_PAUSE = 30.0  # seconds between two tries
 _LOG_BYTES = 65_536  # of a log's end
 _ERROR_CHARACTERS = 40  # at the beginning of a log that is none
-_TRIED_AGAIN = {408, 429, 500, 502, 503, 504}
 
 
 class Refused(Exception):
@@ -38,7 +37,7 @@ class Refused(Exception):
         self.status, self.message = status, message
 
 
-class Unanswered(Exception):
+class Doubtful(Exception):
     """A request was sent and it is not known whether the server acted on it."""
 
 
@@ -55,39 +54,48 @@ class Patience:
     pause: float = 1.0
 
 
+@dataclasses.dataclass(frozen=True)
+class Door:
+    """The way to a server.
+
+    Attributes:
+        host: address of the API, e.g. https://kubeflow.example.com/pipeline.
+        token: gives the bearer token of the moment; "" where none is used.
+        renewable: another token can be had when one is refused.
+        settings: TLS settings of the generated client, by name.
+        cluster: the namespace of the runs in Kubernetes, for whoever has a kubeconfig.
+    """
+
+    host: str
+    token: Callable[[], str] = dataclasses.field(default=lambda: "", repr=False)
+    renewable: bool = False
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    cluster: Namespace | None = None
+
+
 class Api:
     """A connection to one KFP server.
 
     Args:
-        host: address of the API, e.g. https://kubeflow.example.com/pipeline.
-        tokens: where the bearer token comes from.
+        door: the way to it.
         patience: how long a request is tried; `follow` asks for more.
-        ca_file: certificates to trust instead of the system's.
-        moved: called after a lost connection; returns the address from now on (a port-forward may have to be renewed).
     """
 
-    def __init__(
-        self,
-        host: str,
-        tokens: Tokens,
-        *,
-        patience: Patience | None = None,
-        ca_file: str | None = None,
-        moved: Callable[[], str] | None = None,
-    ) -> None:
+    def __init__(self, door: Door, patience: Patience | None = None) -> None:
         try:
             import kfp_server_api as generated
         except ImportError:
             raise InputError(
                 "kfp: its client is not installed. Install it: pip install 'multimodal-gemma[pipeline]'."
             ) from None
-        self.host, self.patience = host.rstrip("/"), patience or Patience()
+        self.host, self.cluster = door.host.rstrip("/"), door.cluster
+        self.patience = patience or Patience()
         self.troubled: Callable[[str], None] = lambda trouble: _log.warning(trouble)
-        self._tokens, self._moved = tokens, moved
+        self._door = door
         self._settings = generated.Configuration(host=self.host)
-        self._settings.retries = False  # this class decides what is tried again
-        if ca_file:
-            self._settings.ssl_ca_cert = ca_file
+        self._settings.retries = False  # `persist` decides what is tried again
+        for name, value in door.settings.items():
+            setattr(self._settings, name, value)
         self._authorise()
         self._client = generated.ApiClient(self._settings)
         self.pipelines = generated.PipelineServiceApi(self._client)
@@ -95,7 +103,6 @@ class Api:
         self.experiments = generated.ExperimentServiceApi(self._client)
         self.runs = generated.RunServiceApi(self._client)
         self.recurring = generated.RecurringRunServiceApi(self._client)
-        self.health = generated.HealthzServiceApi(self._client)
 
     def call(self, function: Callable[..., Any], *args: Any, once: bool = False, **options: Any) -> Any:
         """Call a function of the generated client and return its answer.
@@ -108,48 +115,38 @@ class Api:
 
         Raises:
             Refused: the server said no for a reason that trying again does not change.
-            Unanswered: `once`, and the connection broke or the server failed.
+            Doubtful: `once`, and the connection broke or the server failed.
             InputError: the host cannot be reached, answers with a web page, or the token is not accepted.
         """
         from kfp_server_api.exceptions import ApiException
-        from urllib3.exceptions import HTTPError
 
-        deadline, pause, renewed = time.monotonic() + self.patience.seconds, self.patience.pause, False
-        while True:
-            wait: float | None = None
+        def send() -> Any:
             try:
-                answer = function(*args, _request_timeout=_TIMEOUT, **options)
-                if function != self._tail:
-                    self._require_json(self._client.last_response.data)
-                return answer
-            except HTTPError as error:
-                trouble = _broken(error)
-                if once and not _never_sent(error):
-                    raise Unanswered(trouble) from None
+                answer = function(*args, _request_timeout=TIMEOUT, **options)
             except AttributeError as error:
                 # The generated client stumbles over its own report of an untrusted certificate, which has no body.
                 if not isinstance(error.__context__, ApiException):
                     raise
                 raise self._refusal(0, "", str(error.__context__.reason)) from None
-            except ApiException as error:
-                status, body = int(error.status or 0), error.body or ""
-                if status == 401 and self._tokens.renewable and not renewed:
-                    renewed = True
-                    self._authorise()
-                    continue
-                if status not in _TRIED_AGAIN:
-                    raise self._refusal(status, body, str(error.reason)) from None
-                if once and status != 429:
-                    raise Unanswered(f"{status}: {_message(body) or error.reason}") from None
-                trouble, wait = f"it answers {status} {error.reason}", _retry_after(error.headers)
-            if time.monotonic() >= deadline:
-                raise InputError(
-                    f"kfp: {self.host} could not be reached: {trouble}. Check --host, the network and the port-forward."
-                )
-            self.troubled(f"{trouble}; trying again")
-            time.sleep(min(pause if wait is None else wait, _LONGEST_PAUSE))
-            pause = min(pause * 2, _LONGEST_PAUSE)
-            self._reconnect()
+            if function != self._tail:
+                self._require_json(self._client.last_response.data)
+            return answer
+
+        try:
+            return persist(
+                (lambda: _undoubted(send)) if once else send,
+                ApiException,
+                seconds=self.patience.seconds,
+                pause=self.patience.pause,
+                renew=self._authorise,
+                told=lambda trouble: self.troubled(f"{trouble}; trying again"),
+            )
+        except ApiException as error:
+            raise self._refusal(int(error.status or 0), error.body or "", str(error.reason)) from None
+        except Unanswered as trouble:
+            raise InputError(
+                f"kfp: {self.host} could not be reached: {trouble}. Check --host, the network and the kubeconfig."
+            ) from None
 
     def log(self, run_id: str, node: str) -> str | None:
         """Return the end of a node's log, "" for a pod that has said nothing; None where the server cannot give it.
@@ -190,15 +187,9 @@ class Api:
         return end
 
     def _authorise(self) -> None:
-        if token := self._tokens.get():
+        if token := self._door.token():
             self._settings.api_key = {"authorization": token}
             self._settings.api_key_prefix = {"authorization": "Bearer"}
-
-    def _reconnect(self) -> None:
-        if self._moved is not None:
-            self.host = self._settings.host = self._moved()
-        if self._tokens.renewable:
-            self._authorise()  # it may have expired meanwhile
 
     def _require_json(self, data: str | bytes) -> None:
         try:
@@ -210,10 +201,15 @@ class Api:
         if status == 401:
             remedy = (
                 "A renewed token is refused too: check what --token-file or --token-command gives, and its audience."
-                if self._tokens.renewable
+                if self._door.renewable
                 else "It may have expired: give one that can be renewed by --token-file or --token-command."
             )
             return InputError(f"kfp: {self.host} does not accept the token (401). {remedy}")
+        if of_kubernetes := _kubernetes(body):
+            return InputError(
+                f"cluster: the API server gives no way to KFP ({status}): {of_kubernetes.rstrip('.')}. It takes the "
+                "right to services/proxy; or forward a port yourself (kubectl port-forward) and give --host."
+            )
         if status == 0:
             return InputError(
                 f"kfp: {self.host} could not be reached: {reason.splitlines()[-1]}. Check --host and --ca."
@@ -247,30 +243,27 @@ def _message(body: str) -> str:
     return " ".join(str(text).split())[:300]
 
 
-def _retry_after(headers: Any) -> float | None:
+def _kubernetes(body: str) -> str:
+    """Return what Kubernetes' API server says for itself, where KFP stands behind it; "" where KFP has answered."""
     try:
-        return float((headers or {})["Retry-After"])
-    except (KeyError, TypeError, ValueError):
-        return None
+        said = json.loads(body)
+    except ValueError:
+        return ""
+    return str(said.get("message", "")) if isinstance(said, Mapping) and said.get("kind") == "Status" else ""
 
 
-def _never_sent(error: Exception) -> bool:
-    from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
+def _undoubted(send: Callable[[], Any]) -> Any:
+    """Send what must not be sent twice: what leaves it open whether the server has acted is no matter of patience."""
+    from kfp_server_api.exceptions import ApiException
+    from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
 
-    return isinstance(error, NewConnectionError | ConnectTimeoutError)
-
-
-def _broken(error: Exception) -> str:
-    """Name a network failure in a few words; urllib3's own text shows memory addresses."""
-    from urllib3.exceptions import NameResolutionError, NewConnectionError, SSLError, TimeoutError
-
-    kinds: list[tuple[type[Exception], str]] = [
-        (NameResolutionError, "its name is not known"),
-        (NewConnectionError, "nothing listens there"),
-        (TimeoutError, "it does not answer in time"),
-        (SSLError, "its certificate is not trusted"),
-    ]
-    for kind, words in kinds:
-        if isinstance(error, kind):
-            return words
-    return "the connection was lost"
+    try:
+        return send()
+    except (ConnectTimeoutError, NewConnectionError):
+        raise
+    except HTTPError as error:
+        raise Doubtful(broken(error)) from None
+    except ApiException as error:
+        if error.status in TRIED_AGAIN - {429}:
+            raise Doubtful(f"{error.status}: {_message(error.body or '') or error.reason}") from None
+        raise

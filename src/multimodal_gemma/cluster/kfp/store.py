@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from multimodal_gemma.cluster.kfp.api import Api, Refused, Unanswered
+from multimodal_gemma.cluster.kfp.api import Api, Doubtful, Refused
 from multimodal_gemma.cluster.kfp.pipeline import Compiled
 from multimodal_gemma.cluster.submit_parameters import nearest
 from multimodal_gemma.errors import InputError
@@ -70,7 +70,7 @@ def ensure_version(api: Api, pipeline_id: str, compiled: Compiled) -> tuple[str,
             api.pipelines.pipeline_service_list_pipeline_versions,
             "pipeline_versions",
             pipeline_id=pipeline_id,
-            filter=predicate("display_name", compiled.version),
+            filter=predicate("name", compiled.version),
         )
         return next((item.pipeline_version_id for item in found), None)
 
@@ -83,7 +83,7 @@ def ensure_version(api: Api, pipeline_id: str, compiled: Compiled) -> tuple[str,
                 str(file),
                 once=True,
                 name=compiled.version,
-                display_name=compiled.version,
+                display_name=compiled.title,
                 pipelineid=pipeline_id,
                 description=f"sha256:{compiled.digest}",
             )
@@ -92,13 +92,27 @@ def ensure_version(api: Api, pipeline_id: str, compiled: Compiled) -> tuple[str,
     return _made(api, find, create)
 
 
+def require_platform(api: Api, pipeline_id: str, version_id: str) -> None:
+    """Read a version back, and see that the server kept all of it.
+
+    Raises:
+        InputError: the server keeps no platform specification: a run would have no Secrets, and run on any node.
+    """
+    kept = api.call(api.pipelines.pipeline_service_get_pipeline_version, pipeline_id, version_id).pipeline_spec
+    if not (kept or {}).get("platform_spec"):
+        raise InputError(
+            f"submit: {api.host} drops the platform's part of a pipeline (Secrets, selectors, volumes), as servers "
+            "before 2.17 may. Use Kubeflow Pipelines 2.17 or newer."
+        )
+
+
 def find_version(api: Api, name: str, version: str, namespace: str) -> tuple[str, str, dict[str, Any]]:
     """Return the ids and the specification of a version that must exist.
 
     Args:
         api: the server.
         name: of the pipeline.
-        version: name of the version, or the beginning of its digest.
+        version: "latest", the name of the version, or the beginning of its digest.
         namespace: on a multi-user server.
 
     Raises:
@@ -111,21 +125,19 @@ def find_version(api: Api, name: str, version: str, namespace: str) -> tuple[str
     if name not in pipelines:
         raise InputError(f"submit: {api.host} has no pipeline {name!r}. {nearest(name, pipelines)}")
     identity = pipelines[name]
-    versions = {
-        item.display_name: item
-        for item in pages(
-            api,
-            api.pipelines.pipeline_service_list_pipeline_versions,
-            "pipeline_versions",
-            pipeline_id=identity,
-        )
-    }
-    found = [known for known in versions if known == version or known.removeprefix("sha256-").startswith(version)]
+    listed = api.pipelines.pipeline_service_list_pipeline_versions
+    newest = {"pipeline_id": identity, "sort_by": "created_at desc"}
+    versions = list(pages(api, listed, "pipeline_versions", **newest))
+    if version == "latest":
+        found = versions[:1]
+    else:
+        digest = f"sha256-{version.removeprefix('sha256-')}"
+        found = [item for item in versions if item.display_name == version or (item.name or "").startswith(digest)]
     if len(found) != 1:
-        count = "no version" if not found else f"{len(found)} versions that begin with"
-        raise InputError(f"submit: pipeline {name} has {count} {version!r}. {nearest(version, versions)}")
-    chosen = versions[found[0]]
-    return identity, chosen.pipeline_version_id, chosen.pipeline_spec
+        count = "no version" if not found else f"{len(found)} versions that are called"
+        known = [item.display_name for item in versions]
+        raise InputError(f"submit: pipeline {name} has {count} {version!r}. {nearest(version, known)}")
+    return identity, found[0].pipeline_version_id, found[0].pipeline_spec
 
 
 def experiments(api: Api, namespace: str) -> dict[str, str]:
@@ -201,7 +213,7 @@ def once(api: Api, create: Callable[[], str], find: Callable[[], str | None]) ->
         time.sleep(attempt * api.patience.pause)
         try:
             return create()
-        except Unanswered as doubt:
+        except Doubtful as doubt:
             last = doubt
             if made := find():
                 return made
@@ -218,10 +230,10 @@ def _made(api: Api, find: Callable[[], str | None], create: Callable[[], str]) -
     for attempt in range(_TRIES):
         time.sleep(attempt * api.patience.pause)
         if found := find():
-            return found, isinstance(last, Unanswered)
+            return found, isinstance(last, Doubtful)
         try:
             return create(), True
-        except Unanswered as doubt:
+        except Doubtful as doubt:
             last = doubt
         except Refused as refusal:
             if refusal.status != _CONFLICT:

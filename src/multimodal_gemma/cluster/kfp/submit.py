@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -17,10 +18,13 @@ from multimodal_gemma.cluster.kfp.connect import connected, run_link
 from multimodal_gemma.cluster.kfp.screen import Screen, print_final
 from multimodal_gemma.cluster.kfp.story import Snapshot
 from multimodal_gemma.cluster.kfp.why import Causes
+from multimodal_gemma.cluster.kube import client
+from multimodal_gemma.cluster.preflight.needs import SERVICE_ACCOUNT
 from multimodal_gemma.config.compose import presets  # Hydra puts the folder of that name into the package
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.local.runner import compiled_pipeline
 
+_ACCOUNTS = "/api/v1/namespaces/{namespace}/serviceaccounts"
 DEFAULT_EXPERIMENT = "multimodal-gemma"
 _INTERRUPTED = 130
 _log = logs.get("submit")
@@ -66,14 +70,14 @@ def run(args: argparse.Namespace) -> int:
     """
     with store.sentences():
         if args.follow or args.stop:
-            with connected(args) as api:
-                return _stop(api, args) if args.stop else _follow(api, args, follow.attach(api, args.follow), {})
+            api = connected(args)
+            return _stop(api, args) if args.stop else _follow(api, args, follow.attach(api, args.follow), {})
         planned = None if args.pipeline_version else plan(args)  # refuses what is wrong before the server is asked
         if args.dry_run and planned:
             return _dry_run(args, planned)
-        with connected(args) as api:
-            planned = planned or _known_version(api, args)
-            return _dry_run(args, planned) if args.dry_run else _submit(api, args, planned)
+        api = connected(args)
+        planned = planned or _known_version(api, args)
+        return _dry_run(args, planned) if args.dry_run else _submit(api, args, planned)
 
 
 def plan(args: argparse.Namespace) -> Plan:
@@ -98,8 +102,30 @@ def place(api: Api, args: argparse.Namespace, planned: Plan) -> Target:
     pipeline_id = store.ensure_pipeline(api, compiled, namespace)
     version_id, uploaded = store.ensure_version(api, pipeline_id, compiled)
     done = "uploaded" if uploaded else "is on the server already; nothing was uploaded"
-    _log.info(f"{compiled.name} {compiled.version} {done}")
+    _log.info(f"{compiled.name} {compiled.title} {done}")
+    if compiled.platform:
+        store.require_platform(api, pipeline_id, version_id)
     return Target(pipeline_id, version_id, experiment_id, uploaded)
+
+
+def account(api: Api, args: argparse.Namespace) -> str | None:
+    """Return the service account of the pods: what was given, else the project's where it is known to exist.
+
+    KFP does not say which accounts there are; a kubeconfig does. Without one the server's default is taken, and said.
+    """
+    if args.service_account:
+        return str(args.service_account)
+    known = None
+    if api.cluster is not None:
+        with contextlib.suppress(client.Refused, InputError):
+            known = api.cluster.get(_ACCOUNTS, SERVICE_ACCOUNT)
+    if known is not None:
+        return SERVICE_ACCOUNT
+    why = (
+        f"{SERVICE_ACCOUNT} is not known to exist there" if api.cluster else "which others exist only a kubeconfig says"
+    )
+    _log.info(f"the pods run as the server's own account ({why}); --service-account names another")
+    return None
 
 
 def _parameters(args: argparse.Namespace, compiled: pipeline.Compiled) -> dict[str, Any]:
@@ -139,7 +165,7 @@ def _submit(api: Api, args: argparse.Namespace, planned: Plan) -> int:
                 pipeline_id=target.pipeline_id, pipeline_version_id=target.version_id
             ),
             runtime_config=V2beta1RuntimeConfig(parameters=planned.parameters),
-            service_account=args.service_account,
+            service_account=account(api, args),
         ),
     )
     facts = {
@@ -147,7 +173,7 @@ def _submit(api: Api, args: argparse.Namespace, planned: Plan) -> int:
         "experiment": args.experiment,
         "pipeline": {
             "name": planned.compiled.name,
-            "version": args.pipeline_version or planned.compiled.version,
+            "version": args.pipeline_version or planned.compiled.title,
             "uploaded": target.uploaded,
         },
         "parameters": planned.parameters,
@@ -162,7 +188,7 @@ def _follow(api: Api, args: argparse.Namespace, followed: follow.Followed, facts
     link = run_link(args, api, followed.identity)
     _log.info(link)
     try:
-        causes = Causes(api, followed.identity)
+        causes = Causes(api, followed.identity, api.cluster)
         end = follow.follow(api, followed, Screen(followed.name), causes, every=args.every)
     except KeyboardInterrupt:
         again = f"mmgemma submit --follow {followed.identity}"
@@ -189,7 +215,7 @@ def _dry_run(args: argparse.Namespace, planned: Plan) -> int:
     compiled = planned.compiled
     shown = {
         "pipeline": compiled.name,
-        "version": args.pipeline_version or compiled.version,
+        "version": args.pipeline_version or compiled.title,
         "experiment": args.experiment,
         "service_account": args.service_account,
         "parameters": planned.parameters,
