@@ -25,10 +25,11 @@ test: $(VENV)/dev.stamp ## every test that needs no GPU, cluster or network
 e2e: $(VENV)/dev.stamp ## whole pipelines: the sample, and real photographs (minutes)
 	$(BIN)/python -m pytest tests/e2e $(ARGS)
 
-lint: $(VENV)/dev.stamp ## ruff and mypy
+lint: $(VENV)/dev.stamp ## ruff, mypy and deptry (what is imported is declared)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/deptry src components pipelines
 
 format: $(VENV)/dev.stamp ## let ruff lay the code out
 	$(BIN)/ruff format .
