@@ -133,6 +133,11 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def sha256_bytes(content: bytes) -> str:
+    """Return the hexadecimal sha256 of bytes."""
+    return hashlib.sha256(content).hexdigest()
+
+
 def digest_of(value: Any) -> str:
     """Return the hexadecimal sha256 of a JSON-serialisable value in canonical form."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)

@@ -58,6 +58,7 @@ class DataConfig:
     image_position: str = choice("first", "as-written")  # first: before the question, as LLaVA's own trainer has it
     max_text_tokens: int = number(1024, low=16)  # text tokens a conversation may have; longer ones are cut by turns
     contamination: str = choice("fail", "drop", "allow")  # training images that a benchmark asks about
+    work_uri: str = ""  # s3:// or gs:// prefix that keeps finished shards and slices beyond the pod that made them
     workers: int | None = number(None, low=1)  # processes that decode and tokenize; null: one a core
 
 

@@ -79,6 +79,13 @@ def serve() -> Iterator[Server]:
         def do_GET(self) -> None:
             self._answer(body_wanted=True)
 
+        def do_PUT(self) -> None:
+            """Keep an object, as S3 does."""
+            path = unquote(urlsplit(self.path).path)
+            server.asked["PUT", path] += 1
+            server.files[path] = self.rfile.read(int(self.headers["Content-Length"]))
+            self._send(b"")
+
         def _answer(self, *, body_wanted: bool) -> None:
             split = urlsplit(self.path)
             path = unquote(split.path)

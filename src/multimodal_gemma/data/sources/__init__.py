@@ -1,7 +1,7 @@
 """Where datasets, photographs and base models come from, each place behind one interface.
 
 A location is one URI: `sample://`, `file:///folder`, `hf://datasets/ORG/NAME@REVISION/file`, `https://…`,
-`s3://bucket/prefix`.
+`s3://bucket/prefix`, `gs://bucket/prefix`.
 What lies there is treated as hostile: names stay below their location, sizes are capped, hosts are listed.
 """
 
@@ -13,7 +13,7 @@ from multimodal_gemma.errors import InputError
 
 __all__ = ["SCHEMES", "Source", "Unavailable", "Unreachable", "open"]
 
-SCHEMES = ("sample", "file", "hf", "https", "s3")
+SCHEMES = ("sample", "file", "hf", "https", "s3", "gs")
 
 
 def open(uri: str, data: DataConfig, part: str = "") -> Source:
@@ -50,8 +50,12 @@ def open(uri: str, data: DataConfig, part: str = "") -> Source:
         from multimodal_gemma.data.sources.s3 import S3Source
 
         return S3Source(uri)
+    if scheme == "gs":
+        from multimodal_gemma.data.sources.gcs import GcsSource
+
+        return GcsSource(uri)
     raise InputError(f"download: {uri} has the unknown scheme {scheme}://. Write a location as {_examples()}.")
 
 
 def _examples() -> str:
-    return "sample://, file:///folder, hf://datasets/ORG/NAME@REVISION/file, https://HOST/PATH or s3://BUCKET/PREFIX"
+    return "sample://, file:///folder, hf://datasets/ORG/NAME@REVISION/file, https://HOST/PATH, s3://BUCKET/PREFIX or gs://…"

@@ -79,6 +79,17 @@ class Source(abc.ABC):
             InputError: the place refuses.
         """
 
+    def stamp(self, name: str) -> str:
+        """Return what tells a file from a later one of the same name (an ETag, size and time); "" if nothing does.
+
+        Only called for many names of one place, so that a listing answers for all of them.
+
+        Raises:
+            Unavailable: the place cannot be asked.
+            InputError: the place refuses.
+        """
+        return ""
+
     @abc.abstractmethod
     def describe(self) -> dict[str, str]:
         """Return where this is, for the record: the URI with its resolved revision; never a path of this machine."""

@@ -1,7 +1,9 @@
 """Objects of S3 or a store that speaks like it (MinIO, SeaweedFS): `s3://bucket/prefix`.
 
 Endpoint and credentials come from the environment, where a cluster mounts them from a Secret: AWS_ENDPOINT_URL,
-AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION. Without a key the store is asked anonymously.
+AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION. Without a key, AWS_PROFILE names one of
+~/.aws/credentials, and a pod's web identity or role is used where the cloud says so (AWS_WEB_IDENTITY_TOKEN_FILE,
+AWS_CONTAINER_CREDENTIALS_FULL_URI or _RELATIVE_URI); else the store is asked anonymously.
 """
 
 from __future__ import annotations
@@ -26,6 +28,11 @@ _ENDPOINT = "https://s3.amazonaws.com"
 _CONNECTIONS = 64  # kept alive in the pool
 SHA256 = "sha256"  # name of the metadata
 SINGLE_PART = 64 << 20  # bytes up to which an object is written in one piece, so that its ETag is the MD5 of its bytes
+_ROLES = (
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+)
 _CHANGED = ("PreconditionFailed", "InvalidRange")  # another object than the one whose first part is held
 _ABSENT = ("NoSuchKey", "NoSuchObject", "ResourceNotFound")
 _DENIED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken")
@@ -138,6 +145,14 @@ class S3Source(Source):
         single = self._etag(self._prefix) if self._prefix and not self.uri.endswith("/") else ""
         return files.digest_of([self.uri, single or self._listing])
 
+    def stamp(self, name: str) -> str:
+        """Return an object's ETag, "" if there is none of that name."""
+        return self._etags.get(name, "")
+
+    @functools.cached_property
+    def _etags(self) -> dict[str, str]:
+        return dict(self._listing)
+
     def describe(self) -> dict[str, str]:
         """Return the location; the endpoint is this deployment's own."""
         return {"uri": self.uri}
@@ -237,6 +252,7 @@ def client() -> Any:
     """
     import urllib3
     from minio import Minio
+    from minio.credentials import AWSConfigProvider, IamAwsProvider
 
     endpoint = os.environ.get("AWS_ENDPOINT_URL") or _ENDPOINT
     split = urlsplit(endpoint)
@@ -249,11 +265,17 @@ def client() -> Any:
     pool = urllib3.PoolManager(
         timeout=urllib3.Timeout(connect=10, read=60), retries=False, maxsize=_CONNECTIONS, cert_reqs="CERT_REQUIRED"
     )
+    provider: Any = None
+    if not key and os.environ.get("AWS_PROFILE"):
+        provider = AWSConfigProvider()
+    elif not key and any(os.environ.get(name) for name in _ROLES):
+        provider = IamAwsProvider()
     return Minio(
         split.netloc,
         access_key=key or None,
         secret_key=secret or None,
         session_token=os.environ.get("AWS_SESSION_TOKEN") or None,
+        credentials=provider,
         secure=split.scheme == "https",
         region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or None,
         http_client=pool,
