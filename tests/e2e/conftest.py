@@ -28,6 +28,7 @@ def mmgemma() -> Callable[..., subprocess.CompletedProcess[str]]:
             capture_output=True,
             text=True,
             check=False,
+            timeout=1800,
         )
 
     return run

@@ -149,7 +149,11 @@ def test_the_export_answers_without_this_package(summary: dict[str, Any], shared
     photograph = sorted((shared / "coco-sample" / "train2017").iterdir())[0]
     folder = Path(summary["export"]) / "model"
     done = subprocess.run(
-        [sys.executable, "-c", ASK, str(folder), str(photograph)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", ASK, str(folder), str(photograph)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=1800,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip()
@@ -159,7 +163,7 @@ def test_every_format_answers_as_the_trained_model_about_photographs(summary: di
     photographs = sorted((shared / "coco-sample" / "train2017").iterdir())[:5]
     places = [summary["model"], summary["export"], bases_folder(), *photographs]
     command = [sys.executable, "-c", PARITY, *map(str, places)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1800)
     assert done.returncode == 0, done.stderr[-3000:]
     worst = json.loads(done.stdout.splitlines()[-1])
     assert set(worst) == {"trained", "model", *FORMATS}

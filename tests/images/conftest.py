@@ -29,7 +29,7 @@ def docker() -> Run:
     """Run a docker command and return the finished process."""
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False)
+        return subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False, timeout=1800)
 
     return run
 

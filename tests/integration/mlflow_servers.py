@@ -70,7 +70,7 @@ class Server:
         if self.process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+            self.process.wait(timeout=60)
             self.process = None
 
     def _answers_http(self) -> bool:
@@ -118,7 +118,7 @@ def postgres(programs: Path) -> Iterator[str]:
             os.chown(folder, pwd.getpwnam(user).pw_uid, -1)
         port, data = free_port(), str(folder / "data")
         initialise = [str(programs / "initdb"), "-D", data, "-U", "mlflow", "-A", "trust", "--no-sync"]
-        subprocess.run(initialise, check=True, capture_output=True, user=user, cwd=folder)
+        subprocess.run(initialise, check=True, capture_output=True, user=user, cwd=folder, timeout=1800)
         command = [
             str(programs / "postgres"), "-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", "", "-c", "fsync=off",
         ]  # fmt: skip

@@ -43,7 +43,7 @@ def s3rver(port: int, folder: Path) -> list[str] | None:
     known = (
         npx
         and not subprocess.run(
-            [npx, "--no-install", "s3rver", "--version"], capture_output=True, check=False
+            [npx, "--no-install", "s3rver", "--version"], capture_output=True, check=False, timeout=1800
         ).returncode
     )
     return [str(npx), "--no-install", "s3rver", *address] if known else None

@@ -187,7 +187,7 @@ def test_champion_answers_from_s3_where_this_project_is_not_installed(
     encoded = base64.b64encode((tmp_path / "red.png").read_bytes()).decode()
     where = f"models:/{config.registry.name}@champion"
     command = [sys.executable, "-c", PREDICT, mlflow_server.uri, where, encoded]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False, timeout=1800)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].removeprefix("answer:").strip()
 

@@ -63,7 +63,7 @@ class Server:
     def stop(self) -> None:
         if self.process is not None:
             os.killpg(self.process.pid, signal.SIGKILL)  # its workers too, as when a node goes away
-            self.process.wait()
+            self.process.wait(timeout=60)
             self.process = None
 
 

@@ -156,4 +156,4 @@ class Nodes:
         for process in self.processes:
             if process.poll() is None:
                 process.kill()
-                process.wait()
+                process.wait(timeout=60)

@@ -20,7 +20,7 @@ def test_help_imports_nothing_heavy() -> None:
         "except SystemExit: pass\n"
         "print(','.join(name for name in sys.modules if '.' not in name), file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
     assert not HEAVY & set(done.stderr.strip().split(","))
     assert "run the whole pipeline" in done.stdout
 

@@ -33,7 +33,7 @@ def test_a_killed_write_leaves_the_old_file(tmp_path: Path) -> None:
         "with files.atomic_path(Path(sys.argv[1])) as temporary:\n"
         "    temporary.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(path)], check=False)
+    done = subprocess.run([sys.executable, "-c", code, str(path)], check=False, timeout=300)
     assert done.returncode == -signal.SIGKILL
     assert path.read_text() == "whole"
 

@@ -40,7 +40,7 @@ def test_another_process_is_refused_until_the_first_ends(tmp_path: Path) -> None
             ):
                 pass
             other.kill()
-            other.wait()
+            other.wait(timeout=60)
             os.kill(worker, 0)  # a worker that outlives its parent, as one may after SIGKILL
             with locks.only_writer(folder, "train"):
                 (folder / "file").touch()

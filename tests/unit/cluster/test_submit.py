@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import os
 import re
 import signal
 import subprocess
@@ -163,12 +163,17 @@ def test_a_run_can_be_followed_by_another_command_and_stopped(
 def test_ctrl_c_leaves_the_run_going_and_says_how_to_follow_it(server: KfpServer) -> None:
     server.step = 0.0  # it never ends
     command = [sys.executable, "-m", "multimodal_gemma.cli", "submit", *FAST]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ)) as process:
+    # A test run in the background (nohup make test &) ignores SIGINT, and so would this child by inheritance.
+    default = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=default) as process:
         deadline = time.monotonic() + 30
         while server.count("GET", "/run-0004") < 3 and time.monotonic() < deadline:
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=10)
+        try:
+            _, said = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert "mmgemma submit --follow run-0004" in said
     assert "--stop run-0004" in said

@@ -18,7 +18,9 @@ def test_benchmark_gives_identical_answers_without_the_pipelines_packages() -> N
         "sys.argv = ['evaluate.py', '--tiny', '--images', '3', '--questions', '3', '--json']\n"
         "runpy.run_path('benchmarks/evaluate.py', run_name='__main__')\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
     assert figures["identical"]

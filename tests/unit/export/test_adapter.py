@@ -59,6 +59,7 @@ def test_adapter_and_projector_load_by_plain_peft_and_answer_as_the_merged_model
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     logits, features = torch.load(tmp_path / "out.pt")

@@ -73,7 +73,7 @@ def test_only_the_language_models_matrices_are_rounded_and_by_half_a_step_at_mos
     folder = made[0]
     out = tmp_path / "weights.pt"
     command = [sys.executable, "-I", "-c", STRANGER, str(folder / "int8"), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     merged = AutoModelForImageTextToText.from_pretrained(folder / "model", dtype=torch.float32)
     found = torch.load(out)

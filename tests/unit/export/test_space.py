@@ -71,6 +71,7 @@ def test_a_model_that_is_not_there_is_one_sentence(folder: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
+        timeout=300,
     )
     assert done.returncode == 1
     assert "/nowhere does not exist" in done.stderr.splitlines()[-1]

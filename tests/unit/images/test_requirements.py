@@ -18,7 +18,7 @@ SCRIPT = REPOSITORY / "images" / "requirements.py"
 
 
 def _printed(*extras: str) -> list[Requirement]:
-    done = subprocess.run([sys.executable, SCRIPT, *extras], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, SCRIPT, *extras], capture_output=True, text=True, check=True, timeout=300)
     return [Requirement(line) for line in done.stdout.splitlines()]
 
 

@@ -50,7 +50,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 def _run(environment: dict[str, str], script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = ["bash", str(REPOSITORY / "images" / script), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
 
 
 def _notes(environment: dict[str, str]) -> list[str]:

@@ -24,7 +24,7 @@ def test_a_folder_is_free_after_its_run_was_killed(tmp_path):
         "import os, sys, pathlib\nfrom multimodal_gemma.local import folder\n"
         "with folder.occupied(pathlib.Path(sys.argv[1])):\n    os.kill(os.getpid(), 9)\n"
     )
-    assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")]).returncode == -9
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], timeout=300).returncode == -9
     with folder.occupied(tmp_path / "run"):
         pass
 

@@ -32,7 +32,9 @@ CLUSTERS: dict[str, tuple[Path, ...]] = {
 def _rendered(folder: Path) -> list[dict[str, Any]]:
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed; it renders the manifests")
-    done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=False, timeout=300
+    )
     assert done.returncode == 0, f"{folder} does not render:\n{done.stderr}"
     return [found for found in yaml.load_all(done.stdout, yaml.CSafeLoader) if found]
 

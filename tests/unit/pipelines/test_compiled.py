@@ -23,6 +23,7 @@ def compile_fresh(folder: Path, seed: str, **environment: str) -> subprocess.Com
         env={**kept, "PYTHONHASHSEED": seed, **environment},
         capture_output=True,
         text=True,
+        timeout=300,
     )
 
 

@@ -27,7 +27,7 @@ def test_a_parameter_keeps_its_first_value_and_the_difference_is_said(
 def test_a_package_inside_a_foreign_checkout_claims_no_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import subprocess
 
-    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True, timeout=300)
     installed = tmp_path / "site-packages" / "record.py"
     installed.parent.mkdir()
     installed.write_text("")

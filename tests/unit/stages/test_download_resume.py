@@ -258,12 +258,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "small"
     folder.mkdir()
     made = mount and subprocess.run(
-        [mount, "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)], check=False, capture_output=True
+        [mount, "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)], check=False, capture_output=True, timeout=300
     )
     if not made or made.returncode:
         pytest.skip("a small file system can only be mounted by the root user of a machine")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    subprocess.run(["umount", str(folder)], check=True, timeout=300)
 
 
 def test_a_disk_that_fills_up_is_a_sentence_and_what_is_finished_is_kept(server: Server, small_disk: Path) -> None:
@@ -274,7 +274,7 @@ def test_a_disk_that_fills_up_is_a_sentence_and_what_is_finished_is_kept(server:
         download.run(config, "dataset", small_disk / "raw")
     kept = list((small_disk / "raw").glob("images-*.parquet"))
     assert kept
-    subprocess.run(["mount", "-o", "remount,size=5m", str(small_disk)], check=True)
+    subprocess.run(["mount", "-o", "remount,size=5m", str(small_disk)], check=True, timeout=300)
     server.asked.clear()
     assert download.run(config, "dataset", small_disk / "raw").numbers["images"] == 40
     assert sum(count for (_, path), count in server.asked.items() if path.startswith("/images/")) < 40

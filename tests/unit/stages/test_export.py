@@ -89,7 +89,7 @@ def ask(scratch: Path, *folders: Path) -> list[tuple[torch.Tensor, torch.Tensor]
     picture, out = scratch / "picture.png", scratch / "answer.pt"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(picture)
     command = [sys.executable, "-I", "-c", STRANGER, str(picture), str(out), *map(str, folders)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return list(torch.load(out))
 

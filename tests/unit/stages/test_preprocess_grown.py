@@ -247,10 +247,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "small"
     folder.mkdir()
     asked = [str(mount), "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if mount is None or subprocess.run(asked, check=False, capture_output=True).returncode:
+    if mount is None or subprocess.run(asked, check=False, capture_output=True, timeout=300).returncode:
         pytest.skip("a small file system can only be mounted by the root user of a machine")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    subprocess.run(["umount", str(folder)], check=True, timeout=300)
 
 
 def test_a_disk_that_fills_up_is_a_sentence_and_whole_blocks_are_kept(
@@ -262,7 +262,7 @@ def test_a_disk_that_fills_up_is_a_sentence_and_whole_blocks_are_kept(
         preprocess.run(settings, tmp_path / "raw", models, None, small_disk / "out")
     assert not (small_disk / "out" / manifest.NAME).exists()
     assert not list(small_disk.rglob("*.tmp"))
-    subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
+    subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True, timeout=300)
     work.taken()
     again = preprocess.run(settings, tmp_path / "raw", models, None, small_disk / "out")
     assert 0 < work.taken()[0] < len(NAMES)

