@@ -172,7 +172,7 @@ def training(
     for name, (begin, end) in TASKS.items():
         failures = (tried or {}).get(name, ())
         if name == "export-model" and gate != "passed":
-            story += [Task("condition-1", begin, begin, "SKIPPED")] if gate else []
+            story += [Task(name, begin, begin, "SKIPPED")] if gate else []
         elif story and story[-1].state != "SUCCEEDED":
             story.append(Task(name, story[-1].end, story[-1].end, ""))
         elif name == failing:

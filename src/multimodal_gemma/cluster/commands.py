@@ -23,6 +23,7 @@ examples:
   mmgemma submit --preset llava-150k training.epochs=1 --param resources_accelerator_count=1 \\
       --host https://kubeflow.example.com/pipeline --token-file ~/kfp-token
   mmgemma submit --follow RUN_ID
+  mmgemma submit --retry RUN_ID
 """
 _SCHEDULE = """\
 Recurring runs. One name is one schedule: creating it again changes it, or says that nothing is to change.
@@ -68,6 +69,7 @@ def add(commands: Any, add_command: Callable[..., argparse.ArgumentParser]) -> N
     following.add_argument("--detach", action="store_true", help="do not wait for the end")
     following.add_argument("--follow", metavar="RUN_ID", help="follow a run that was submitted before")
     following.add_argument("--stop", metavar="RUN_ID", help="stop a run")
+    following.add_argument("--retry", metavar="RUN_ID", help="let a failed run go on from what failed, and follow it")
     following.add_argument("--every", type=_seconds, default=5.0, metavar="SECONDS", help="ask so often (default: 5)")
     _output(submit)
     _connection(submit)

@@ -28,7 +28,7 @@ OMITTED = {"evaluate-model": "not run", "register-model": "not run", "export-mod
 
 def pipeline() -> dict[str, Any]:
     """Return the graph of that day: an exit handler around a pipeline, which ends with a condition."""
-    group = {"componentRef": {"name": "comp-condition-1"}, "taskInfo": {"name": "gate-passed"}}
+    group = {"componentRef": {"name": "comp-condition-1"}, "triggerPolicy": {"condition": "passed"}}
     inner: dict[str, Any] = {name: {"componentRef": {"name": "code"}} for name in STAGES}
     report = {"componentRef": {"name": "code"}, "triggerPolicy": {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"}}
     handled = {"componentRef": {"name": "comp-handled"}}

@@ -38,6 +38,11 @@ def submitted(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, Any]
     return code, json.loads(capsys.readouterr().out)
 
 
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    assert cli.main(["submit", *FAST, *argv]) == 2
+    return capsys.readouterr().err
+
+
 def test_a_run_that_passed_the_gate_ends_with_0(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
     code, said = submitted(capsys, "training.epochs=1")
     assert code == said["exit_code"] == 0
@@ -158,6 +163,32 @@ def test_a_run_can_be_followed_by_another_command_and_stopped(
     code, said = submitted(capsys, "--follow", other)
     assert (code, said["outcome"], said["state"]) == (1, "stopped", "FAILED")
     assert said["message"].startswith("The run was stopped")
+
+
+def test_a_failed_run_goes_on_from_what_failed(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
+    server.story = training(failing="train-model", message="no room")
+    run_id = submitted(capsys)[1]["run_id"]
+    server.story, server.step = training(gate="refused"), 1_000.0
+    code, said = submitted(capsys, "--retry", run_id)
+    assert (code, said["run_id"], said["outcome"], said["retried"]) == (3, run_id, "refused", 1)
+    assert "It had failed before, and went on when it was retried." in said["message"]
+    assert server.count("POST", ":retry") == 1
+    assert "has succeeded, so there is nothing to retry" in refused(capsys, "--retry", run_id)
+
+
+def test_a_retry_whose_answer_is_lost_is_asked_for_once(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
+    server.story = training(failing="register-model", message="no MLflow")
+    run_id = submitted(capsys)[1]["run_id"]
+    server.story, server.step = training(), 100.0
+    server.misbehave(cut="after", method="POST", contains=":retry")
+    assert submitted(capsys, "--retry", run_id)[0] == 0
+    assert server.count("POST", ":retry") == 1
+
+
+def test_a_run_that_goes_on_is_not_retried(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
+    server.step = 1_000.0
+    run_id = submitted(capsys, "--detach")[1]["run_id"]
+    assert "has not ended" in refused(capsys, "--retry", run_id)
 
 
 def test_ctrl_c_leaves_the_run_going_and_says_how_to_follow_it(server: KfpServer) -> None:

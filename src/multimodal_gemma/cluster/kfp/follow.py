@@ -81,8 +81,7 @@ def follow(api: Api, followed: Followed, screen: Screen, causes: Causes, *, ever
     try:
         with screen.open():
             while True:
-                run = api.call(api.runs.run_service_get_run, followed.identity)
-                now = explained(snapshot(run, followed.spec, datetime.datetime.now(datetime.UTC)), causes)
+                now = explained(look(api, followed), causes)
                 if not now.ended or now.changes > after:
                     screen.show(now)
                     if now.ended:
@@ -90,6 +89,12 @@ def follow(api: Api, followed: Followed, screen: Screen, causes: Causes, *, ever
                 time.sleep(every)
     finally:
         api.patience, api.troubled = before, told
+
+
+def look(api: Api, followed: Followed) -> Snapshot:
+    """Ask for the run once."""
+    run = api.call(api.runs.run_service_get_run, followed.identity)
+    return snapshot(run, followed.spec, datetime.datetime.now(datetime.UTC))
 
 
 def explained(now: Snapshot, causes: Causes) -> Snapshot:

@@ -13,7 +13,6 @@ import yaml
 from multimodal_gemma import __version__
 from multimodal_gemma.local import graph
 
-GATE = "gate-passed"  # the condition that pipelines/training.py sets before what only a passed gate may do
 _GIT_SECONDS = 10
 _TITLE_DIGITS = 7
 _NAME_DIGITS = 40  # of the digest in a version's name: names may have to fit a Kubernetes label (63 characters)
@@ -105,20 +104,6 @@ def _commit(path: Path) -> str:
         return git("rev-parse", f"--short={_TITLE_DIGITS}", "HEAD")
     except (OSError, subprocess.SubprocessError):
         return ""
-
-
-def gated(spec: dict[str, Any]) -> tuple[str, tuple[str, ...]] | None:
-    """Return what only a passed gate lets run.
-
-    Returns:
-        The name of the conditional group and the names of its tasks; None where the pipeline has no gate.
-    """
-    for dag in _dags(spec):
-        for name, task in dag["tasks"].items():
-            if task.get("taskInfo", {}).get("name") == GATE:
-                group = spec["components"][task["componentRef"]["name"]]
-                return name, tuple(sorted(group["dag"]["tasks"]))
-    return None
 
 
 def _dags(spec: dict[str, Any]) -> list[dict[str, Any]]:

@@ -19,7 +19,6 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from multimodal_gemma.cluster.kfp.pipeline import gated
 from multimodal_gemma.local import graph
 
 ENDED = {"SUCCEEDED", "FAILED", "SKIPPED", "CANCELED"}
@@ -50,6 +49,7 @@ class Row:
         tries: pods that were started for it; None where the server does not say.
         pods: ids of their nodes, by which the server gives their logs; the latest is the last.
         started: its driver let it begin; a task that failed otherwise never had a pod.
+        began: when it began; None before.
         reason: why it, or its latest try but one, failed, or why it waits; "" where nobody says.
     """
 
@@ -59,6 +59,7 @@ class Row:
     tries: int | None = None
     pods: tuple[str, ...] = dataclasses.field(default=(), repr=False)
     started: bool = True
+    began: datetime.datetime | None = None
     reason: str = ""
 
 
@@ -115,11 +116,13 @@ def snapshot(run: Any, spec: dict[str, Any], now: datetime.datetime) -> Snapshot
     history = [(status.state, _moment(status.update_time)) for status in run.state_history or []]
     state = run.state or "PENDING"
     stopped_at = _stopped_at(state, history)
-    names = [task.name for task in graph.of_spec(spec)]
+    tasks = graph.of_spec(spec)
+    names = [task.name for task in tasks]
     rows = [_row(name, nodes, state, stopped_at, now) for name in names]
     rows += [Row(group, "failed", pods=nodes.tries(f"{group}-driver"), started=False) for group in nodes.broken(names)]
-    gate, behind = _gate(spec, nodes, rows, state)
-    if gate == "refused":  # KFP lists the group as skipped, and its tasks not at all
+    behind = [task.name for task in tasks if task.conditional]
+    gate = _gate(behind, nodes, rows, state)
+    if gate == "refused":  # a group may be listed as skipped, and its tasks not at all
         rows = [dataclasses.replace(row, state="skipped") if row.name in behind else row for row in rows]
     return Snapshot(
         state,
@@ -156,8 +159,8 @@ def _row(name: str, nodes: _Nodes, state: str, stopped_at: datetime.datetime | N
         word = "stopped"
     pods = nodes.tries(name)
     if word == "succeeded" and not pods and nodes.skipped(detail):
-        return Row(name, "reused", seconds)
-    return Row(name, word, seconds, len(pods) or None, pods)
+        return Row(name, "reused", seconds, began=began)
+    return Row(name, word, seconds, len(pods) or None, pods, began=began)
 
 
 class _Nodes:
@@ -179,6 +182,12 @@ class _Nodes:
         ids = {child.pod_name for detail in details for child in detail.child_tasks or [] if child.pod_name}
         self.workflow = next(iter(ids)).rpartition("-")[0] if ids else ""
         self._paths = dict(self._found(ids))
+
+    @property
+    def condition_failed(self) -> bool:
+        """Whether a group of tasks was skipped because its condition did not hold."""
+        groups = (detail for name, detail in self.named.items() if re.fullmatch(r"condition-\d+", name))
+        return any(detail.state == "SKIPPED" for detail in groups)
 
     def broken(self, tasks: Sequence[str]) -> list[str]:
         """Return the groups that could not be started: the root, an exit handler, a condition."""
@@ -226,31 +235,27 @@ def _fnv32a(text: str) -> int:
     return value
 
 
-def _gate(spec: dict[str, Any], nodes: _Nodes, rows: Sequence[Row], state: str) -> tuple[str, tuple[str, ...]]:
+def _gate(behind: Sequence[str], nodes: _Nodes, rows: Sequence[Row], state: str) -> str:
     """Judge by what ran.
 
-    In a pipeline whose export stands behind a condition, only a passed gate lets it run, and a refused one leaves its
-    group skipped. Elsewhere the registration has the last word, which is in its log: unknown here.
+    Only a passed gate lets the tasks behind it run, and a refused one leaves them, or their group, skipped. Where the
+    nodes do not tell, the registration has the last word, which is in its log: unknown here.
 
-    Returns:
-        The gate's decision, and the names of the tasks behind a condition.
+    Args:
+        behind: names of the tasks that run only if a condition holds.
+        nodes: of the run.
+        rows: of the run.
+        state: of the run.
     """
-    group, members = gated(spec) or ("", ())
-    registered = next((row for row in rows if row.name == REGISTRATION), None)
-    if registered is None and not group:
-        return "none", ()
     states = {row.name: row.state for row in rows}
-    if any(states[member] in ("succeeded", "reused", "failed", "running", "pending") for member in members):
-        return "passed", members
-    condition = nodes.named.get(group)
-    if members and (
-        (condition is not None and condition.state == "SKIPPED")
-        or all(states[member] == "skipped" for member in members)
-    ):
-        return "refused", members
-    if state == "SUCCEEDED" or (registered is not None and registered.state in ("succeeded", "reused")):
-        return "unknown", members
-    return "undecided", members
+    if REGISTRATION not in states and not behind:
+        return "none"
+    if any(states[name] in ("succeeded", "reused", "failed", "running", "pending") for name in behind):
+        return "passed"
+    if behind and (nodes.condition_failed or all(states[name] == "skipped" for name in behind)):
+        return "refused"
+    registered = states.get(REGISTRATION) in ("succeeded", "reused")
+    return "unknown" if state == "SUCCEEDED" or registered else "undecided"
 
 
 def _stopped_at(state: str, history: Sequence[tuple[str | None, datetime.datetime | None]]) -> datetime.datetime | None:

@@ -16,7 +16,7 @@ from multimodal_gemma.cluster.kfp import data, follow, pipeline, store
 from multimodal_gemma.cluster.kfp.api import Api
 from multimodal_gemma.cluster.kfp.connect import connected, run_link
 from multimodal_gemma.cluster.kfp.screen import Screen, print_final
-from multimodal_gemma.cluster.kfp.story import Snapshot
+from multimodal_gemma.cluster.kfp.story import REPORT, Snapshot
 from multimodal_gemma.cluster.kfp.why import Causes
 from multimodal_gemma.cluster.kube import client
 from multimodal_gemma.cluster.preflight.needs import SERVICE_ACCOUNT
@@ -69,9 +69,11 @@ def run(args: argparse.Namespace) -> int:
         InputError: what was given is wrong, or the server cannot be used.
     """
     with store.sentences():
-        if args.follow or args.stop:
+        if args.follow or args.stop or args.retry:
             api = connected(args)
-            return _stop(api, args) if args.stop else _follow(api, args, follow.attach(api, args.follow), {})
+            if args.follow:
+                return _follow(api, args, follow.attach(api, args.follow), {})
+            return _stop(api, args) if args.stop else _retry(api, args)
         planned = None if args.pipeline_version else plan(args)  # refuses what is wrong before the server is asked
         if args.dry_run and planned:
             return _dry_run(args, planned)
@@ -184,12 +186,45 @@ def _submit(api: Api, args: argparse.Namespace, planned: Plan) -> int:
     return _follow(api, args, follow.Followed(identity, name, planned.compiled.spec), facts)
 
 
-def _follow(api: Api, args: argparse.Namespace, followed: follow.Followed, facts: dict[str, Any]) -> int:
+def _retry(api: Api, args: argparse.Namespace) -> int:
+    """Let a run that ended badly go on from what failed, by KFP's own retry, and follow it."""
+    followed = follow.attach(api, args.retry)
+    before = follow.look(api, followed)
+    if not before.ended:
+        raise InputError(f"submit: run {followed.name} has not ended. Follow it with --follow, or stop it first.")
+    if before.state == "SUCCEEDED":
+        raise InputError(f"submit: run {followed.name} has succeeded, so there is nothing to retry. Submit a new one.")
+
+    def retry() -> str:
+        api.call(api.runs.run_service_retry_run, followed.identity, once=True)
+        return followed.identity
+
+    def begun() -> str | None:
+        return followed.identity if follow.look(api, followed).changes > before.changes else None
+
+    store.once(api, retry, begun)
+    _log.info(f"run {followed.name} ({followed.identity}) goes on from what failed")
+    if args.detach:
+        return _said(
+            args, 0, run_link(args, api, followed.identity), _names(args, api, followed.identity, followed.name)
+        )
+    return _follow(api, args, followed, {}, before)
+
+
+def _follow(
+    api: Api,
+    args: argparse.Namespace,
+    followed: follow.Followed,
+    facts: dict[str, Any],
+    before: Snapshot | None = None,
+) -> int:
+    """Follow a run to its end and say what came of it; `before` is how the attempt before it ended."""
     link = run_link(args, api, followed.identity)
     _log.info(link)
     try:
         causes = Causes(api, followed.identity, api.cluster)
-        end = follow.follow(api, followed, Screen(followed.name), causes, every=args.every)
+        after = before.changes if before else 0
+        end = follow.follow(api, followed, Screen(followed.name), causes, every=args.every, after=after)
     except KeyboardInterrupt:
         again = f"mmgemma submit --follow {followed.identity}"
         _write(sys.stderr, f"The run goes on. Follow it: {again}. Stop it: {again.replace('--follow', '--stop')}.")
@@ -197,6 +232,8 @@ def _follow(api: Api, args: argparse.Namespace, followed: follow.Followed, facts
     except InputError as error:
         raise InputError(f"{error} The run goes on: mmgemma submit --follow {followed.identity}") from None
     code, outcome, sentence = follow.verdict(end, link)
+    if before and (report := end.row(REPORT)) and report == before.row(REPORT):  # KFP runs no exit handler twice
+        sentence += f" The page of {REPORT} is still that of the attempt before; this is how the run ended."
     if not args.json:
         print_final(end, followed.name)
     return _said(
