@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from multimodal_gemma.planning import estimate, sources
+from multimodal_gemma.planning import estimate, room, sources
 
 if TYPE_CHECKING:
     from multimodal_gemma.config.schema import Config
@@ -42,4 +42,24 @@ def text(
         held = (f"{row.budget:,}", f"{row.memory_gb:.0f}") if row.budget else ("does not fit", "")
         figures = (row.device.name, *held, f"{row.minutes:,.0f}", f"{row.dollars:,.2f}", f"{row.device.dollars:.2f}")
         lines.append(f"| {' | '.join(figures)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *_room(config, models, dataset)])
+
+
+def _room(config: Config, models: Path | None, dataset: Path | None) -> list[str]:
+    """Return what a run takes on disks, as a second table."""
+    train_job = config.training.nodes > 1 or bool(config.nodes.work_uri)
+    found = sources.room_of(config, models, dataset, train_job=train_job)
+    rows = [
+        ("object store of the pipelines, a run that reuses nothing", found.store),
+        ("and each further run on the same data", found.again),
+        ("under nodes.work_uri", found.work),
+        *((f"disk of {task}", size) for task, size in found.tasks.items()),
+        ("scratch of a TrainJob's node", found.node),
+    ]
+    return [
+        f"Room, a fifth above the arithmetic, with COCO's mean photograph ({room.PHOTO / 1e3:.0f} KB) for every image.",
+        "",
+        "| where | GiB |",
+        "| --- | ---: |",
+        *(f"| {where} | {room.gib(size).removesuffix('Gi')} |" for where, size in rows if size),
+    ]

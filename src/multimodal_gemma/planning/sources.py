@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from multimodal_gemma.errors import InputError
+from multimodal_gemma.planning import room
 from multimodal_gemma.planning.arithmetic import Shapes
 from multimodal_gemma.planning.estimate import Load
 
@@ -80,6 +81,30 @@ def load_of(config: Config, shapes: Shapes, dataset: Path | None) -> Load:
         mean = float(lengths.mean())
         text = max(mean - shapes.image_tokens, 1.0)
         return Load(_samples(config, len(lengths)), data.image_count, mean, int(lengths.max()), text * _SUPERVISED)
+    limited, images = _counts(config)
+    return Load(
+        _samples(config, limited),
+        images,
+        shapes.image_tokens + _TEXT,
+        shapes.image_tokens + min(_LONGEST_TEXT, config.data.max_text_tokens),
+        _TEXT * _SUPERVISED,
+    )
+
+
+def room_of(config: Config, models: Path | None = None, dataset: Path | None = None, *, train_job: bool) -> room.Room:
+    """Return the room on disks that a run takes; arguments and errors as of `shapes_of` and `load_of`."""
+    if dataset is not None:
+        from multimodal_gemma.data.processed import ProcessedDataset
+
+        data = ProcessedDataset(dataset)
+        counts = sum(len(data.split(split).lengths) for split in ("train", "val")), data.image_count
+    else:
+        counts = _counts(config)
+    return room.of(config, shapes_of(config, models), *counts, train_job=train_job)
+
+
+def _counts(config: Config) -> tuple[int, int]:
+    """Return conversations and images of a preset's data."""
     if config.preset not in _DATA:
         raise InputError(
             f"plan: how large the data of preset {config.preset} are is not known here. Give a processed dataset with "
@@ -87,13 +112,7 @@ def load_of(config: Config, shapes: Shapes, dataset: Path | None) -> Load:
         )
     conversations, images = _DATA[config.preset]
     limited = min(conversations, config.data.limit or conversations)
-    return Load(
-        _samples(config, limited),
-        min(images, limited),
-        shapes.image_tokens + _TEXT,
-        shapes.image_tokens + min(_LONGEST_TEXT, config.data.max_text_tokens),
-        _TEXT * _SUPERVISED,
-    )
+    return limited, min(images, limited)
 
 
 def _samples(config: Config, conversations: int) -> int:

@@ -134,7 +134,38 @@ def test_what_cannot_be_planned_is_said(tmp_path, recipe):
         report.text(recipe, benchmark=tmp_path / "cpu.json")
 
 
-def test_the_guide_prints_what_the_command_prints(capsys):
+def test_the_docs_print_what_the_command_prints(capsys):
     assert cli.main(["plan"]) == 0
-    guide = Path(__file__).parents[3] / "docs" / "gpu-guide.md"
-    assert capsys.readouterr().out.strip() in guide.read_text(encoding="utf-8")
+    times, mark, rest = capsys.readouterr().out.strip().partition("\n\nRoom, ")
+    docs = Path(__file__).parents[3] / "docs"
+    assert times in (docs / "gpu-guide.md").read_text(encoding="utf-8")
+    assert mark.strip() + " " + rest in (docs / "cluster.md").read_text(encoding="utf-8")
+
+
+def test_room_is_what_the_recipes_files_weigh(recipe, shapes):
+    """By hand: COCO's zip over its images, pixels of 224 x 224 in three bytes, weights by what their kind takes."""
+    found = sources.room_of(recipe, train_job=False)
+    photographs = 81_479 * 19_336_861_798 / 118_287
+    pixels = 81_479 * 224 * 224 * 3
+    features = 81_479 * 256 * 1024 * 2  # the 43 GB of the GPU guide
+    assert found.tasks["download-dataset"] == pytest.approx(photographs, rel=0.02)
+    assert found.tasks["preprocess-dataset"] == pytest.approx(photographs + pixels, rel=0.02)
+    weights = 303_179_776 + 268_098_176 + 1_066_240  # encoder, language model, projector
+    base = 1.71e9 + 2 * 268_098_176
+    states = 3 * 12 * 16_254_208  # two best checkpoints and the last, a learning weight with its moments
+    trained = pixels + features + base + 4 * weights + states
+    assert found.tasks["train-model"] == pytest.approx(trained, rel=0.01)
+    assert found.again == pytest.approx(6 * weights + states, rel=0.01)  # the model in fp32, its export in bf16
+
+
+def test_room_follows_what_is_asked(recipe):
+    half = config.compose("llava-150k", ["data.limit=40000", "benchmarks.vqa_questions=null"])
+    whole, limited = (sources.room_of(each, train_job=False) for each in (recipe, half))
+    assert limited.tasks["download-dataset"] < 0.5 * whole.tasks["download-dataset"]
+    assert limited.tasks["download-benchmarks"] == pytest.approx(0.2e9 + 41_004 * 163_474, rel=0.001)
+    delegated = sources.room_of(recipe, train_job=True)
+    assert delegated.node == whole.tasks["train-model"]
+    assert delegated.tasks["train-model"] < 0.3 * delegated.node  # the task only sends and fetches
+    assert whole.work == 0 < delegated.work
+    uncached = config.compose("llava-150k", ["training.feature_cache=none"])
+    assert sources.room_of(uncached, train_job=False).tasks["train-model"] < 0.4 * whole.tasks["train-model"]
