@@ -106,11 +106,11 @@ def selected(item: Object, query: dict[str, str]) -> bool:
         if key not in labels or ("=" in term and labels[key] != value):
             return False
     for term in filter(None, query.get("fieldSelector", "").split(",")):
-        key, _, value = term.partition("=")
+        key, sign, value = term.partition("!=" if "!=" in term else "=")
         found: Any = item
         for part in key.split("."):
             found = (found or {}).get(part)
-        if found != value:
+        if (found == value) == (sign == "!="):
             return False
     return True
 

@@ -7,12 +7,16 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
+from multimodal_gemma import config
 from multimodal_gemma.cli import main
-from multimodal_gemma.cluster.kube import client
+from multimodal_gemma.cluster.kube import client, pods
+from multimodal_gemma.cluster.preflight import needs as needs_of
+from multimodal_gemma.cluster.preflight import nodes
 from multimodal_gemma.cluster.preflight.findings import Finding, require
 from multimodal_gemma.cluster.preflight.look import look as look_at
 from multimodal_gemma.cluster.preflight.needs import Needs
@@ -26,11 +30,22 @@ TOLERATION = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedu
 NEEDS = Needs("ml", count=1, cpu="8", memory="32Gi", node_selector=A100, tolerations=[TOLERATION])
 
 
+CONTROLLER = "/api/v1/namespaces/kubeflow/configmaps/workflow-controller-configmap"
+CLAIM = "/api/v1/namespaces/kubeflow/persistentvolumeclaims/seaweedfs-pvc"
+
+
+def defaults(policy: str) -> str:
+    """The key `workflowDefaults` as Kubeflow Pipelines 2.17 ships it, but for the policy."""
+    strategy = f"retryStrategy: {{limit: '2', retryPolicy: {policy}}}"
+    return f"spec:\n  ttlStrategy: {{secondsAfterCompletion: 3600}}\n  templateDefaults:\n    {strategy}\n"
+
+
 @pytest.fixture
 def server() -> Iterator[KubernetesServer]:
     """A cluster where everything is as a run needs it: one CPU node, one node with an A100."""
     with KubernetesServer() as made:
         made.put("/api/v1/namespaces/ml/serviceaccounts/multimodal-gemma", {})
+        made.put(CONTROLLER, {"data": {"workflowDefaults": defaults("OnError")}})
         put_node(made, "cpu", {}, {"cpu": "4", "memory": "16Gi"})
         put_node(made, "gpu", A100, {"cpu": "12", "memory": "85Gi", "nvidia.com/gpu": "1"}, [TAINT])
         yield made
@@ -40,6 +55,12 @@ def put_node(server: KubernetesServer, name: str, labels: dict, room: dict, tain
     status = {"allocatable": room, "conditions": [{"type": "Ready", "status": "True"}]}
     content = {"metadata": {"labels": labels}, "spec": {"taints": taints or [], **spec}, "status": status}
     server.put(f"/api/v1/nodes/{name}", content)
+
+
+def put_pod(server: KubernetesServer, name: str, node: str, asked: dict, *, restart: str = "Always", **status) -> None:
+    containers = [{"name": "main", "resources": {"requests": asked}}]
+    spec = {"nodeName": node, "restartPolicy": restart, "containers": containers}
+    server.put(f"/api/v1/namespaces/kube-system/pods/{name}", {"spec": spec, "status": {"phase": "Running", **status}})
 
 
 def look(server: KubernetesServer, tmp_path: Path, needs: Needs = NEEDS, **options) -> dict[str, Finding]:
@@ -55,7 +76,7 @@ def with_needs(**changes) -> Needs:
 def test_a_cluster_that_has_everything_passes(server, tmp_path) -> None:
     found = look(server, tmp_path)
     assert {check: finding.state for check, finding in found.items()} == dict.fromkeys(
-        ["api", "rights", "node", "quota"], "ok"
+        ["api", "rights", "node", "quota", "retries"], "ok"
     )
     assert "1 of 2 nodes" in found["node"].told
 
@@ -95,9 +116,164 @@ def test_tolerations_match_as_the_scheduler_matches_them(server, tmp_path, toler
 
 
 def test_a_node_that_is_too_small_or_cordoned_is_told(server, tmp_path) -> None:
-    assert "can give 16 cores" in look(server, tmp_path, with_needs(cpu="16"))["node"].told
+    found = look(server, tmp_path, with_needs(cpu="16"))["node"]
+    assert found.told == (
+        "no node is large enough for a training pod of 16 cores, 32 GiB of memory and 1 nvidia.com/gpu; the largest of "
+        "1 has 12 cores, 85 GiB of memory and 1 nvidia.com/gpu"
+    )
     put_node(server, "gpu", A100, {"cpu": "12", "memory": "85Gi", "nvidia.com/gpu": "1"}, [TAINT], unschedulable=True)
     assert "cordoned" in look(server, tmp_path)["node"].told
+
+
+def test_a_pod_counts_what_is_free_of_a_node_not_its_size(server, tmp_path) -> None:
+    """Daemons and the platform's own pods take a part of every node, and stay."""
+    put_node(server, "cpu", {}, {"cpu": "2", "memory": "7900Mi"})
+    put_pod(server, "kube-proxy", "cpu", {"cpu": "130m", "memory": "200Mi"})
+    put_pod(server, "ml-pipeline", "cpu", {"cpu": "500m", "memory": "1Gi"})
+    put_pod(server, "done", "cpu", {"cpu": "1"}, restart="Never", phase="Succeeded")  # takes nothing any more
+    put_pod(server, "elsewhere", "gpu", {"cpu": "10"})
+    small = {"count": 0, "memory": "2Gi", "node_selector": {}, "tolerations": []}
+    put_node(server, "gpu", A100, {"cpu": "1", "memory": "85Gi", "nvidia.com/gpu": "1"}, [TAINT])
+    found = look(server, tmp_path, with_needs(cpu="2", **small))["node"]
+    assert found.state == "failed"
+    assert found.told == (
+        "no node has 2 cores and 2 GiB of memory free for a training pod: of cpu's 2 cores and 7.71 GiB of memory, "
+        "services take 0.63 cores and 1.2 GiB of memory, which leaves 1.37 cores and 6.52 GiB of memory"
+    )
+    assert look(server, tmp_path, with_needs(cpu="1300m", **small))["node"].state == "ok"
+    server.put("/api/v1/namespaces/kube-system/configmaps/cluster-autoscaler-status", {"data": {}})
+    assert look(server, tmp_path, with_needs(cpu="2", **small))["node"].state == "unknown"  # a new node has more free
+
+
+def test_a_node_that_only_other_runs_occupy_is_worth_waiting_for(server, tmp_path) -> None:
+    put_pod(server, "another-run", "gpu", {"cpu": "8", "nvidia.com/gpu": "1"}, restart="Never")
+    found = look(server, tmp_path)["node"]
+    assert found.state == "ok"
+    assert (
+        "when others are done: work that ends takes 8 cores, 0 GiB of memory and 1 nvidia.com/gpu of gpu" in found.told
+    )
+
+
+def test_pods_that_may_not_be_looked_at_leave_a_node_in_doubt(server, tmp_path) -> None:
+    server.denied.add(("list", "", "pods"))
+    found = look(server, tmp_path)["node"]
+    assert found.state == "unknown"
+    assert "1 of 2 nodes can take a training pod with 1 x nvidia.com/gpu by their size" in found.told
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("pod-out-of-memory", {"cpu": "0.2", "memory": 450 * 2**20, "nvidia.com/gpu": "0"}),
+        ("pod-failed", {"cpu": "1", "memory": 2 * 2**30}),
+        ("pod-evicted", {"cpu": "0.2", "memory": 8 * 2**30, "nvidia.com/gpu": "0", "ephemeral-storage": 20 * 2**20}),
+    ],
+)
+def test_requests_are_added_up_as_the_scheduler_does(shared, name, expected) -> None:
+    """Real pods of a run: init containers run before, not beside (the launcher's 100m and 256Mi are not added)."""
+    pod = json.loads((shared / "kfp-2.17" / f"{name}.json").read_text())
+    assert pods.requested(pod) == {key: Decimal(value) for key, value in expected.items()}
+    assert not pods.stays(pod)
+
+
+def test_a_sidecar_stays_beside_what_follows_it() -> None:
+    """By hand: the sidecar and the larger of what runs with it."""
+    inits = [
+        {"name": "before", "resources": {"requests": {"cpu": "3"}}},
+        {"name": "sidecar", "restartPolicy": "Always", "resources": {"requests": {"cpu": "1"}}},
+        {"name": "after", "resources": {"requests": {"cpu": "2500m"}}},
+    ]
+    main = {"name": "main", "resources": {"requests": {"cpu": "2", "memory": "1Gi"}}}
+    pod = {"spec": {"initContainers": inits, "containers": [main], "overhead": {"cpu": "100m"}}}
+    assert pods.requested(pod) == {"cpu": Decimal("3.6"), "memory": Decimal(2**30)}
+
+
+@pytest.mark.parametrize("label", ["nvidia.com/cuda.driver-version.major", "nvidia.com/cuda.driver.major"])
+@pytest.mark.parametrize(("driver", "state"), [("535", "failed"), ("580", "ok")])
+def test_a_driver_that_is_too_old_is_named_with_the_one_that_is_needed(server, tmp_path, label, driver, state) -> None:
+    labels = {**A100, label: driver}
+    put_node(server, "gpu", labels, {"cpu": "12", "memory": "85Gi", "nvidia.com/gpu": "1"}, [TAINT])
+    found = look(server, tmp_path)["node"]
+    assert found.state == state
+    if state == "failed":
+        image = "torch 2.13.0 of the trainer's image is built for CUDA 13.0"
+        assert found.told == f"the NVIDIA driver of gpu is 535, and {image}, which needs 580 or newer"
+
+
+def test_the_driver_is_that_of_the_torch_that_is_installed() -> None:
+    """Another torch may be built for another CUDA: then look at its release notes, and correct both."""
+    constraints = (Path(__file__).parents[3] / "constraints.txt").read_text().splitlines()
+    assert f"torch=={nodes.TORCH}" in constraints
+
+
+def test_ephemeral_storage_below_what_tasks_write_is_told(server, tmp_path) -> None:
+    disks = {"download-dataset": "16Gi", "preprocess-dataset": "29Gi", "register-model": "1Gi"}
+    limits = [{"type": "Container", "default": {"ephemeral-storage": "2Gi"}}]
+    server.put("/api/v1/namespaces/ml/limitranges/runs", {"spec": {"limits": limits}})
+    found = look(server, tmp_path, with_needs(disks=disks))["disk"]
+    assert found.told == (
+        "limit range runs of ml gives a container 2Gi of ephemeral storage, and download-dataset, "
+        "preprocess-dataset need up to 29Gi: beyond it a pod is evicted"
+    )
+    limits[0]["default"]["ephemeral-storage"] = "100Gi"
+    server.put("/api/v1/namespaces/ml/limitranges/runs", {"spec": {"limits": limits}})
+    assert look(server, tmp_path, with_needs(disks=disks))["disk"].state == "ok"
+
+
+@pytest.mark.parametrize(
+    ("policy", "words"),
+    [
+        ("OnError", "whose pod was deleted; not one whose pod failed, was evicted"),
+        ("Always", "whose pod was lost in any way, or failed"),
+        ("Never", "a policy that is not known here, Never"),
+    ],
+)
+def test_what_the_platform_repeats_is_read_from_its_controller(server, tmp_path, policy, words) -> None:
+    server.put(CONTROLLER, {"data": {"workflowDefaults": defaults(policy)}})
+    found = look(server, tmp_path)["retries"]
+    assert found.state == "ok"
+    assert words in found.told
+    whole = "workflowDefaults:\n" + "".join(f"  {line}\n" for line in defaults(policy).splitlines())
+    server.put(CONTROLLER, {"data": {"config": whole}})  # the other way in which Argo takes it
+    assert words in look(server, tmp_path)["retries"].told
+
+
+@pytest.mark.parametrize("how", ["forbidden", "absent", "broken", "another shape"])
+def test_a_controller_whose_settings_cannot_be_read_is_unknown_not_wrong(server, tmp_path, how) -> None:
+    if how == "forbidden":
+        server.denied.add(("get", "", "configmaps"))
+    elif how == "absent":
+        server.remove(CONTROLLER)
+    else:
+        text = "{" if how == "broken" else "- a list"
+        server.put(CONTROLLER, {"data": {"workflowDefaults": text}})
+    assert look(server, tmp_path)["retries"].state == "unknown"
+
+
+def test_a_store_that_is_smaller_than_a_run_is_told(server, tmp_path) -> None:
+    needs = with_needs(store="38Gi")
+    assert look(server, tmp_path, needs)["store"].state == "unknown"  # no claim of that name
+    server.put(CLAIM, {"spec": {"resources": {"requests": {"storage": "20Gi"}}}})
+    found = look(server, tmp_path, needs)["store"]
+    assert found.told == (
+        "the platform's store has 20Gi in all (claim seaweedfs-pvc), and a run of this recipe puts 38Gi there"
+    )
+    server.patch(CLAIM, {"status": {"capacity": {"storage": "200Gi"}}})  # it was enlarged
+    assert look(server, tmp_path, needs)["store"].state == "ok"
+    root = {"data": {"defaultPipelineRoot": "gs://bucket/root"}}
+    server.put("/api/v1/namespaces/ml/configmaps/kfp-launcher", root)
+    assert look(server, tmp_path, needs)["store"].state == "unknown"
+
+
+def test_a_runs_room_is_that_of_its_recipe() -> None:
+    """What the check compares with is what `mmgemma plan` prints; the sample's is not worth a look."""
+    parameters = {"secret_store": "object-store"}
+    recipe = needs_of.of_run(parameters, config.compose("llava-150k"), "ml")
+    assert (recipe.disks["preprocess-dataset"], recipe.store) == ("29Gi", "38Gi")
+    work = config.compose("llava-150k", ["training.nodes=2", "nodes.work_uri=s3://mlpipeline/work"])
+    assert needs_of.of_run(parameters, work, "ml").store == "57Gi"  # which lies in the platform's own store too
+    sample = needs_of.of_run(parameters, config.compose("sample"), "ml")
+    assert (sample.disks, sample.store) == ({}, "")
 
 
 def test_nodes_that_may_not_be_looked_at_stop_nothing(server, tmp_path) -> None:
@@ -140,7 +316,7 @@ def test_a_secret_without_its_key_and_one_that_is_missing_are_told(server, tmp_p
 
 
 def test_a_service_is_there_only_with_a_ready_pod_behind_it(server, tmp_path) -> None:
-    needs = with_needs(services=["http://mlflow.mlflow:5000"])
+    needs = with_needs(registry="http://mlflow.mlflow:5000")
     assert "does not have" in look(server, tmp_path, needs)["service mlflow.mlflow"].told
     server.put("/api/v1/namespaces/mlflow/services/mlflow", {"spec": {"ports": [{"port": 5000}]}})
     assert "no pod is ready" in look(server, tmp_path, needs)["service mlflow.mlflow"].told
@@ -150,10 +326,10 @@ def test_a_service_is_there_only_with_a_ready_pod_behind_it(server, tmp_path) ->
     assert look(server, tmp_path, needs)["service mlflow.mlflow"].state == "ok"
 
 
-def test_an_address_outside_the_cluster_is_asked_itself(server, tmp_path) -> None:
-    nobody = "http://127.0.0.1:9"
-    found = look(server, tmp_path, with_needs(services=[server.url + "/version", nobody]))
-    assert [finding.state for check, finding in found.items() if check.startswith("server")] == ["ok", "failed"]
+@pytest.mark.parametrize(("address", "state"), [("{server}/version", "ok"), ("http://127.0.0.1:9", "failed")])
+def test_an_address_outside_the_cluster_is_asked_itself(server, tmp_path, address, state) -> None:
+    found = look(server, tmp_path, with_needs(registry=address.format(server=server.url)))
+    assert [finding.state for check, finding in found.items() if check.startswith("server")] == [state]
 
 
 def test_rights_that_the_service_account_lacks_are_named(server, tmp_path) -> None:
@@ -170,6 +346,14 @@ def test_a_pod_asks_about_its_own_rights(server, tmp_path) -> None:
     assert look(server, tmp_path, with_needs(inside=True))["rights"].state == "ok"
     assert [path for _, path in server.requests if path.endswith("/selfsubjectaccessreviews")]
     assert not [path for _, path in server.requests if path.endswith("/subjectaccessreviews")]
+
+
+def test_the_account_is_the_projects_where_it_is_and_else_that_of_the_ui(server, tmp_path) -> None:
+    assert "service account multimodal-gemma may" in look(server, tmp_path)["rights"].told
+    server.remove("/api/v1/namespaces/ml/serviceaccounts/multimodal-gemma")
+    assert "no service account multimodal-gemma or pipeline-runner" in look(server, tmp_path)["rights"].told
+    server.put("/api/v1/namespaces/ml/serviceaccounts/pipeline-runner", {})
+    assert "service account pipeline-runner may" in look(server, tmp_path)["rights"].told
 
 
 def test_a_namespace_without_the_service_account_says_what_to_apply(server, tmp_path) -> None:

@@ -48,14 +48,14 @@ def connect(kubeconfig: Path | None = None, context: str | None = None) -> ApiCl
     from kubernetes import client, config
     from kubernetes.config.config_exception import ConfigException
 
+    settings = client.Configuration()
+    settings.retries = False  # what is asked again, and for how long, is decided where it is asked
     if kubeconfig is None and context is None and in_cluster():
-        settings = client.Configuration()
         config.load_incluster_config(client_configuration=settings)
-        settings.retries = False  # what is asked again, and for how long, is decided where it is asked
         return client.ApiClient(settings)
     path = _kubeconfig(kubeconfig)
     try:
-        made = config.new_client_from_config(str(path), context=context)
+        config.load_kube_config(str(path), context=context, client_configuration=settings)
     except ConfigException as error:
         reason = str(error).splitlines()[0].rstrip(".")
         known = ", ".join(sorted(_contexts(path))) or "none"
@@ -65,8 +65,7 @@ def connect(kubeconfig: Path | None = None, context: str | None = None) -> ApiCl
         ) from None
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"cluster: {path} is no kubeconfig ({type(error).__name__}). Log in again.") from None
-    made.configuration.retries = False
-    return made
+    return client.ApiClient(settings)
 
 
 def current_namespace(kubeconfig: Path | None = None, context: str | None = None) -> str:

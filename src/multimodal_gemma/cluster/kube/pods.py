@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from typing import Any
 
 Object = dict[str, Any]
@@ -34,6 +35,35 @@ class Loss:
     reason: str
     restart: int
     message: str
+
+
+def requested(pod: Object) -> dict[str, Decimal]:
+    """Return what a pod takes of its node, by resource, as the scheduler counts it.
+
+    Containers run side by side, init containers one after another, and an init container that restarts always (a
+    sidecar) beside all that follow it.
+    """
+    spec = pod.get("spec") or {}
+    beside: dict[str, Decimal] = {}
+    before: dict[str, Decimal] = {}
+    for container in spec.get("initContainers") or []:
+        asked = _amounts((container.get("resources") or {}).get("requests"))
+        if container.get("restartPolicy") == "Always":
+            beside = _sum(beside, asked)
+            asked = beside
+        else:
+            asked = _sum(beside, asked)
+        before = {key: max(before.get(key, Decimal()), asked.get(key, Decimal())) for key in before | asked}
+    running = beside
+    for container in spec.get("containers") or []:
+        running = _sum(running, _amounts((container.get("resources") or {}).get("requests")))
+    most = {key: max(before.get(key, Decimal()), running.get(key, Decimal())) for key in before | running}
+    return _sum(most, _amounts(spec.get("overhead")))
+
+
+def stays(pod: Object) -> bool:
+    """Whether a pod is of a service, and not of work that ends: what ends is never restarted for ever."""
+    return (pod.get("spec") or {}).get("restartPolicy", "Always") == "Always"
 
 
 def name_of(pod: Object) -> str:
@@ -105,6 +135,16 @@ def progress_in(log: str) -> str:
 def last_lines(text: str, count: int) -> list[str]:
     """Return the last lines of a text that are not empty."""
     return [line.rstrip() for line in text.splitlines() if line.strip()][-count:]
+
+
+def _amounts(stated: Mapping[str, str] | None) -> dict[str, Decimal]:
+    from kubernetes.utils.quantity import parse_quantity
+
+    return {name: parse_quantity(amount) for name, amount in (stated or {}).items()}
+
+
+def _sum(first: dict[str, Decimal], second: dict[str, Decimal]) -> dict[str, Decimal]:
+    return {key: first.get(key, Decimal()) + second.get(key, Decimal()) for key in first | second}
 
 
 def _containers(pod: Object) -> Iterator[Object]:

@@ -47,10 +47,13 @@ def look(connect: Callable[[], ApiClient], needs: Needs, *, patience: float = PA
         ) from None
     return [
         ok("api", f"Kubernetes {version.get('gitVersion', 'of unknown version')} answers"),
-        access.service_account(cluster, needs),
+        access.rights(cluster, needs),
         nodes.node(cluster, needs),
         nodes.quota(cluster, needs),
+        *nodes.disk(cluster, needs),
         *access.secrets(cluster, needs),
         *access.services(cluster, needs),
+        platform.retries(cluster, needs),
+        *platform.store(cluster, needs),
         *platform.trainer(cluster, needs),
     ]

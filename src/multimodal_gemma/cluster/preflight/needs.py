@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from multimodal_gemma.cluster.trainjob.place import divide
 from multimodal_gemma.errors import InputError
+from multimodal_gemma.planning import room
+from multimodal_gemma.planning import sources as planned
+from multimodal_gemma.registry import server
 
 if TYPE_CHECKING:
     from multimodal_gemma.config.schema import Config
 
 _GATED = ("hf://google/gemma", "hf://meta-llama/")  # models whose terms must be accepted first
-SERVICE_ACCOUNT = "multimodal-gemma"  # of manifests/base/runs
+_OWN_BUCKET = "s3://mlpipeline/"  # of the store that Kubeflow Pipelines brings, where artifacts are too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Needs:
 
     Attributes:
         namespace: where its pods live.
-        service_account: whom they run as.
+        service_account: whom they run as; "": multimodal-gemma where it is, else pipeline-runner.
         inside: it is asked from a pod of the run itself, as that account.
         accelerator: resource name, e.g. nvidia.com/gpu.
         count: accelerators a training pod; 0: a CPU.
@@ -32,14 +35,18 @@ class Needs:
         tolerations: taints that it accepts.
         secrets: keys that each Secret must have, by its name.
         required: names of the Secrets that this run cannot do without.
-        services: addresses inside the cluster that it calls, e.g. http://mlflow.mlflow:5000.
+        registry: MLflow's address, e.g. http://mlflow.mlflow:5000.
+        experiment: of MLflow, that the run is recorded in.
+        written: `s3://` places that it writes to.
+        disks: what each task writes on its node, as Kubernetes writes amounts; empty where that is not known.
+        store: what the run puts into the platform's own store; "" where that is not known.
         train_job: train-model hands its work to Kubeflow Trainer.
         runtime: the TrainingRuntime it names then.
         queue: Kueue's LocalQueue that it waits in; "": none.
     """
 
     namespace: str
-    service_account: str = SERVICE_ACCOUNT
+    service_account: str = ""
     inside: bool = False
     accelerator: str = "nvidia.com/gpu"
     count: int = 0
@@ -49,7 +56,11 @@ class Needs:
     tolerations: Sequence[Mapping[str, Any]] = ()
     secrets: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     required: Sequence[str] = ()
-    services: Sequence[str] = ()
+    registry: str = ""
+    experiment: str = "multimodal-gemma"
+    written: Sequence[str] = ()
+    disks: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    store: str = ""
     train_job: bool = False
     runtime: str = ""
     queue: str = ""
@@ -60,7 +71,7 @@ def of_run(
     config: Config,
     namespace: str,
     *,
-    service_account: str = SERVICE_ACCOUNT,
+    service_account: str = "",
     inside: bool = False,
 ) -> Needs:
     """Return what a run with these parameters asks for.
@@ -69,8 +80,8 @@ def of_run(
         parameters: of the compiled pipeline; resources_* and secret_* are read.
         config: the composed configuration.
         namespace: where its pods live.
-        service_account: whom they run as.
-        inside: it is asked from a pod of the run itself; MLflow has been asked by then.
+        service_account: whom they run as; "": see `Needs`.
+        inside: it is asked from a pod of the run itself.
 
     Raises:
         InputError: a parameter is none.
@@ -78,11 +89,13 @@ def of_run(
     hub, store, registry = (str(parameters.get(f"secret_{name}") or "") for name in ("hub", "store", "registry"))
     sources = [config.data.conversations, config.data.images, *config.data.image_roots, config.model.vision]
     sources += [config.benchmarks.pope, config.benchmarks.vqa, config.benchmarks.images, config.model.language]
-    places = [*sources, config.training.checkpoint_uri, config.nodes.work_uri]
-    required = [store] if any("s3://" in place for place in places) else []
+    written = [
+        place for place in (config.training.checkpoint_uri, config.nodes.work_uri, config.export.publish) if place
+    ]
+    required = [store] if any("s3://" in place for place in [*sources, *written]) else []
     if config.model.language.startswith(_GATED):
         required.append(hub)
-    calls = [] if inside else [config.registry.tracking_uri]
+    disks, artifacts = _room(config)
     needs = Needs(
         namespace=namespace,
         service_account=service_account,
@@ -95,13 +108,27 @@ def of_run(
         tolerations=list(parameters.get("resources_tolerations") or []),
         secrets={hub: ["token"], store: ["accesskey", "secretkey"], registry: ["username", "password"]},
         required=[name for name in required if name],
-        services=[address for address in calls if address.startswith("http")],
+        registry=server.tracking_uri(config.registry) if inside else config.registry.tracking_uri,
+        experiment=config.registry.experiment,
+        written=written,
+        disks=disks,
+        store=artifacts,
     )
     if config.training.nodes > 1:
         needs = _on_nodes(needs, divide(config, parameters)[0])
     _require_quantity("resources_cpu", needs.cpu)
     _require_quantity("resources_memory", needs.memory)
     return needs
+
+
+def _room(config: Config) -> tuple[dict[str, str], str]:
+    """Return what each task writes on its node, and what a run puts into the platform's store; nothing if unknown."""
+    try:
+        found = planned.room_of(config, train_job=config.training.nodes > 1)
+    except InputError:  # the sample, or models and data that only their folders can tell of
+        return {}, ""
+    shared = found.work if config.nodes.work_uri.startswith(_OWN_BUCKET) else 0.0
+    return {task: room.gib(size) for task, size in found.tasks.items()}, room.gib(found.store + shared)
 
 
 def _on_nodes(needs: Needs, config: Config) -> Needs:
