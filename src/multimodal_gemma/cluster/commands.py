@@ -99,7 +99,7 @@ def _add_preflight(commands: Any, add_command: Callable[..., argparse.ArgumentPa
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.set_defaults(preset_default="sample")
     parser.add_argument("--namespace", metavar="NAME", help="where runs live (default: the context's)")
-    parser.add_argument("--service-account", default="multimodal-gemma", metavar="NAME", help="that the pods run as")
+    parser.add_argument("--service-account", default="", metavar="NAME", help="that the pods run as")
     parser.add_argument("--pipeline", type=Path, metavar="FILE", help="compiled pipeline (default: training.yaml)")
     parser.add_argument("--param", action="append", metavar="NAME=VALUE", help="a parameter of the pipeline")
     parser.add_argument("--params", type=Path, metavar="FILE", help="YAML file of parameters; --param wins over it")

@@ -53,9 +53,9 @@ def rights(cluster: Namespace, needs: Needs) -> Finding:
             "Apply what the project adds (kubectl apply -k manifests/overlays/kind or gke-a100), or name the "
             "namespace that runs live in with --namespace.",
         )
-    wanted = _EVERY_RUN + (_TRAIN_JOBS if needs.train_job else ())
+    done = _EVERY_RUN + (_TRAIN_JOBS if needs.train_job else ())
     try:
-        missing = [" ".join(right).replace("  ", " ") for right in wanted if not _may(cluster, needs, name, *right)]
+        missing = [" ".join(right).replace("  ", " ") for right in done if not _may(cluster, needs, name, *right)]
     except Refused as refused:
         return unknown(check, f"what {name} may do cannot be asked by you ({refused.message})")
     named = name if needs.inside else f"service account {name}"
