@@ -13,10 +13,10 @@ import urllib.parse
 
 from multimodal_gemma.cluster.kube.client import Namespace, Object, Refused
 from multimodal_gemma.cluster.preflight.findings import Finding, failed, ok, unknown
-from multimodal_gemma.cluster.preflight.needs import Needs
+from multimodal_gemma.cluster.preflight.needs import SERVICE_ACCOUNT, Needs
 from multimodal_gemma.errors import InputError
 
-ACCOUNTS = ("multimodal-gemma", "pipeline-runner")  # of manifests/base/runs, and what the pipelines' UI takes
+ACCOUNTS = (SERVICE_ACCOUNT, "pipeline-runner")  # the project's own, and what the pipelines' UI takes
 VARIABLES = {  # by which a task gets a Secret's key
     "token": "HF_TOKEN",
     "accesskey": "AWS_ACCESS_KEY_ID",

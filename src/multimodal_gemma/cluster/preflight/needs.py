@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from multimodal_gemma.config.schema import Config
 
 _GATED = ("hf://google/gemma", "hf://meta-llama/")  # models whose terms must be accepted first
+SERVICE_ACCOUNT = "multimodal-gemma"  # of manifests/base/runs
 _OWN_BUCKET = "s3://mlpipeline/"  # of the store that Kubeflow Pipelines brings, where artifacts are too
 
 
