@@ -63,7 +63,11 @@ def _parser() -> argparse.ArgumentParser:
     preprocess = _add(commands, "preprocess", _preprocess, "turn a raw dataset into token and pixel arrays")
     _folders(preprocess, "raw", "models", "output")
     preprocess.add_argument("--benchmarks", type=Path, help="check the training split against these")
-    preprocess.add_argument("--base", type=Path, help="a processed dataset before it grew: only what is new is made")
+
+    show = _add(commands, "show", _show, "print a conversation of a processed dataset, with what is learnt of it")
+    show.add_argument("dataset", type=Path, metavar="DATASET")
+    show.add_argument("row", type=int, nargs="?", default=0, metavar="ROW", help="from 0 (default: 0)")
+    show.add_argument("--split", choices=["train", "val"], default="train", help="default: train")
 
     train = _add(commands, "train", _train, "train projector and adapters on a processed dataset")
     _folders(train, "dataset", "models", "output")
@@ -178,7 +182,14 @@ def _mirror(args: argparse.Namespace) -> int:
 def _preprocess(args: argparse.Namespace) -> int:
     from multimodal_gemma.stages import preprocess
 
-    preprocess.run(_compose(args), args.raw, args.models, args.benchmarks, args.output, args.base)
+    preprocess.run(_compose(args), args.raw, args.models, args.benchmarks, args.output)
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    from multimodal_gemma.data import look, processed
+
+    look.show(processed.ProcessedDataset(args.dataset), args.split, args.row)
     return 0
 
 

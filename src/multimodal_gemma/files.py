@@ -12,7 +12,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,12 @@ def sha256_file(path: Path) -> str:
 def sha256_bytes(content: bytes) -> str:
     """Return the hexadecimal sha256 of bytes."""
     return hashlib.sha256(content).hexdigest()
+
+
+def sha256_files(paths: Iterable[Path]) -> Iterator[str]:
+    """Yield the hexadecimal sha256 of files in their order, several at a time: hashing leaves Python to itself."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from pool.map(sha256_file, paths)
 
 
 def digest_of(value: Any) -> str:

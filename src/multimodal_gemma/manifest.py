@@ -70,11 +70,10 @@ def write(
     Returns:
         The manifest that was written.
     """
-    entries = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and name != NAME and not exclude(name):
-            entries[name] = {"sha256": files.sha256_file(path), "bytes": path.stat().st_size}
+    there = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    named = {name: path for name, path in there.items() if name != NAME and not exclude(name)}
+    sums = zip(named.items(), files.sha256_files(named.values()), strict=True)
+    entries = {name: {"sha256": digest, "bytes": path.stat().st_size} for (name, path), digest in sums}
     manifest = Manifest(kind, counts or {}, config, inputs or {}, facts or {}, entries)
     files.write_json(folder / NAME, dataclasses.asdict(manifest))
     return manifest
@@ -131,10 +130,11 @@ def verify(folder: Path, kind: str | None = None) -> Manifest:
         InputError: a file is absent or differs; the sentence names the first one.
     """
     manifest = read(folder, kind)
-    for name, entry in manifest.files.items():
-        path = folder / name
-        if not path.is_file():
+    for name in manifest.files:
+        if not (folder / name).is_file():
             raise InputError(f"{folder}: {name} is missing although the manifest names it. Make the artifact again.")
-        if path.stat().st_size != entry["bytes"] or files.sha256_file(path) != entry["sha256"]:
+    sums = files.sha256_files(folder / name for name in manifest.files)
+    for (name, entry), digest in zip(manifest.files.items(), sums, strict=True):
+        if digest != entry["sha256"]:
             raise InputError(f"{folder}: {name} differs from its sha256 in the manifest. Make the artifact again.")
     return manifest

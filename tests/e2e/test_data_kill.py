@@ -27,13 +27,13 @@ import json, os, random, shutil, signal, sys, time
 from pathlib import Path
 import datasets, minio, pyarrow.parquet, requests, transformers
 from multimodal_gemma import config, manifest
-from multimodal_gemma.data import conversation_blocks, downloads, image_blocks, statistics_report
+from multimodal_gemma.data import downloads, pixels, report, tokens
 from multimodal_gemma.model import processor
 from multimodal_gemma.stages import download, preprocess
 
 stage, base, overrides, kills = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3]), int(sys.argv[4])
 settings = config.compose("sample", overrides)
-image_blocks.A_BLOCK = conversation_blocks.A_BLOCK = 8  # so that a kill falls between blocks, too
+pixels.A_SLICE = tokens.A_SLICE = 8  # so that a kill falls between slices, too
 
 def run(output):
     if stage == "download":

@@ -56,6 +56,10 @@ class DataConfig:
     validation_fraction: float = number(0.02, low=0, high=0.5)  # share of images held out, by image
     split_seed: int = 42  # another seed holds other images out
     image_position: str = choice("first", "as-written")  # first: before the question, as LLaVA's own trainer has it
+    image_fit: str = choice(
+        "stock", "crop", "pad", "squeeze"
+    )  # how a picture becomes a square: as the encoder's own processor does; its middle; whole with borders; distorted
+    pixels: str = choice("raw", "jpeg")  # how the processed pictures are kept; jpeg: a fifth of the disk, not exact
     max_text_tokens: int = number(1024, low=16)  # text tokens a conversation may have; longer ones are cut by turns
     contamination: str = choice("fail", "drop", "allow")  # training images that a benchmark asks about
     work_uri: str = ""  # s3:// or gs:// prefix that keeps finished shards and slices beyond the pod that made them

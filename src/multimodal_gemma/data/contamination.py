@@ -7,7 +7,6 @@ releases. Validation images are judged like training images: early stopping choo
 from __future__ import annotations
 
 import dataclasses
-import functools
 from pathlib import Path
 
 from multimodal_gemma import manifest
@@ -27,20 +26,18 @@ class Contamination:
     Attributes:
         status: "clean" (none found, or all dropped), "allowed" (kept on request) or "unknown" (no benchmarks given).
         images: ids of the dataset's images that a benchmark asks about, ascending.
+        names: file names of those images: a photograph that has several is found under all of them.
         dropped: whether their conversations are left out.
     """
 
     status: str
     images: list[str]
+    names: frozenset[str]
     dropped: bool
 
     def drops(self, conversation: Conversation) -> bool:
         """Tell whether a conversation is left out because a benchmark asks about its image."""
-        return self.dropped and conversation.image is not None and image_id(conversation.image) in self._ids
-
-    @functools.cached_property
-    def _ids(self) -> frozenset[str]:
-        return frozenset(self.images)
+        return self.dropped and conversation.image in self.names
 
 
 def benchmark_images(folder: Path) -> set[str]:
@@ -69,11 +66,14 @@ def check_lookalikes(lookalikes: dict[str, str], policy: str) -> None:
         )
 
 
-def check(conversations: list[Conversation], benchmarks: Path | None, policy: str) -> Contamination:
+def check(
+    conversations: list[Conversation], digests: dict[str, str], benchmarks: Path | None, policy: str
+) -> Contamination:
     """Compare the conversations' images with the benchmarks'.
 
     Args:
         conversations: all of the dataset's.
+        digests: sha256 by file name, as far as they are known: equal bytes are one image.
         benchmarks: a benchmarks artifact; None if there is none.
         policy: data.contamination: "fail", "drop" or "allow".
 
@@ -81,12 +81,16 @@ def check(conversations: list[Conversation], benchmarks: Path | None, policy: st
         InputError: the policy is "fail" and an image is in both; the sentence lists the first ids.
     """
     if benchmarks is None:
-        return Contamination("unknown", [], dropped=False)
+        return Contamination("unknown", [], frozenset(), dropped=False)
     manifest.read(benchmarks, "benchmarks")
-    own = {image_id(conversation.image) for conversation in conversations if conversation.image is not None}
+    names = {conversation.image for conversation in conversations if conversation.image is not None}
+    own = {image_id(name) for name in names}
     shared = sorted(own & benchmark_images(benchmarks))
     if not shared:
-        return Contamination("clean", [], dropped=False)
+        return Contamination("clean", [], frozenset(), dropped=False)
+    ids = set(shared)
+    same = {digests.get(name, name) for name in names if image_id(name) in ids}
+    found = frozenset(name for name in names if digests.get(name, name) in same)
     if policy == "fail":
         listed = ", ".join(shared[:_NAMED]) + (", …" if len(shared) > _NAMED else "")
         raise InputError(
@@ -94,4 +98,4 @@ def check(conversations: list[Conversation], benchmarks: Path | None, policy: st
             "so scores would measure memory. Leave them out with data.contamination=drop, or keep them with "
             "data.contamination=allow (such a model is never promoted)."
         )
-    return Contamination("clean" if policy == "drop" else "allowed", shared, dropped=policy == "drop")
+    return Contamination("clean" if policy == "drop" else "allowed", shared, found, dropped=policy == "drop")

@@ -20,6 +20,9 @@ from PIL import Image, ImageOps
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # what photographs come in; nothing exotic
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")  # of the same formats
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_TEXTS = {b"iCCP", b"tEXt", b"zTXt", b"iTXt"}  # chunks that no pixel depends on
+_BRANDS = {b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIC", b"msf1": "HEIC", b"avif": "AVIF", b"avis": "AVIF"}
 MAX_SIDE = 30_000  # pixels; no camera makes a wider picture
 
 # What Pillow's readers raise on bytes that break their format's rules.
@@ -101,6 +104,8 @@ def decode(content: bytes, limits: Limits) -> Decoded:
         except Image.DecompressionBombError as error:
             raise UnusableImage("too-large", f"it is too large to decode ({error})") from None
         except Image.UnidentifiedImageError:
+            if brand := _brand(content):
+                raise UnusableImage("other-format", f"it is {brand}, which is not read here: save it as JPEG") from None
             reason = f"it is none of {', '.join(FORMATS)}, or its header is broken"
             raise UnusableImage("not-an-image", reason) from None
         except _BROKEN as error:
@@ -116,12 +121,33 @@ def not_an_image(content: bytes) -> str:
         return "the file is empty"
     if content.startswith(_BEGINNINGS):
         return ""
+    if brand := _brand(content):
+        return f"{brand}, which is not read here: save it as JPEG"
     start = content[:200].lstrip().lower()
     found = "a web page" if start.startswith((b"<!doctype", b"<html", b"<?xml")) else "something else"
     return f"{found}, not an image"
 
 
+def _brand(content: bytes) -> str:
+    """Return what a file of the ISO base media format says it is, as telephones write them; "" for another."""
+    return _BRANDS.get(content[8:12], "") if content[4:8] == b"ftyp" else ""
+
+
+def _without_texts(content: bytes) -> bytes:
+    """Return a PNG without its texts and colour profile: Pillow refuses pixels for the size of what stands beside."""
+    if not content.startswith(_PNG):
+        return content
+    kept, start = [_PNG], len(_PNG)
+    while start + 12 <= len(content):
+        end = start + 12 + int.from_bytes(content[start : start + 4], "big")  # length, kind, data, checksum
+        if content[start + 4 : start + 8] not in _PNG_TEXTS:
+            kept.append(content[start:end])
+        start = end
+    return b"".join(kept)
+
+
 def _decode(content: bytes, limits: Limits) -> Decoded:
+    content = _without_texts(content)
     with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
         _check_size(opened.width, opened.height, limits)
         kind, mode = str(opened.format), opened.mode

@@ -1,21 +1,28 @@
-"""The same photograph under another name: found by what it looks like.
+"""The same photograph under another name, or saved again: found by what it looks like.
 
-File names tell one COCO picture from another, but a picture that came by way of another dataset carries another name.
-So every image of the dataset is compared with every image of the benchmarks, as thumbnails of 16 x 16 pixels. Saving a
-photograph again or resizing it moves its thumbnail by two levels of 255 (by eight where the encoder sees 56 pixels);
-other photographs are dozens away.
+File names tell one COCO picture from another, and a sha256 tells whether two files are the same; but a picture that
+came by way of another dataset carries another name and other bytes. So pictures are compared as thumbnails of 16 x 16
+pixels. Saving a photograph again or resizing it moves its thumbnail by two levels of 255 (by eight where the encoder
+sees 56 pixels); other photographs are dozens away.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
+if TYPE_CHECKING:
+    from scipy.spatial import KDTree
+
 SIDE = 16  # pixels of a thumbnail
+BYTES = SIDE * SIDE * 3
 _DISTANCE = 10.0  # levels (root mean square over pixels and channels) up to which two thumbnails show one picture
 _CONTRAST = 0.2  # and at most this share of the picture's own contrast: two clear skies are no copies of each other
+_COARSE = 4  # a side of what is compared first: a mean over pixels is never farther apart than the pixels
+_NEIGHBOURS = 16  # coarse neighbours that are compared in full
+_AT_ONCE = 512  # pictures compared in full
 
 
 def thumbnail(pixels: np.ndarray) -> bytes:
@@ -25,39 +32,66 @@ def thumbnail(pixels: np.ndarray) -> bytes:
         pixels: uint8 (height, width, 3).
 
     Returns:
-        SIDE * SIDE * 3 bytes, row by row.
+        BYTES bytes, row by row.
     """
     return Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BOX).tobytes()
 
 
 class Lookalikes:
-    """The benchmarks' images, to be searched for a picture.
+    """Pictures to be searched for others that show the same.
 
     Args:
-        thumbnails: thumbnail by file name.
+        thumbnails: uint8 (n, BYTES).
     """
 
-    def __init__(self, thumbnails: dict[str, bytes]) -> None:
-        self._names = list(thumbnails)
-        self._vectors = _vectors(list(thumbnails.values()))  # (benchmark images, SIDE * SIDE * 3)
-        self._squares = (self._vectors**2).sum(axis=1)  # (benchmark images,)
+    def __init__(self, thumbnails: np.ndarray) -> None:
+        from scipy.spatial import KDTree
 
-    def match(self, thumbnails: Sequence[bytes]) -> list[str]:
-        """Return for each thumbnail the benchmark image that shows the same picture, "" for none."""
-        if not self._names or not thumbnails:
-            return [""] * len(thumbnails)
-        asked = _vectors(thumbnails)  # (images, SIDE * SIDE * 3)
-        squares = (asked**2).sum(axis=1)
-        distances = squares[:, None] + self._squares[None, :] - 2 * (asked @ self._vectors.T)  # (images, benchmark's)
-        nearest = distances.argmin(axis=1)
-        size = asked.shape[1]
-        # From the difference itself: the product above is rounded, and a copy is a distance near zero.
-        apart = np.sqrt(((asked - self._vectors[nearest]) ** 2).sum(axis=1) / size)
-        contrast = asked.reshape(len(asked), -1, 3).std(axis=1).mean(axis=1)
-        same = apart < np.minimum(_DISTANCE, _CONTRAST * contrast)
-        return [self._names[index] if hit else "" for index, hit in zip(nearest, same, strict=True)]
+        self._thumbnails = thumbnails
+        self._tree: KDTree | None = KDTree(_coarse(thumbnails)) if len(thumbnails) else None
+
+    def match(self, thumbnails: np.ndarray) -> np.ndarray:
+        """Return for each of `thumbnails`, uint8 (m, BYTES), the nearest row that shows the same, -1 for none."""
+        nearest = np.full(len(thumbnails), -1)
+        pairs, apart = self._pairs(thumbnails, 1)
+        for row in np.argsort(-apart, kind="stable"):  # the nearest comes last and stays
+            nearest[pairs[row, 0]] = pairs[row, 1]
+        return nearest
+
+    def groups(self) -> np.ndarray:
+        """Return a number for each picture, int32 (n,): those that show the same have the same."""
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
+        count = len(self._thumbnails)
+        pairs, _ = self._pairs(self._thumbnails, 2)
+        joined = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
+        labels: np.ndarray = connected_components(joined, directed=False)[1]
+        return labels
+
+    def _pairs(self, asked: np.ndarray, least: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return (row of `asked`, own row) of those that show the same, int64 (p, 2), and how far they are apart."""
+        found, distances = [np.empty((0, 2), np.int64)], [np.empty(0, np.float32)]
+        for start in range(0, len(asked) if self._tree is not None else 0, _AT_ONCE):
+            part = np.ascontiguousarray(asked[start : start + _AT_ONCE])
+            assert self._tree is not None
+            near = self._tree.query(
+                _coarse(part), k=range(1, _NEIGHBOURS + least), distance_upper_bound=_DISTANCE * _COARSE, workers=-1
+            )[1]  # (part, neighbours), the number of pictures where there are no more
+            rows, places = np.nonzero(near < len(self._thumbnails))
+            own = near[rows, places]
+            # From the difference itself: products of large numbers are rounded, and a copy is a distance near zero.
+            ours, theirs = part[rows].astype(np.float32), self._thumbnails[own].astype(np.float32)
+            apart = np.sqrt(((ours - theirs) ** 2).mean(axis=1))
+            contrast = ours.reshape(-1, SIDE * SIDE, 3).std(axis=1).mean(axis=1)
+            same = apart < np.minimum(_DISTANCE, _CONTRAST * contrast)
+            found.append(np.stack([start + rows[same], own[same]], axis=1))
+            distances.append(apart[same])
+        return np.concatenate(found), np.concatenate(distances)
 
 
-def _vectors(thumbnails: Sequence[bytes]) -> np.ndarray:
-    values = np.frombuffer(b"".join(thumbnails), np.uint8).reshape(-1, SIDE * SIDE * 3)
-    return values.astype(np.float32) - 128
+def _coarse(thumbnails: np.ndarray) -> np.ndarray:
+    """Return grey values of 4 x 4 places, float32 (n, 16)."""
+    step = SIDE // _COARSE
+    blocks = thumbnails.reshape(len(thumbnails), _COARSE, step, _COARSE, step, 3)
+    return blocks.mean(axis=(2, 4, 5), dtype=np.float32).reshape(len(thumbnails), _COARSE**2)

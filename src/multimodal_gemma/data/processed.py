@@ -1,39 +1,46 @@
-"""Reading a processed dataset at memory speed.
+"""A processed dataset: what preprocess leaves, read at memory speed.
 
-What preprocess left lies memory-mapped on the disk: opening it costs milliseconds whatever its size, a sample is a
-slice of a column and an image is a view of its bytes. Every process that opens the same folder shares one copy in
-the page cache.
+    train/, val/    input_ids.npy, supervised.npy: the tokens of all conversations, one after another;
+                    rows.arrow: whose they are, and which picture each is about
+    images.arrow    where each picture lies: slice and row
+    pixels/         the pictures, a slice for each shard of the raw dataset
+    processor/      what tokens and pixels were made with
+
+Opening it costs milliseconds whatever its size: a sample is a slice of an array and a picture is a view of its bytes.
+Every process that opens the same folder shares one copy in the page cache.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from multimodal_gemma import manifest
-from multimodal_gemma.data.columns import Blobs, Column, Lists, Masks
+from multimodal_gemma import files, manifest
 from multimodal_gemma.errors import InputError
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from transformers import LlavaProcessor
 
+    from multimodal_gemma.data.slices import Cells
+
 KIND = "processed-dataset"
 SPLITS = ("train", "val")
+PIXELS = "pixels"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Sample:
     """One conversation, tokenized.
 
     Attributes:
         id: the conversation's id as published; not necessarily unique.
-        image_index: row of its image, -1 for text only.
+        image_index: number of its picture, -1 for text only.
         input_ids: int32 (n,), with one image placeholder where `image_index` >= 0;
             a batch repeats it `image_tokens` times.
         supervised: bool (n,), True where the model learns to predict the token.
@@ -45,12 +52,34 @@ class Sample:
     supervised: np.ndarray
 
 
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What is written of one conversation; see `Sample`.
+
+    Attributes:
+        id: the conversation's id as published.
+        image_id: COCO's twelve digits or the name that it gives its picture, "" for text only.
+        image_index: number of its picture, -1 for text only.
+        length: of its tokens.
+        set: the set that it comes from, "" where there is only one.
+    """
+
+    id: str
+    image_id: str
+    image_index: int
+    length: int
+    set: str = ""
+
+
 class Split:
     """The conversations of one split, in the order in which they were published.
 
     Args:
-        folder: a folder of `datasets.Dataset.save_to_disk`'s layout.
+        folder: train/ or val/ of a processed dataset.
         image_tokens: positions that an image takes in the language model.
+
+    Raises:
+        InputError: a file is missing or damaged; raised when it is first read.
     """
 
     def __init__(self, folder: Path, image_tokens: int) -> None:
@@ -63,17 +92,36 @@ class Split:
         return self._table.num_rows
 
     def __getitem__(self, row: int) -> Sample:
-        return Sample(
-            id=self._names.text(row),
-            image_index=int(self.image_indices[row]),
-            input_ids=self._input_ids[row],
-            supervised=self._supervised[row],
-        )
+        if not 0 <= row < len(self.ids):
+            raise IndexError(f"row {row} of {len(self)}")
+        start, end = self.bounds[row : row + 2]
+        image = self.image_indices.item(row)
+        return Sample(self.ids[row], image, self.input_ids[start:end], self.supervised[start:end])
+
+    @functools.cached_property
+    def input_ids(self) -> np.ndarray:
+        """The tokens of all conversations, one after another, int32 (tokens,), memory-mapped."""
+        return _mapped(self._folder / "input_ids.npy")
+
+    @functools.cached_property
+    def supervised(self) -> np.ndarray:
+        """Which of them are learnt, bool (tokens,), memory-mapped."""
+        return _mapped(self._folder / "supervised.npy")
+
+    @functools.cached_property
+    def bounds(self) -> np.ndarray:
+        """Where each conversation begins in them, and at last where the last one ends, int64 (len + 1,)."""
+        return np.concatenate([[0], np.cumsum(self.text_lengths)]).astype(np.int64)
 
     @functools.cached_property
     def ids(self) -> list[str]:
         """The conversations' ids."""
         return self._table.column("id").to_pylist()
+
+    @functools.cached_property
+    def sets(self) -> list[str]:
+        """The sets that they come from, "" where there is only one."""
+        return self._table.column("set").to_pylist()
 
     @functools.cached_property
     def image_ids(self) -> list[str]:
@@ -82,7 +130,7 @@ class Split:
 
     @functools.cached_property
     def image_indices(self) -> np.ndarray:
-        """Their images' rows, int64 (len,), -1 for text only."""
+        """Their pictures' numbers, int64 (len,), -1 for text only."""
         return self._table.column("image_index").to_numpy().astype(np.int64)
 
     @functools.cached_property
@@ -93,30 +141,17 @@ class Split:
     @functools.cached_property
     def text_lengths(self) -> np.ndarray:
         """Tokens of each, the image counted as one, int64 (len,)."""
-        import pyarrow.compute as pc
+        return self._table.column("length").to_numpy().astype(np.int64)
 
-        return pc.list_value_length(self._table.column("input_ids")).to_numpy().astype(np.int64)
-
-    def token_pieces(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield token ids int32 (m,), and the conversations' bounds in them, int64 (rows + 1,), piece after piece."""
-        for chunk in self._table.column("input_ids").chunks:
-            yield chunk.values.to_numpy(), chunk.offsets.to_numpy().astype(np.int64)
+    def token_pieces(self) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+        """Yield all tokens and their bounds, for those who take them piece after piece."""
+        yield self.input_ids, self.bounds
 
     @functools.cached_property
     def _table(self) -> pa.Table:
-        return open_table(self._folder)
+        from multimodal_gemma.data.slices import open_arrow
 
-    @functools.cached_property
-    def _names(self) -> Column:
-        return Column(self._table.column("id"))
-
-    @functools.cached_property
-    def _input_ids(self) -> Lists:
-        return Lists(self._table.column("input_ids"))
-
-    @functools.cached_property
-    def _supervised(self) -> Masks:
-        return Masks(self._table.column("supervised"))
+        return open_arrow(self._folder / "rows.arrow")
 
 
 class ProcessedDataset:
@@ -124,17 +159,18 @@ class ProcessedDataset:
 
     Args:
         folder: what the preprocess stage made.
+        stated: what its manifest will say, as long as it has none; None: it is read.
 
     Raises:
         InputError: no finished processed dataset lies there.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, stated: manifest.Manifest | None = None) -> None:
         self.folder = Path(folder)
-        self.manifest = manifest.read(self.folder, KIND)
+        self.manifest = manifest.read(self.folder, KIND) if stated is None else stated
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ProcessedDataset, (self.folder,)
+        return ProcessedDataset, (self.folder, self.manifest)
 
     @property
     def image_tokens(self) -> int:
@@ -174,43 +210,108 @@ class ProcessedDataset:
 
     @property
     def image_count(self) -> int:
-        """How many images are stored; validation's lie among them."""
-        return len(self._pixels)
+        """How many pictures there are; validation's lie among them."""
+        return self._images.num_rows
 
     def image(self, image_index: int) -> np.ndarray:
-        """Return an image as uint8 (H, W, 3) in RGB, resized and cropped, neither rescaled nor normalised; read-only.
+        """Return a picture as uint8 (H, W, 3) in RGB, as the encoder takes it but for scale and normalisation.
 
         Raises:
-            IndexError: there is no such image; -1 stands for "text only".
+            IndexError: there is no such picture; -1 stands for "text only".
         """
-        return self._pixels[image_index].reshape(self.image_size, self.image_size, 3)
+        if not 0 <= image_index < len(self._places):
+            raise IndexError(f"image {image_index} of {len(self._places)}")
+        from multimodal_gemma.data.pixels import as_array
+
+        number, row = self._places[image_index].tolist()
+        return as_array(self._cells(number)[row], self.image_size, self.manifest.facts["pixels"])
 
     @functools.cached_property
     def file_names(self) -> list[str]:
-        """The images' file names as published, by image index."""
+        """The pictures' file names as published, one of its names each, by image index."""
         return self._images.column("file_name").to_pylist()
 
     @functools.cached_property
     def _images(self) -> pa.Table:
-        return open_table(self.folder / "images")
+        from multimodal_gemma.data.slices import open_arrow
+
+        return open_arrow(self.folder / "images.arrow")
 
     @functools.cached_property
-    def _pixels(self) -> Blobs:
-        return Blobs(self._images.column("pixels"))
+    def _places(self) -> np.ndarray:
+        """Number of the slice and row in it of each picture, (pictures, 2)."""
+        return np.stack([self._images.column(name).to_numpy() for name in ("slice", "row")], axis=1)
+
+    @functools.cached_property
+    def _slices(self) -> list[Cells | None]:
+        return [None] * len(self.manifest.facts["slices"])
+
+    def _cells(self, number: int) -> Cells:
+        from multimodal_gemma.data.slices import Cells, open_arrow
+
+        cells = self._slices[number]
+        if cells is None:
+            table = open_arrow(self.folder / PIXELS / self.manifest.facts["slices"][number])
+            cells = self._slices[number] = Cells(table.column("pixels"))
+        return cells
 
 
-def open_table(folder: Path) -> pa.Table:
-    """Memory-map a dataset of `save_to_disk`'s layout.
+def write_split(folder: Path, rows: Sequence[Row], tokens: Iterable[tuple[np.ndarray, np.ndarray]]) -> None:
+    """Write train/ or val/.
+
+    Args:
+        folder: made if missing.
+        rows: the conversations.
+        tokens: (input_ids, supervised) of any number of them at a time, in their order; consumed one by one.
 
     Raises:
-        InputError: a file is missing or is no Arrow file.
+        InputError: it cannot be written, or the disk is full.
     """
     import pyarrow as pa
-    from datasets import load_from_disk
 
+    from multimodal_gemma.data.slices import Writer
+
+    types = {"image_index": pa.int32(), "length": pa.int32()}
+    schema = pa.schema([(field.name, types.get(field.name, pa.string())) for field in dataclasses.fields(Row)])
+    with files.atomic_path(folder / "rows.arrow") as path, Writer(path, schema) as table:
+        for row in rows:
+            table.add(dataclasses.astuple(row))
+    shape = (sum(row.length for row in rows),)
+    with (
+        files.atomic_path(folder / "input_ids.npy") as ids_path,
+        files.atomic_path(folder / "supervised.npy") as mask_path,
+        ids_path.open("wb") as ids_file,
+        mask_path.open("wb") as mask_file,
+    ):
+        # By plain writes: a full disk under a memory map ends the process without a word.
+        for stream, kind in ((ids_file, "<i4"), (mask_file, "|b1")):
+            header = {"descr": kind, "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(stream, header)
+        for ids, mask in tokens:
+            ids_file.write(np.ascontiguousarray(ids, "<i4").data)
+            mask_file.write(np.ascontiguousarray(mask, bool).data)
+
+
+def write_images(folder: Path, file_names: Sequence[str], places: Sequence[tuple[str, int, int]]) -> None:
+    """Write images.arrow.
+
+    Args:
+        folder: the dataset's.
+        file_names: a name of each picture.
+        places: its sha256, the number of its slice and its row there.
+    """
+    import pyarrow as pa
+
+    from multimodal_gemma.data.slices import Writer
+
+    fields = [("file_name", pa.string()), ("sha256", pa.string()), ("slice", pa.int32()), ("row", pa.int32())]
+    with files.atomic_path(folder / "images.arrow") as path, Writer(path, pa.schema(fields)) as table:
+        for name, place in zip(file_names, places, strict=True):
+            table.add((name, *place))
+
+
+def _mapped(path: Path) -> np.ndarray:
     try:
-        dataset = load_from_disk(str(folder), keep_in_memory=False)
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{folder} cannot be opened as a dataset ({reason}). Run preprocess again.") from None
-    return dataset.data.table
+        return np.asarray(np.load(path, mmap_mode="r"))
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path} cannot be read ({error}). Run preprocess again.") from None

@@ -72,6 +72,9 @@ class Statistics:
         self.splits = {"train": SplitFigures(), "val": SplitFigures()}
         self.dropped: list[Dropped] = []
         self.moved_images = 0  # conversations whose image was put before the question
+        self.near_copies = 0  # pictures that look like another one of the dataset
+        self.sets: dict[str, dict[str, Any]] = {}  # what download says of each set: given, kept, not_drawn, dropped
+        self._of_sets: collections.Counter[tuple[str, str]] = collections.Counter()
         self._answers: collections.Counter[str] = collections.Counter()
         self.answer_words = _numbers()
         self._formats: collections.Counter[str] = collections.Counter()
@@ -99,6 +102,7 @@ class Statistics:
             image_index: row of its image, -1 for text only.
         """
         figures, with_image = self.splits[split], image_index >= 0
+        self._of_sets[conversation.set, split] += 1
         figures.text_tokens.append(tokens - with_image)
         figures.positions.append(tokens + (self.image_tokens - 1) * with_image)
         figures.supervised_tokens.append(supervised)
@@ -139,22 +143,39 @@ class Statistics:
                 "modes": dict(_by_count(self._modes)),
             },
             "moved_images": self.moved_images,
-            "dropped": self._dropped(),
+            "near_copies": self.near_copies,
+            "sets": [
+                {
+                    "set": name,
+                    "given": told.get("given"),
+                    "not_drawn": told.get("not_drawn", 0),
+                    **{split: self._of_sets[name, split] for split in self.splits},
+                }
+                for name in sorted({*self.sets, *(name for name, _ in self._of_sets)})
+                for told in [self.sets.get(name, {})]
+            ],
+            "dropped": self.groups(),
         }
 
-    def _dropped(self) -> list[dict[str, Any]]:
-        groups: dict[tuple[str, str], list[Dropped]] = collections.defaultdict(list)
+    def groups(self) -> list[dict[str, Any]]:
+        """Return what was left out or cut by reason, with examples; what download left out comes first."""
+        groups: dict[tuple[str, str], dict[str, Any]] = {}
+        for _, told in sorted(self.sets.items()):
+            for kind, held in told["dropped"].items():
+                examples = [{"id": one["id"], "image": "", "reason": one["reason"]} for one in held["examples"]]
+                _count(groups, ("conversation", kind), held["count"], examples)
         for item in self.dropped:
-            groups[item.what, item.kind].append(item)
-        return [
-            {
-                "what": what,
-                "kind": kind,
-                "count": len(items),
-                "examples": [{"id": item.id, "image": item.image, "reason": item.reason} for item in items[:_EXAMPLES]],
-            }
-            for (what, kind), items in sorted(groups.items())
-        ]
+            example = {"id": item.id, "image": item.image, "reason": item.reason}
+            _count(groups, (item.what, item.kind), 1, [example])
+        return [{"what": what, "kind": kind, **group} for (what, kind), group in sorted(groups.items())]
+
+
+def _count(
+    groups: dict[tuple[str, str], dict[str, Any]], reason: tuple[str, str], count: int, examples: list[dict[str, str]]
+) -> None:
+    group = groups.setdefault(reason, {"count": 0, "examples": []})
+    group["count"] += count
+    group["examples"] += examples[: _EXAMPLES - len(group["examples"])]
 
 
 def distribution(values: Sequence[int]) -> dict[str, Any]:

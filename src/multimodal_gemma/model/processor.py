@@ -33,12 +33,14 @@ _SPARE = (
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
-def build_processor(vision: Path, language: Path) -> LlavaProcessor:
+def build_processor(vision: Path, language: Path, image_fit: str = "stock") -> LlavaProcessor:
     """Join the image processor of an encoder and the tokenizer of a language model.
 
     Args:
         vision: stock folder of a CLIP or SigLIP checkpoint with preprocessor_config.json.
         language: stock folder of a causal language model with its tokenizer.
+        image_fit: how a picture becomes a square: "stock" (as the encoder's own processor does), "crop" (its middle),
+            "pad" (the whole of it between borders in the mean colour, as LLaVA-1.5) or "squeeze".
 
     Returns:
         A stock LlavaProcessor with image token `<image>`, right padding and the family's chat template; it survives
@@ -55,7 +57,7 @@ def build_processor(vision: Path, language: Path) -> LlavaProcessor:
     family = chat.family_of(tokenizer.get_vocab(), eos_token=str(tokenizer.eos_token), starts_with_bos=starts_with_bos)
     tokenizer.chat_template = family.template  # so that the tokenizer alone writes the same turns
     return LlavaProcessor(
-        image_processor=_image_processor(vision, facts),
+        image_processor=_fitted(_image_processor(vision, facts), image_fit, facts.image_size),
         tokenizer=tokenizer,
         patch_size=facts.patch_size,
         vision_feature_select_strategy=facts.select_strategy,
@@ -86,6 +88,24 @@ def _image_processor(vision: Path, facts: folders.VisionFacts) -> Any:
             "checkpoint."
         )
     return image_processor
+
+
+def _fitted(stock: Any, image_fit: str, side: int) -> Any:
+    """Return a stock image processor of the encoder's scale and filter that makes squares in the given way."""
+    if image_fit == "stock":
+        return stock
+    scale = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "do_convert_rgb")
+    how = {"resample": int(stock.resample), **{name: getattr(stock, name) for name in scale}}
+    square = {"height": side, "width": side}
+    if image_fit == "squeeze":
+        from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+        return SiglipImageProcessorPil(size=square, **how)
+    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+    return LlavaImageProcessorPil(
+        size={"shortest_edge": side}, crop_size=square, do_center_crop=True, do_pad=image_fit == "pad", **how
+    )
 
 
 def _tokenizer(language: Path) -> PreTrainedTokenizerFast:

@@ -1,9 +1,9 @@
 """Turn a raw dataset into what training reads at memory speed.
 
-Images are decoded and resized once, conversations tokenized once; the split, the check against the benchmarks and
+Pictures are decoded and resized once, conversations tokenized once; the split, the check against the benchmarks and
 the record of everything that was left out are made on the way. The same inputs give the same bytes, whatever the
-number of processes, and whether or not parts of them were made before: by an attempt that was killed, or for a dataset
-that has grown since.
+number of processes, and whether or not slices of them were made before: by an attempt that was killed, for a dataset
+that has grown since, or on another machine.
 """
 
 from __future__ import annotations
@@ -19,42 +19,33 @@ from multimodal_gemma.stages.summary import Summary
 if TYPE_CHECKING:
     from multimodal_gemma.config import Config
     from multimodal_gemma.config.schema import DataConfig
-    from multimodal_gemma.data.block_store import BlockStore
     from multimodal_gemma.data.contamination import Contamination
-    from multimodal_gemma.data.conversations import Conversation
-    from multimodal_gemma.data.preparation import Images
+    from multimodal_gemma.data.prepare import Pictures
+    from multimodal_gemma.data.processed import ProcessedDataset
+    from multimodal_gemma.data.slices import Slices
     from multimodal_gemma.data.statistics import Statistics
 
-FORMAT = 4  # raised when equal inputs come to give other bytes: older artifacts are then made again
+FORMAT = 5  # raised when equal inputs come to give other bytes: older artifacts are then made again
 _SHAPING = (
     "validation_fraction",
     "split_seed",
     "image_position",
+    "image_fit",
+    "pixels",
     "max_text_tokens",
     "max_image_bytes",
     "max_image_pixels",
     "max_missing_fraction",
-    "max_faulty_fraction",
-    "limit",
-    "limit_seed",
-    "min_turns",
-    "max_turns",
-    "min_characters",
-    "max_characters",
-    "kinds",
     "contamination",
 )  # the keys of data.* that the result depends on
 _PAGE = "report.html"  # no part of the identity: its bytes vary with the version of what draws it
-_HISTORY = "history.json"  # which dataset this one grew from; no part of the identity, which is the content alone
 _RECORD = "dropped.jsonl"
-_NO_CONTENT = {_PAGE, _HISTORY}
-_BLOCKS = {"train", "val", "images", "records"}  # what another attempt can build on
-_OWN = {*_BLOCKS, "processor", _RECORD, "statistics.json", _PAGE, _HISTORY, manifest.NAME}
+_SOURCES, _SETS = "sources.json", "sets.json"  # of the raw dataset: where it came from, what download left out
+_SLICES = {"pixels", "tokens", "looks"}  # what another attempt can build on
+_OWN = {*_SLICES, "processor", "train", "val", "images.arrow", _RECORD, "statistics.json", _PAGE, manifest.NAME}
 
 
-def run(
-    config: Config, raw: Path, models: Path, benchmarks: Path | None, output: Path, base: Path | None = None
-) -> Summary:
+def run(config: Config, raw: Path, models: Path, benchmarks: Path | None, output: Path) -> Summary:
     """Make the processed dataset, or find it finished.
 
     Args:
@@ -62,22 +53,21 @@ def run(
         raw: a raw-dataset artifact.
         models: a base-models artifact, whose tokenizer and image processor are used.
         benchmarks: a benchmarks artifact to keep out of the data; None if there is none.
-        output: folder for the processed-dataset artifact; of an unfinished or different one in it the blocks are kept
+        output: folder for the processed-dataset artifact; of an unfinished or different one in it the slices are kept
             that this one would make again.
-        base: another processed dataset, of the data before it grew, whose blocks are taken over likewise.
 
     Returns:
-        Summary with the counts of the manifest.
+        Summary with the counts of the manifest; of a dataset that was not finished already, also how many slices' items
+        were made and found.
 
     Raises:
         InputError: an input is unfinished or of another kind, another preprocess is at work in the folder, too many
             images are unusable, a benchmark's images are in the data, or a split comes out empty.
     """
-    from multimodal_gemma.data.block_store import BlockStore
-    from multimodal_gemma.data.processed import KIND
+    from multimodal_gemma.data.processed import KIND, ProcessedDataset
+    from multimodal_gemma.data.slices import Slices
 
     log = logs.get("preprocess")
-    former = manifest.read(base, KIND).digest if base is not None else ""
     inputs = {"raw": manifest.read(raw, "raw-dataset").digest, "models": manifest.read(models, "base-models").digest}
     if benchmarks is not None:
         inputs["benchmarks"] = manifest.read(benchmarks, "benchmarks").digest
@@ -87,126 +77,106 @@ def run(
     if made is not None:
         log.info("%s is finished already (%s); nothing to do", output, _figures(made.counts))
         return _summary(output, made, cached=True)
+    slices = Slices(output, config.data.workers)
     with locks.only_writer(output, "preprocess"):
-        counts, facts = _make(config.data, raw, models, benchmarks, output, BlockStore(output, base), former)
+        figures, counts, facts = _make(config.data, raw, models, benchmarks, slices)
+        stated = manifest.Manifest(KIND, counts, shaping, inputs, facts, {})
+        files.write_text(output / _PAGE, _page(ProcessedDataset(output, stated), figures, raw))
         made = manifest.write(
-            output, KIND, config=shaping, inputs=inputs, counts=counts, facts=facts, exclude=_NO_CONTENT.__contains__
+            output, KIND, config=shaping, inputs=inputs, counts=counts, facts=facts, exclude=_PAGE.__eq__
         )
     log.info("%s in %s", _figures(made.counts), output)
-    return _summary(output, made, cached=False)
+    summary = _summary(output, made, cached=False)
+    summary.numbers.update(made_items=float(slices.made), found_items=float(slices.found))
+    return summary
 
 
 def _make(
-    data: DataConfig,
-    raw: Path,
-    models: Path,
-    benchmarks: Path | None,
-    output: Path,
-    store: BlockStore,
-    former: str,
-) -> tuple[dict[str, int], dict[str, Any]]:
-    """Choose what is kept and write it beside what can be built on; return the manifest's counts and facts.
-
-    `former` is the digest of the dataset whose blocks the store takes over, where none lies in the output itself.
-    """
-    from multimodal_gemma.data import acceptance, contamination, conversations, selection, statistics
+    data: DataConfig, raw: Path, models: Path, benchmarks: Path | None, slices: Slices
+) -> tuple[Statistics, dict[str, int], dict[str, Any]]:
+    """Write everything but the page and the manifest; return the figures, and the manifest's counts and facts."""
+    from multimodal_gemma.data import acceptance, contamination, conversations, prepare, statistics
+    from multimodal_gemma.data.shards import ImageShards
 
     manifest.verify(raw, "raw-dataset")
-    right, faults = conversations.parse_counted(raw / "conversations.json", data.max_faulty_fraction)
-    given, left = selection.select(right, data)
-    found = contamination.check(given, benchmarks, data.contamination)
-    acceptance.check_plan([conversation for conversation in given if not found.drops(conversation)], data)
-    former = _begin(output) or former
+    output, figures = slices.folder, statistics.Statistics()
+    figures.sets = files.read_json(raw / _SETS, "sets") if (raw / _SETS).is_file() else {}
+    given, shards = conversations.load(raw), ImageShards(raw)
+    known = {name: shards.sha256(name) for name in shards.names()}
+    found = contamination.check(given, known, benchmarks, data.contamination)
+    kept = [conversation for conversation in given if not found.drops(conversation)]
+    names = conversations.image_names(kept)
+    pictures = prepare.named(raw, names, known)
+    acceptance.check_plan(kept, pictures, data)
+    _begin(slices)
     try:
-        figures = statistics.Statistics()
-        for fault in faults:
-            figures.drop("conversation", fault.id, "", fault.kind, fault.reason)
-        for conversation, kind, reason in left:
-            figures.drop("conversation", conversation.id, conversation.image or "", kind, reason)
-        counts, facts = _write(data, raw, models, benchmarks, given, found, figures, output, store)
-        counts = {"conversations": len(right) + len(faults), **counts}
+        processor, facts = prepare.save_processor(models, output / "processor", data.image_fit)
+        figures.image_tokens = facts["image_tokens"]
+        for conversation in given:
+            if found.drops(conversation):
+                reason = "a benchmark asks about its image"
+                figures.drop("conversation", conversation.id, conversation.image or "", "contaminated", reason)
+        prepare.make_pictures(data, raw, benchmarks, pictures, processor, slices, figures)
+        contamination.check_lookalikes(pictures.lookalikes, data.contamination)
+        acceptance.check_losses(pictures, len(names), data, figures, output / _RECORD)
+        prepare.write_conversations(data, kept, pictures, slices, figures)
+        figures.write_dropped(output / _RECORD)
+        acceptance.check_splits(figures, data)
     except InputError:
-        # Whole blocks serve the next attempt, and the sentence may point to the record of what was left out.
-        _clear(output, {*_BLOCKS, _HISTORY, _RECORD})
+        # Whole slices serve the next attempt, and the sentence may point to the record of what was left out.
+        _clear(output, {*_SLICES, _RECORD})
         raise
-    work = {"made": dict(store.made), "reused": dict(store.reused)}
-    files.write_json(output / _HISTORY, {"extends": former if store.reused else "", **work})
-    if store.reused:
-        found_again = ", ".join(f"{count:,} {kind}" for kind, count in store.reused.items())
-        logs.get("preprocess").info("made before: %s", found_again)
-    return counts, facts
-
-
-def _write(
-    data: DataConfig,
-    raw: Path,
-    models: Path,
-    benchmarks: Path | None,
-    given: list[Conversation],
-    found: Contamination,
-    figures: Statistics,
-    output: Path,
-    store: BlockStore,
-) -> tuple[dict[str, int], dict[str, Any]]:
-    """Write everything but the manifest; return its counts and facts."""
-    from multimodal_gemma.data import (
-        acceptance,
-        contamination,
-        conversation_blocks,
-        image_blocks,
-        preparation,
-        statistics_report,
-    )
-    from multimodal_gemma.data.conversations import image_names
-
-    processor, facts = preparation.save_processor(models, output / "processor")
-    figures.image_tokens = facts["image_tokens"]
-    kept = []
-    for conversation in given:
-        if found.drops(conversation):
-            reason = "a benchmark asks about its image"
-            figures.drop("conversation", conversation.id, conversation.image or "", "contaminated", reason)
-        else:
-            kept.append(conversation)
-    names = image_names(kept)
-    images = image_blocks.write_images(data, raw, names, processor, figures, output, store, benchmarks)
-    contamination.check_lookalikes(images.lookalikes, data.contamination)
-    kept_on_request = bool(images.lookalikes) and data.contamination == "allow"
-    facts["contamination"] = {
-        "status": "allowed" if kept_on_request else found.status,
-        "images": found.images,
-        "lookalikes": images.lookalikes,
-        "dropped": found.dropped,
+    if slices.found:
+        logs.get("preprocess").info(f"of {slices.found + slices.made:,} items {slices.found:,} were made before")
+    kept_on_request = bool(pictures.lookalikes) and data.contamination == "allow"
+    facts |= {
+        "pixels": data.pixels,
+        "slices": pictures.slices,
+        "contamination": {
+            "status": "allowed" if kept_on_request else found.status,
+            "images": found.images,
+            "lookalikes": pictures.lookalikes,
+            "dropped": found.dropped,
+        },
     }
-    dropped = output / _RECORD
-    acceptance.check_losses(images, len(names), data, figures, dropped)
-    conversation_blocks.write_conversations(data, kept, images, figures, output, store)
-    figures.write_dropped(dropped)
-    acceptance.check_splits(figures, data)
-
     files.write_json(output / "statistics.json", figures.to_json())
-    files.write_text(output / _PAGE, statistics_report.page(figures, facts, images.thumbnails))
-    return _counts(figures, found, images), facts
+    counts = {"conversations": len(given), **_counts(figures, found, pictures, data)}
+    return figures, counts, facts
 
 
-def _counts(figures: Statistics, found: Contamination, images: Images) -> dict[str, int]:
+def _page(dataset: ProcessedDataset, figures: Statistics, raw: Path) -> str:
+    from multimodal_gemma.data import look, report
+
+    count = dataset.image_count
+    pictures = [dataset.image(row) for row in range(0, count, max(-(-count // report.THUMBNAILS), 1))]
+    told = files.read_json(raw / _SOURCES, "sources")["sources"] if (raw / _SOURCES).is_file() else {}
+    looks = look.spread(dataset, report.CONVERSATIONS)
+    return report.page(figures, dataset.manifest.facts, pictures, looks, told)
+
+
+def _counts(figures: Statistics, found: Contamination, pictures: Pictures, data: DataConfig) -> dict[str, int]:
+    groups = figures.groups()
     by_reason: dict[str, int] = {}
-    for item in figures.dropped:
-        name = f"dropped_{item.what}s_{item.kind}" if item.what != "turns" else "cut_conversations"
-        name = name.replace("-", "_")
-        by_reason[name] = by_reason.get(name, 0) + 1
+    for group in groups:
+        what, kind = group["what"], group["kind"]
+        name = f"dropped_{what}s_{kind}" if what != "turns" else "cut_conversations"
+        by_reason[name.replace("-", "_")] = group["count"]
     train, validation = figures.splits["train"], figures.splits["val"]
     return {
         "train": len(train.turns),
         "val": len(validation.turns),
-        "images": len(images.indices),
+        "images": len(pictures.places),
+        "image_names": len(pictures.digests),
+        "near_copies": len(pictures.eldest),
+        "moved_near_copies": pictures.moved(data),
         "moved_images": figures.moved_images,
         "train_images": len(train.images),
         "val_images": len(validation.images),
-        "lost_images": len(images.lost),
+        "lost_images": len(pictures.lost),
         "contaminated_images": len(found.images),
-        "lookalike_images": len(images.lookalikes),
-        "dropped_conversations": sum(item.what == "conversation" for item in figures.dropped),
+        "lookalike_images": len(pictures.lookalikes),
+        "dropped_conversations": sum(group["count"] for group in groups if group["what"] == "conversation"),
+        "not_drawn_conversations": sum(told["not_drawn"] for told in figures.sets.values()),
         **dict(sorted(by_reason.items())),
     }
 
@@ -224,28 +194,19 @@ def _check_output(output: Path) -> None:
         )
 
 
-def _begin(output: Path) -> str:
-    """Make room for an attempt; return the digest of the dataset whose blocks it may build on, "" for none."""
+def _begin(slices: Slices) -> None:
+    """Make room for an attempt that builds on the slices that are there."""
     from multimodal_gemma.data.processed import KIND
 
-    history, there = output / _HISTORY, output / manifest.NAME
-    former = ""
-    if there.is_file():
-        former = manifest.read(output, KIND).digest
-        files.write_json(history, {"extends": former})  # before the manifest goes: the attempt may be killed
-    elif history.is_file():
-        former = str(files.read_json(history, "history").get("extends", ""))
-    _clear(output, {*_BLOCKS, _HISTORY})
-    return former
+    output = slices.folder
+    if (output / manifest.NAME).is_file():
+        slices.trusted = {name: entry["sha256"] for name, entry in manifest.read(output, KIND).files.items()}
+    _clear(output, _SLICES)
 
 
 def _clear(output: Path, keep: set[str]) -> None:
     """Remove everything else; the manifest first, so that a half-cleared folder does not look finished."""
-    from multimodal_gemma.data.processed_writer import writing
-
-    if not output.is_dir():
-        return
-    with writing(output):
+    try:
         (output / manifest.NAME).unlink(missing_ok=True)
         for path in output.iterdir():
             if path.name in keep:
@@ -254,6 +215,8 @@ def _clear(output: Path, keep: set[str]) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink()
+    except OSError as error:
+        raise files.unwritable(output, error) from error
 
 
 def _figures(counts: dict[str, int]) -> str:
@@ -262,13 +225,11 @@ def _figures(counts: dict[str, int]) -> str:
 
 
 def _summary(output: Path, made: manifest.Manifest, *, cached: bool) -> Summary:
-    facts = {"contamination": str(made.facts["contamination"]["status"])}
-    extends = files.read_json(output / _HISTORY, "history").get("extends") if (output / _HISTORY).is_file() else ""
     return Summary(
         "preprocess",
         output,
         made.digest,
         numbers={name: float(count) for name, count in made.counts.items()},
-        facts={**facts, **({"extends": extends} if extends else {})},
+        facts={"contamination": str(made.facts["contamination"]["status"])},
         cached=cached,
     )

@@ -35,7 +35,8 @@ def require_fit(data: ProcessedDataset, models: Path, digest: str) -> None:
         return
     from multimodal_gemma.model.processor import build_processor
 
-    theirs, ours = _traits(data.processor()), _traits(build_processor(models / "vision", models / "language"))
+    own = build_processor(models / "vision", models / "language", data.manifest.config.get("image_fit", "stock"))
+    theirs, ours = _traits(data.processor()), _traits(own)
     different = [_told(name, theirs[name], ours[name]) for name in theirs if theirs[name] != ours[name]]
     if different:
         raise InputError(

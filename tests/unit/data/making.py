@@ -18,10 +18,15 @@ from multimodal_gemma.errors import InputError
 
 
 def image_bytes(colour: tuple[int, int, int] = (200, 40, 40), size: tuple[int, int] = (40, 30)) -> bytes:
-    """Return a JPEG of one colour."""
+    """Return a JPEG of one colour, whose bytes differ from those of any other colour."""
     stream = io.BytesIO()
-    Image.new("RGB", size, colour).save(stream, "JPEG")
+    Image.new("RGB", size, colour).save(stream, "JPEG", comment=repr(colour).encode())
     return stream.getvalue()
+
+
+def pictures(names: list[str]) -> dict[str, bytes]:
+    """Return a picture of its own for each name."""
+    return {name: image_bytes((number, 0, 0)) for number, name in enumerate(names)}
 
 
 def conversation(

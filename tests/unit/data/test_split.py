@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import hashlib
 
-from multimodal_gemma.data.split import split_of, text_key
+import numpy as np
+
+from multimodal_gemma.data.conversations import Conversation, Turn
+from multimodal_gemma.data.split import eldest, split_of, text_key
 
 IDS = [f"{number:012d}" for number in range(20_000)]
 
@@ -41,7 +44,16 @@ def test_a_fraction_of_zero_holds_nothing_out() -> None:
     assert not held_out(IDS, 0.0)
 
 
-def test_a_text_is_not_split_like_an_image_of_its_name() -> None:
-    assert any(
-        split_of(name, fraction=0.5, seed=42) != split_of(text_key(name), fraction=0.5, seed=42) for name in IDS[:50]
-    )
+def test_texts_are_split_by_what_they_say() -> None:
+    """Whatever their ids: the same text is never learnt and validated on."""
+    one, same = (Conversation(name, None, [Turn("user", "Hi."), Turn("assistant", "Hello.")]) for name in ("1", "2"))
+    other = Conversation("1", None, [Turn("user", "Hi."), Turn("assistant", "Hello!")])
+    assert text_key(one) == text_key(same) != text_key(other)
+
+
+def test_near_copies_follow_one_of_them() -> None:
+    """Always the one with the smallest sha256, so that their order does not matter; the others follow nobody."""
+    digests = ["cc", "aa", "dd", "bb"]
+    assert eldest(digests, np.array([0, 1, 0, 0])) == {"cc": "bb", "dd": "bb", "bb": "bb"}
+    assert eldest(digests, np.array([0, 1, 2, 3])) == {}
+    assert eldest([], np.empty(0, int)) == {}

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 
 from multimodal_gemma.data.conversations import Conversation, Turn
+from multimodal_gemma.data.report import THUMBNAILS, page
 from multimodal_gemma.data.statistics import Statistics, distribution
-from multimodal_gemma.data.statistics_report import THUMBNAILS, page
 
 FACTS = {"image_tokens": 16, "image_size": 8, "contamination": {"status": "clean"}}
 

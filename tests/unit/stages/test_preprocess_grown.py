@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from multimodal_gemma import cli, config, files, locks, manifest
+from multimodal_gemma import config, files, locks, manifest
 from multimodal_gemma.config import Config
-from multimodal_gemma.data import conversation_blocks, image_blocks
-from multimodal_gemma.data.images import ImageChunk, ImageOutcome
+from multimodal_gemma.data import pixels, prepare, tokens
 from multimodal_gemma.data.processed import ProcessedDataset
-from multimodal_gemma.data.tokenize import TokenizeChunk
 from multimodal_gemma.errors import InputError
-from multimodal_gemma.stages import download, preprocess
+from multimodal_gemma.stages import preprocess
+from multimodal_gemma.stages.summary import Summary
 from tests.unit.data import making
 
 NAMES = [f"{number:012d}.jpg" for number in range(1, 201)]
@@ -25,9 +25,9 @@ BEFORE, ADDED = 180, 20
 
 
 @pytest.fixture(autouse=True)
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_blocks, "A_BLOCK", 8)
-    monkeypatch.setattr(conversation_blocks, "A_BLOCK", 16)
+def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pixels, "A_SLICE", 8)
+    monkeypatch.setattr(tokens, "A_SLICE", 16)
 
 
 @pytest.fixture(scope="module")
@@ -36,62 +36,30 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    for number, name in enumerate(NAMES):
-        (folder / name).write_bytes(making.image_bytes((number, 90, 255 - number)))
-    return folder
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """Publishes conversations about the first so many pictures as a raw dataset."""
+    folder = tmp_path_factory.mktemp("raw")
 
-
-@pytest.fixture
-def source(pictures: Path, tmp_path: Path) -> Callable[[list[str]], Config]:
-    """Publishes conversations about some of the pictures and returns the configuration that reads them."""
-
-    def publish(names: list[str]) -> Config:
-        path = tmp_path / "talk.json"
-        path.write_text(json.dumps([making.conversation(name, ("What is it?", f"It is {name}.")) for name in names]))
-        places = [f"data.conversations={path}", f"data.images={pictures}", "data.shard_bytes=20000"]
-        return config.compose("sample", [*places, "data.validation_fraction=0.1"])
+    def publish(count: int) -> Path:
+        if not (folder / str(count)).exists():
+            said = [making.conversation(name, ("What is it?", f"It is {name}.")) for name in NAMES[:count]]
+            making.raw_dataset(folder / str(count), said, making.pictures(NAMES[:count]))
+        return folder / str(count)
 
     return publish
 
 
-class Work:
-    """Counts what is really decoded and tokenized; can end the process, as SIGKILL would, at a given image."""
-
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.images = self.conversations = 0
-        self.dies_at: int | None = None
-        decode, tokenize = ImageChunk.__call__, TokenizeChunk.__call__
-
-        def counted_images(chunk: ImageChunk, items: list[tuple[str, bytes]]) -> list[ImageOutcome]:
-            if self.dies_at is not None and self.images + len(items) > self.dies_at:
-                raise SystemExit(137)
-            self.images += len(items)
-            return decode(chunk, items)
-
-        def counted_conversations(chunk: TokenizeChunk, items: list[object]) -> object:
-            self.conversations += len(items)
-            return tokenize(chunk, items)  # type: ignore[arg-type]
-
-        patch.setattr(ImageChunk, "__call__", counted_images)
-        patch.setattr(TokenizeChunk, "__call__", counted_conversations)
-
-    def taken(self) -> tuple[int, int]:
-        """Return images and conversations since the last call."""
-        found = self.images, self.conversations
-        self.images = self.conversations = 0
-        return found
+def settings(*overrides: str) -> Config:
+    return config.compose("sample", ["data.validation_fraction=0.1", "data.workers=1", *overrides])
 
 
-@pytest.fixture
-def work(monkeypatch: pytest.MonkeyPatch) -> Work:
-    return Work(monkeypatch)
+def work(summary: Summary) -> tuple[float, float]:
+    """Return how many pictures and conversations were made, and how many were found."""
+    return summary.numbers["made_items"], summary.numbers["found_items"]
 
 
 def same_files(one: Path, other: Path) -> bool:
-    """Tell whether two datasets have the same files; what the page and the history hold is no part of a dataset."""
-    manifest.verify(one)
+    """Tell whether two datasets have the same files; what the page holds is no part of a dataset."""
     return manifest.verify(one).files == manifest.verify(other).files and _names(one) == _names(other)
 
 
@@ -99,145 +67,100 @@ def _names(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
 
-def test_of_data_that_grew_only_what_is_new_is_made(
-    source: Callable[[list[str]], Config], models: Path, tmp_path: Path, work: Work
+def test_of_data_that_grew_or_shrank_only_what_is_new_is_made(
+    raw: Callable[[int], Path], models: Path, tmp_path: Path
 ) -> None:
-    before = source(NAMES[:BEFORE])
-    raw = download.run(before, "dataset", tmp_path / "raw").digest
-    first = preprocess.run(before, tmp_path / "raw", models, None, tmp_path / "out")
-    assert work.taken() == (BEFORE, BEFORE)
-    grown = source(NAMES)
-    assert download.run(grown, "dataset", tmp_path / "raw").digest != raw
-    again = preprocess.run(grown, tmp_path / "raw", models, None, tmp_path / "out")
-    images, conversations = work.taken()
-    assert ADDED <= images <= ADDED + 4 * 8  # what is new, and the block that the new images joined
-    assert ADDED <= conversations <= ADDED + 4 * 16
-    assert (again.numbers["images"], again.digest == first.digest) == (len(NAMES), False)
-    fresh = preprocess.run(grown, tmp_path / "raw", models, None, tmp_path / "fresh")
-    assert work.taken() == (len(NAMES), len(NAMES))
-    assert again.digest == fresh.digest
+    first = preprocess.run(settings(), raw(BEFORE), models, None, tmp_path / "out")
+    assert work(first) == (2 * BEFORE, 0)
+    again = preprocess.run(settings(), raw(BEFORE + ADDED), models, None, tmp_path / "out")
+    made, found = work(again)
+    assert 2 * ADDED <= made <= 2 * ADDED + 8 + 16  # what is new, and the slices that it joined
+    assert made + found == 2 * (BEFORE + ADDED)
+    fresh = preprocess.run(settings(), raw(BEFORE + ADDED), models, None, tmp_path / "fresh")
+    assert again.digest == fresh.digest != first.digest
     assert same_files(tmp_path / "out", tmp_path / "fresh")
-    assert again.facts["extends"] == first.digest
-    assert "extends" not in fresh.facts
-    history = files.read_json(tmp_path / "out" / "history.json", "history")
-    assert history["made"] == {"images": images, "conversations": conversations}
-    assert history["reused"]["images"] == len(NAMES) - images
-    assert preprocess.run(grown, tmp_path / "raw", models, None, tmp_path / "out").cached
+    assert preprocess.run(settings(), raw(BEFORE + ADDED), models, None, tmp_path / "out").cached
+    back = preprocess.run(settings(), raw(BEFORE), models, None, tmp_path / "out")
+    assert back.digest == first.digest
+    assert work(back)[0] <= 8 + 16
 
 
-def test_blocks_of_another_folder_serve_as_well(
-    source: Callable[[list[str]], Config], models: Path, tmp_path: Path, work: Work
+def test_an_attempt_that_was_cut_short_continues_with_its_slices(
+    raw: Callable[[int], Path], models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A pipeline gives every run new folders; the command takes the former one by --base."""
-    before = source(NAMES[:BEFORE])
-    download.run(before, "dataset", tmp_path / "raw")
-    first = preprocess.run(before, tmp_path / "raw", models, None, tmp_path / "first")
-    grown = source(NAMES)
-    download.run(grown, "dataset", tmp_path / "raw")
-    work.taken()
-    folders = [str(tmp_path / name) for name in ("raw", "out", "first")]
-    settings = [f"data.conversations={tmp_path / 'talk.json'}", "data.validation_fraction=0.1"]
-    code = cli.main(["preprocess", folders[0], str(models), folders[1], f"--base={folders[2]}", *settings])
-    assert code == 0
-    assert work.taken()[0] < BEFORE / 2
-    shutil.rmtree(tmp_path / "first")
-    dataset = ProcessedDataset(tmp_path / "out")
-    assert sorted(dataset.file_names) == NAMES
-    fresh = preprocess.run(grown, tmp_path / "raw", models, None, tmp_path / "fresh")
-    assert dataset.manifest.digest == fresh.digest
-    assert files.read_json(tmp_path / "out" / "history.json", "history")["extends"] == first.digest
-    with pytest.raises(InputError, match="does not exist; a finished processed-dataset is needed"):
-        preprocess.run(grown, tmp_path / "raw", models, None, tmp_path / "other", tmp_path / "first")
+    undisturbed = preprocess.run(settings(), raw(BEFORE), models, None, tmp_path / "undisturbed")
 
+    def killed(*_: object) -> None:
+        raise SystemExit(137)
 
-def test_of_data_that_shrank_nothing_stays_behind(
-    source: Callable[[list[str]], Config], models: Path, tmp_path: Path, work: Work
-) -> None:
-    download.run(source(NAMES), "dataset", tmp_path / "all")
-    preprocess.run(source(NAMES), tmp_path / "all", models, None, tmp_path / "out")
-    fewer = source([*NAMES[:60], *NAMES[70:]])
-    download.run(fewer, "dataset", tmp_path / "fewer")
-    preprocess.run(fewer, tmp_path / "fewer", models, None, tmp_path / "out")
-    preprocess.run(fewer, tmp_path / "fewer", models, None, tmp_path / "fresh")
-    assert same_files(tmp_path / "out", tmp_path / "fresh")
-
-
-def test_an_attempt_that_was_killed_continues_with_its_finished_blocks(
-    source: Callable[[list[str]], Config], models: Path, tmp_path: Path, work: Work
-) -> None:
-    settings = source(NAMES)
-    download.run(settings, "dataset", tmp_path / "raw")
-    undisturbed = preprocess.run(settings, tmp_path / "raw", models, None, tmp_path / "undisturbed")
-    work.taken()
-    work.dies_at = 120
-    with pytest.raises(SystemExit):
-        preprocess.run(settings, tmp_path / "raw", models, None, tmp_path / "out")
-    work.dies_at = None
-    done, _ = work.taken()
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(prepare, "write_conversations", killed)
+        preprocess.run(settings(), raw(BEFORE), models, None, tmp_path / "out")
     assert not (tmp_path / "out" / manifest.NAME).exists()
-    assert preprocess.run(settings, tmp_path / "raw", models, None, tmp_path / "out").digest == undisturbed.digest
-    rest, _ = work.taken()
-    assert done > 90
-    assert rest <= len(NAMES) - done + 4 * 8 + 16  # one block was half made, and one chunk was on its way
-    assert same_files(tmp_path / "out", tmp_path / "undisturbed")
-
-
-def test_what_an_attempt_left_half_done_is_removed(
-    source: Callable[[list[str]], Config], models: Path, tmp_path: Path, work: Work
-) -> None:
-    settings = source(NAMES)
-    download.run(settings, "dataset", tmp_path / "raw")
-    made = preprocess.run(settings, tmp_path / "raw", models, None, tmp_path / "out")
-    shutil.copytree(tmp_path / "out", tmp_path / "undisturbed")
-    (tmp_path / "out" / manifest.NAME).unlink()
-    for name in ("images/data-00001.arrow", "train/.data-0a.arrow.x.tmp", "records/images-0a.parquet", ".x.tmp"):
+    for name in ("pixels/x.arrow", "pixels/.y.arrow.z.tmp", "tokens/0.arrow", ".x.tmp"):
+        (tmp_path / "out" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "out" / name).write_bytes(b"half")
-    again = preprocess.run(settings, tmp_path / "raw", models, None, tmp_path / "out")
-    assert again.digest == made.digest
+    again = preprocess.run(settings(), raw(BEFORE), models, None, tmp_path / "out")
+    assert again.digest == undisturbed.digest
+    assert work(again) == (BEFORE, BEFORE)
     assert same_files(tmp_path / "out", tmp_path / "undisturbed")
 
 
-def test_other_text_settings_leave_the_images_alone(
-    source: Callable[[list[str]], Config], models: Path, tmp_path: Path, work: Work
+def test_what_does_not_shape_a_slice_leaves_it_alone(raw: Callable[[int], Path], models: Path, tmp_path: Path) -> None:
+    def made(*overrides: str) -> tuple[float, float]:
+        return work(preprocess.run(settings(*overrides), raw(BEFORE), models, None, tmp_path / "out"))
+
+    assert made() == (2 * BEFORE, 0)
+    assert made("data.split_seed=7") == (0, 2 * BEFORE)
+    assert made("data.max_text_tokens=99") == (BEFORE, BEFORE)
+    assert made("data.max_text_tokens=99", "data.max_image_pixels=1000000") == (BEFORE, BEFORE)
+
+
+def test_a_slice_that_was_edited_by_hand_is_made_again(
+    raw: Callable[[int], Path], models: Path, tmp_path: Path
 ) -> None:
-    settings = source(NAMES)
-    download.run(settings, "dataset", tmp_path / "raw")
-    preprocess.run(settings, tmp_path / "raw", models, None, tmp_path / "out")
-    work.taken()
-    settings.data.max_text_tokens = 99
-    preprocess.run(settings, tmp_path / "raw", models, None, tmp_path / "out")
-    assert work.taken() == (0, len(NAMES))
-    settings.data.max_image_pixels -= 1
-    preprocess.run(settings, tmp_path / "raw", models, None, tmp_path / "out")
-    assert work.taken() == (len(NAMES), 0)
+    preprocess.run(settings(), raw(BEFORE), models, None, tmp_path / "out")
+    edited = sorted((tmp_path / "out" / "pixels").glob("*.arrow"))[0]
+    content = bytearray(edited.read_bytes())
+    content[len(content) // 2] ^= 1
+    edited.write_bytes(content)
+    made = preprocess.run(settings(), raw(BEFORE + ADDED), models, None, tmp_path / "out")
+    assert made.digest == preprocess.run(settings(), raw(BEFORE + ADDED), models, None, tmp_path / "fresh").digest
 
 
-def test_a_block_that_was_edited_by_hand_is_made_again(
-    source: Callable[[list[str]], Config], models: Path, tmp_path: Path, work: Work
+class DeadlyJob(pixels.PixelJob):
+    """A slice with a picture on which the decoder crashes."""
+
+    def _row(self, content: bytes) -> tuple[object, ...]:
+        if content == making.pictures(NAMES)[NAMES[4]]:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return super()._row(content)
+
+
+def test_a_decoder_that_crashes_names_the_picture(
+    raw: Callable[[int], Path],
+    models: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    settings = source(NAMES[:BEFORE])
-    download.run(settings, "dataset", tmp_path / "raw")
-    preprocess.run(settings, tmp_path / "raw", models, None, tmp_path / "out")
-    grown = source(NAMES)
-    download.run(grown, "dataset", tmp_path / "raw")
-    shard = sorted((tmp_path / "out" / "images").glob("*.arrow"))[0]
-    content = bytearray(shard.read_bytes())
-    content[-100] ^= 1
-    shard.write_bytes(content)
-    preprocess.run(grown, tmp_path / "raw", models, None, tmp_path / "out")
-    preprocess.run(grown, tmp_path / "raw", models, None, tmp_path / "fresh")
-    assert same_files(tmp_path / "out", tmp_path / "fresh")
+    monkeypatch.setattr(pixels, "PixelJob", DeadlyJob)
+    made = preprocess.run(settings("data.max_missing_fraction=0.1"), raw(40), models, None, tmp_path / "out")
+    assert f"({NAMES[4]}) ends the process that decodes it" in caplog.text
+    lost = files.read_jsonl(tmp_path / "out" / "dropped.jsonl", "dropped")
+    assert {(row["what"], row["image"], row["kind"]) for row in lost} == {
+        ("image", NAMES[4], "crashes-decoder"),
+        ("conversation", NAMES[4], "image-crashes-decoder"),
+    }
+    assert (made.numbers["lost_images"], made.numbers["images"]) == (1, 39)
+    assert NAMES[4] not in ProcessedDataset(tmp_path / "out").file_names
 
 
-def test_two_runs_into_one_folder_are_refused(
-    source: Callable[[list[str]], Config], models: Path, tmp_path: Path
-) -> None:
-    settings = source(NAMES[:20])
-    download.run(settings, "dataset", tmp_path / "raw")
+def test_two_runs_into_one_folder_are_refused(raw: Callable[[int], Path], models: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with locks.only_writer(out, "preprocess"), pytest.raises(InputError, match="another process is writing to .*out"):
-        preprocess.run(settings, tmp_path / "raw", models, None, out)
-    assert not preprocess.run(settings, tmp_path / "raw", models, None, out).cached
+        preprocess.run(settings(), raw(40), models, None, out)
+    assert not preprocess.run(settings(), raw(40), models, None, out).cached
 
 
 @pytest.fixture
@@ -247,23 +170,20 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "small"
     folder.mkdir()
     asked = [str(mount), "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if mount is None or subprocess.run(asked, check=False, capture_output=True, timeout=300).returncode:
+    if mount is None or subprocess.run(asked, check=False, capture_output=True, timeout=60).returncode:
         pytest.skip("a small file system can only be mounted by the root user of a machine")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True, timeout=300)
+    subprocess.run(["umount", str(folder)], check=True, timeout=60)
 
 
-def test_a_disk_that_fills_up_is_a_sentence_and_whole_blocks_are_kept(
-    source: Callable[[list[str]], Config], models: Path, tmp_path: Path, work: Work, small_disk: Path
+def test_a_disk_that_fills_up_is_a_sentence_and_whole_slices_are_kept(
+    raw: Callable[[int], Path], models: Path, tmp_path: Path, small_disk: Path
 ) -> None:
-    settings = source(NAMES)
-    download.run(settings, "dataset", tmp_path / "raw")
     with pytest.raises(InputError, match="the disk is full. Free some space and run again; what is finished is kept"):
-        preprocess.run(settings, tmp_path / "raw", models, None, small_disk / "out")
+        preprocess.run(settings(), raw(200), models, None, small_disk / "out")
     assert not (small_disk / "out" / manifest.NAME).exists()
     assert not list(small_disk.rglob("*.tmp"))
-    subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True, timeout=300)
-    work.taken()
-    again = preprocess.run(settings, tmp_path / "raw", models, None, small_disk / "out")
-    assert 0 < work.taken()[0] < len(NAMES)
-    assert again.digest == preprocess.run(settings, tmp_path / "raw", models, None, tmp_path / "out").digest
+    subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True, timeout=60)
+    again = preprocess.run(settings(), raw(200), models, None, small_disk / "out")
+    assert work(again)[1] > 0
+    assert again.digest == preprocess.run(settings(), raw(200), models, None, tmp_path / "out").digest

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -30,7 +31,8 @@ from transformers import (
 
 from multimodal_gemma import config, manifest
 from multimodal_gemma.config import Config
-from multimodal_gemma.data import processed_writer
+from multimodal_gemma.data import processed
+from multimodal_gemma.data.slices import Writer
 from multimodal_gemma.model.folders import vision_facts
 from multimodal_gemma.model.processor import build_processor
 
@@ -168,28 +170,42 @@ def write_dataset(
     shape = vision_facts(base / "vision")
     names = list(COLORS)
     total = conversations + validation
-    with processed_writer.TableWriter(folder / "images", processed_writer.image_features()) as table:
-        for number in range(total):
-            pixels = square(names[number % len(names)], number, shape.image_size).tobytes()
-            row = {"image_id": f"{number:012d}", "file_name": f"{number:012d}.jpg", "pixels": pixels}
-            table.add(row, len(pixels))
+    write_pixels(
+        folder, [square(names[number % len(names)], number, shape.image_size).tobytes() for number in range(total)]
+    )
     for split, numbers in (("train", range(conversations)), ("val", range(conversations, total))):
-        with processed_writer.TableWriter(folder / split, processed_writer.conversation_features()) as table:
-            for number in numbers:
-                with_image = not (split == "train" and number < text_only)
-                table.add(_conversation(processor, number, names[number % len(names)], with_image, an_image), 100)
+        rows, tokens = [], []
+        for number in numbers:
+            with_image = not (split == "train" and number < text_only)
+            row, *encoded = _conversation(processor, number, names[number % len(names)], with_image, an_image)
+            rows.append(row)
+            tokens.append(encoded)
+        processed.write_split(folder / split, rows, tokens)
     facts = {
         "image_tokens": shape.image_tokens,
         "image_size": shape.image_size,
         "image_token_id": processor.image_token_id,
         "pad_token_id": processor.tokenizer.pad_token_id,
+        "pixels": "raw",
+        "slices": ["0.arrow"],
     }
     inputs = {"models": manifest.read(base).digest}
     manifest.write(folder, "processed-dataset", config={}, facts=facts, inputs=inputs)
     return folder
 
 
-def _conversation(processor, number: int, color: str, with_image: bool, an_image: int) -> dict[str, object]:
+def write_pixels(folder: Path, pictures: list[bytes]) -> None:
+    """Write the pictures of a processed dataset, one slice of them."""
+    path = folder / processed.PIXELS / "0.arrow"
+    path.parent.mkdir(parents=True)
+    with Writer(path, pa.schema([("pixels", pa.large_binary())])) as table:
+        for pixels in pictures:
+            table.add((pixels,), len(pixels))
+    names = [f"{number:012d}.jpg" for number in range(len(pictures))]
+    processed.write_images(folder, names, [(f"{number:064d}", 0, number) for number in range(len(pictures))])
+
+
+def _conversation(processor, number: int, color: str, with_image: bool, an_image: int):
     image = [{"type": "image"}] if with_image else []
     asked = {"type": "text", "text": "\nWhich color?"}
     content = [*image, asked] if number % 2 else [asked, *image]
@@ -202,13 +218,13 @@ def _conversation(processor, number: int, color: str, with_image: bool, an_image
     encoded = processor.tokenizer.apply_chat_template(
         messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )
-    return {
-        "id": f"c{number}",
-        "image_id": f"{number // an_image:012d}" if with_image else "",
-        "image_index": number // an_image if with_image else -1,
-        "input_ids": encoded["input_ids"],
-        "supervised": [bool(flag) for flag in encoded["assistant_masks"]],
-    }
+    row = processed.Row(
+        id=f"c{number}",
+        image_id=f"{number // an_image:012d}" if with_image else "",
+        image_index=number // an_image if with_image else -1,
+        length=len(encoded["input_ids"]),
+    )
+    return row, encoded["input_ids"], encoded["assistant_masks"]
 
 
 def configuration(*overrides: str) -> Config:

@@ -1,37 +1,62 @@
-"""The statistics of a processed dataset as a page to look at before training on it."""
+"""A processed dataset as a page to look at before training on it: conversations, figures, what was left out."""
 
 from __future__ import annotations
 
 import collections
+import html
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from multimodal_gemma.reporting import charts
 from multimodal_gemma.reporting.page import Page
+from multimodal_gemma.reporting.pictures import data_uri
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from multimodal_gemma.data.look import Look, Piece
     from multimodal_gemma.data.statistics import Statistics
 
 THUMBNAILS = 60  # about 3 KB each
+CONVERSATIONS = 12
 _ANSWERS = 15
 _BARS = 30
 _TEXT = 160  # characters of a text from the data that the page shows
 
 
-def page(statistics: Statistics, facts: dict[str, Any], thumbnails: list[np.ndarray]) -> str:
+_STYLE = """<style>
+.talk{display:grid;grid-template-columns:12rem 1fr;gap:.2rem 1rem;padding:.9rem 0;border-bottom:1px solid var(--line)}
+.talk img{width:100%;border-radius:.4rem;display:block}.talk .figures{display:block;color:var(--soft);font-size:.85rem}
+.said{white-space:pre-wrap;overflow-wrap:anywhere;margin:.2rem 0}.control{color:var(--soft);font-size:.8em}
+.learnt{background:#d3f9d8;color:#1b5e2a;border-radius:.2rem}
+@media (prefers-color-scheme:dark){.learnt{background:#153d20;color:#b2f2bb}}
+@media (min-width:40rem){.said{max-height:22rem;overflow-y:auto}}
+@media (max-width:40rem){.talk{grid-template-columns:1fr}.talk img{max-width:14rem}}
+</style>"""
+
+
+def page(
+    statistics: Statistics,
+    facts: dict[str, Any],
+    thumbnails: Sequence[np.ndarray],
+    looks: Sequence[Look] = (),
+    sources: dict[str, dict[str, str]] | None = None,
+) -> str:
     """Return the page as HTML.
 
     Args:
         statistics: what was gathered.
         facts: of the manifest: image_tokens, image_size, contamination.
         thumbnails: uint8 (side, side, 3), images as the encoder will see them.
+        looks: conversations to show.
+        sources: what the raw dataset says of where it came from: uri, and commit and licence where they are known.
     """
     value = statistics.to_json()
     report = Page("Processed dataset", _lead(value, facts))
     _overview(report, value, facts)
+    _sources(report, sources or {})
+    _conversations(report, looks)
     _lengths(report, statistics)
     _answers(report, value, statistics)
     _images(report, value, facts, thumbnails)
@@ -84,8 +109,62 @@ def _overview(report: Page, value: dict[str, Any], facts: dict[str, Any]) -> Non
     ]
     moved = value["moved_images"]
     order = f" In {moved:,} conversations the image was put before the question." if moved else ""
-    report.section("Splits", f"No image is in both splits: which one it is in depends on its name alone.{order}")
+    copies = value["near_copies"]
+    together = f" {copies:,} pictures have near copies, which are on the same side." if copies else ""
+    rule = "No picture is in both splits, whatever its names: which one it is in depends on its bytes alone."
+    report.section("Splits", f"{rule}{together}{order}")
     report.table(columns, rows)
+    if len(value["sets"]) > 1:
+        report.section(
+            "Sets", "What each of them gave, and what of it is learnt. Rows that were not drawn are no loss."
+        )
+        named = ("set", "given", "not drawn", "train", "val")
+        report.table(named, [[told[name.replace(" ", "_")] or 0 for name in named] for told in value["sets"]])
+
+
+def _sources(report: Page, sources: dict[str, dict[str, str]]) -> None:
+    if not sources:
+        return
+    report.section(
+        "Sources", "Where it came from. A licence that is not stated here is not known: ask the publisher before use."
+    )
+    named = sorted(sources.items())
+    rows = [
+        (key, told.get("uri", ""), told.get("commit") or "-", told.get("licence") or "not stated")
+        for key, told in named
+    ]
+    report.table(("what", "where", "revision", "licence"), rows)
+
+
+def _conversations(report: Page, looks: Sequence[Look]) -> None:
+    if not looks:
+        return
+    report.section(
+        "Conversations",
+        "As the model reads them, control tokens included. Green is what it learns: every answer with its end of turn, "
+        "and nothing else. mmgemma show DATASET ROW prints any other.",
+    )
+    report.raw(_STYLE)
+    for look in looks:
+        said = "".join(_span(piece) for piece in look.pieces)
+        about = f"{look.split} {look.row:,}, id {look.id}, {look.file_name or 'no picture'}"
+        picture = "<span></span>" if look.picture is None else f"<img alt='' src='{_picture(look.picture)}'>"
+        report.raw(
+            f"<div class='talk'>{picture}<div><span class='figures'>{html.escape(about)}<br>{look.figures}</span>"
+            f"<p class='said'>{said}</p></div></div>"
+        )
+
+
+def _span(piece: Piece) -> str:
+    marks = [name for name in ("learnt", "control") if getattr(piece, name)]
+    text = html.escape(piece.text)
+    return f"<span class='{' '.join(marks)}'>{text}</span>" if marks else text
+
+
+def _picture(pixels: np.ndarray) -> str:
+    from PIL import Image
+
+    return data_uri(Image.fromarray(pixels), max_side=224)
 
 
 def _lengths(report: Page, statistics: Statistics) -> None:
@@ -120,7 +199,7 @@ def _answers(report: Page, value: dict[str, Any], statistics: Statistics) -> Non
     report.table(("answer", "times", "of all answers"), rows)
 
 
-def _images(report: Page, value: dict[str, Any], facts: dict[str, Any], thumbnails: list[np.ndarray]) -> None:
+def _images(report: Page, value: dict[str, Any], facts: dict[str, Any], thumbnails: Sequence[np.ndarray]) -> None:
     from PIL import Image
 
     images = value["images"]

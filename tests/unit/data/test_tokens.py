@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from multimodal_gemma.data.conversations import Conversation, Turn, parse
-from multimodal_gemma.data.preparation import save_processor
-from multimodal_gemma.data.tokenize import Tokenized, Tokenizer, UnusableConversation
+from multimodal_gemma.data.prepare import save_processor
+from multimodal_gemma.data.tokens import Tokenized, Tokenizer, UnusableConversation
 from tests.unit.data import making
 
 

@@ -1,0 +1,260 @@
+"""From a raw dataset to a processed one: the steps that the stage takes one after another.
+
+Pictures come first, because a conversation whose picture turns out to be unusable is left out. Pixels and tokens lie in
+slices that worker processes write; here only names, digests, thumbnails and figures are held.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from multimodal_gemma import files, logs
+from multimodal_gemma.data import lookalikes, pixels, processed, split, tokens
+from multimodal_gemma.data.conversations import Conversation, image_first
+from multimodal_gemma.data.decode import Limits
+from multimodal_gemma.data.image_names import image_id
+from multimodal_gemma.data.resize import resizer_of
+from multimodal_gemma.data.shards import ImageShards
+from multimodal_gemma.data.slices import Slices
+from multimodal_gemma.data.statistics import Statistics
+
+if TYPE_CHECKING:
+    from transformers import LlavaProcessor
+
+    from multimodal_gemma.config.schema import DataConfig
+
+TOKENS, LOOKS = "tokens", "looks"  # folders of slices, beside processed.PIXELS
+_HERE = 20_000  # conversations; starting worker processes for fewer takes longer than the work
+_LARGE = 100_000  # pictures from which on it is said what they take on the disk
+
+
+def save_processor(models: Path, folder: Path, image_fit: str = "stock") -> tuple[LlavaProcessor, dict[str, Any]]:
+    """Join the base models' tokenizer and image processor, and save them.
+
+    Args:
+        models: a base-models artifact.
+        folder: where the processor goes.
+        image_fit: data.image_fit.
+
+    Returns:
+        The processor, and the facts by which a later stage recognises it.
+    """
+    from multimodal_gemma.model.folders import vision_facts
+    from multimodal_gemma.model.processor import build_processor, end_of_turn
+
+    processor = build_processor(models / "vision", models / "language", image_fit)
+    try:
+        processor.save_pretrained(folder)
+    except OSError as error:
+        raise files.unwritable(folder, error) from error
+    vision, tokenizer = vision_facts(models / "vision"), processor.tokenizer
+    return processor, {
+        "image_tokens": vision.image_tokens,
+        "image_size": vision.image_size,
+        "image_token_id": int(processor.image_token_id),
+        "pad_token_id": int(tokenizer.pad_token_id),
+        "eos_token_id": int(tokenizer.eos_token_id),
+        "end_of_turn_id": int(tokenizer.convert_tokens_to_ids(end_of_turn(processor))),
+        "tokenizer_digest": files.sha256_file(folder / "tokenizer.json"),
+        "chat_template_digest": files.digest_of(processor.chat_template),
+    }
+
+
+@dataclasses.dataclass
+class Pictures:
+    """What became of the pictures that conversations name.
+
+    Attributes:
+        digests: sha256 by file name, of all that the raw dataset has.
+        lost: (kind, reason) of each that cannot be used, by file name.
+        indices: number of each stored picture, by sha256.
+        names: a file name of each stored picture.
+        slices: file names of the slices that hold pixels.
+        places: (sha256, slice, row) of each stored picture.
+        lookalikes: the benchmark's picture that shows the same, by file name; stored unless it is left out for that.
+        eldest: the picture whose split its near copies follow, by sha256; see `split.eldest`.
+    """
+
+    digests: dict[str, str]
+    lost: dict[str, tuple[str, str]]
+    indices: dict[str, int] = dataclasses.field(default_factory=dict)
+    names: list[str] = dataclasses.field(default_factory=list)
+    slices: list[str] = dataclasses.field(default_factory=list)
+    places: list[tuple[str, int, int]] = dataclasses.field(default_factory=list)
+    lookalikes: dict[str, str] = dataclasses.field(default_factory=dict)
+    eldest: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def index(self, conversation: Conversation) -> int:
+        """Return the number of a conversation's picture, -1 for text only."""
+        return -1 if conversation.image is None else self.indices[self.digests[conversation.image]]
+
+    def side(self, conversation: Conversation, data: DataConfig) -> str:
+        """Return the split that a conversation belongs to."""
+        if conversation.image is None:
+            key = split.text_key(conversation)
+        else:
+            digest = self.digests[conversation.image]
+            key = split.picture_key(self.eldest.get(digest, digest))
+        return split.split_of(key, fraction=data.validation_fraction, seed=data.split_seed)
+
+    def moved(self, data: DataConfig) -> int:
+        """Return how many pictures are on another side than they would be without their near copies."""
+
+        def side(digest: str) -> str:
+            return split.split_of(split.picture_key(digest), fraction=data.validation_fraction, seed=data.split_seed)
+
+        return sum(side(one) != side(other) for one, other in self.eldest.items())
+
+
+def named(raw: Path, names: Sequence[str], known: dict[str, str]) -> Pictures:
+    """Return which of the pictures that conversations name the raw dataset has.
+
+    Args:
+        raw: a raw-dataset artifact.
+        names: that conversations give, ascending.
+        known: sha256 by name, of the raw dataset.
+    """
+    told = {row["file_name"]: str(row["reason"]) for row in files.read_jsonl(raw / "missing.jsonl", "missing images")}
+    absent = {name: told.get(name, "it is not in the raw dataset") for name in names if name not in known}
+    digests = {name: known[name] for name in names if name in known}
+    return Pictures(digests, {name: ("missing", reason) for name, reason in absent.items()})
+
+
+def make_pictures(
+    data: DataConfig,
+    raw: Path,
+    benchmarks: Path | None,
+    pictures: Pictures,
+    processor: LlavaProcessor,
+    slices: Slices,
+    statistics: Statistics,
+) -> None:
+    """Decode and resize each picture once, compare it with the benchmarks' and the others, record each that is lost.
+
+    Args:
+        data: limits, workers, and how pixels are kept.
+        raw: a raw-dataset artifact.
+        benchmarks: a benchmarks artifact whose pictures the dataset's must not show; None if there is none.
+        pictures: those that are wanted; receives the rest.
+        processor: its image processor's geometry is followed.
+        slices: of the dataset's folder.
+        statistics: receives every picture.
+    """
+    limits = Limits(data.max_image_bytes, data.max_image_pixels)
+    how = pixels.Picturing(resizer_of(processor.image_processor), limits, data.pixels)
+    wanted = set(pictures.digests.values())
+    if len(wanted) > _LARGE and data.pixels == "raw":
+        size = len(wanted) * how.resizer.side**2 * 3 / 1e9
+        logs.get("preprocess").info(
+            f"the pixels of {len(wanted):,} pictures take {size:,.0f} GB; data.pixels=jpeg takes about a fifth of it"
+        )
+    jobs = pixels.plan(raw, wanted, how, processed.PIXELS)
+    slices.ensure(processed.PIXELS, jobs, "image")
+    benchmarks_names, known = _looks(benchmarks, how, slices)
+    names: dict[str, list[str]] = {}
+    for name, digest in pictures.digests.items():
+        names.setdefault(digest, []).append(name)
+    looks = [np.empty((0, lookalikes.BYTES), np.uint8)]
+    for number, job in enumerate(jobs):
+        thumbnails = pixels.thumbnails_of([slices.folder / job.name])
+        same = iter(known.match(thumbnails).tolist())
+        kept = []
+        for row, told in enumerate(pixels.records_of(slices.folder / job.name)):
+            digest = told["sha256"]
+            if told["kind"]:
+                pictures.lost.update(dict.fromkeys(names[digest], (told["kind"], told["reason"])))
+                continue
+            if (found := next(same)) >= 0:
+                pictures.lookalikes.update(dict.fromkeys(names[digest], benchmarks_names[found]))
+            kept.append(found < 0 or data.contamination != "drop")
+            if not kept[-1]:
+                continue
+            pictures.indices[digest] = len(pictures.places)
+            pictures.names.append(names[digest][0])
+            pictures.places.append((digest, number, row))
+            statistics.add_image(told["format"], told["mode"], told["width"], told["height"])
+        looks.append(thumbnails[np.array(kept, bool)])
+        pictures.slices.append(Path(job.name).name)
+    groups = lookalikes.Lookalikes(np.concatenate(looks)).groups()
+    pictures.eldest = split.eldest([digest for digest, _, _ in pictures.places], groups)
+    statistics.near_copies = len(pictures.eldest)
+    processed.write_images(slices.folder, pictures.names, pictures.places)
+    for name, (kind, reason) in sorted(pictures.lost.items()):
+        statistics.drop("image", name, name, kind, reason)
+
+
+def _looks(benchmarks: Path | None, how: pixels.Picturing, slices: Slices) -> tuple[list[str], lookalikes.Lookalikes]:
+    """Return names and looks of the benchmarks' pictures, in the geometry of the dataset's."""
+    jobs = []
+    if benchmarks is not None:
+        jobs = pixels.plan(benchmarks, None, dataclasses.replace(how, kept="none"), LOOKS)
+    slices.ensure(LOOKS, jobs, "image of a benchmark")
+    paths = [slices.folder / job.name for job in jobs]
+    names = {digest: name for name, digest in ImageShards(benchmarks).digests()} if benchmarks is not None else {}
+    told = [names[row["sha256"]] for path in paths for row in pixels.records_of(path) if not row["kind"]]
+    return told, lookalikes.Lookalikes(pixels.thumbnails_of(paths))
+
+
+def write_conversations(
+    data: DataConfig,
+    conversations: Sequence[Conversation],
+    pictures: Pictures,
+    slices: Slices,
+    statistics: Statistics,
+) -> None:
+    """Tokenize each conversation and write it into its split, if its picture is there; record each left out or cut.
+
+    Args:
+        data: split, text limit and workers.
+        conversations: in the order in which they shall stand.
+        pictures: what became of those.
+        slices: of the dataset's folder; processor/ is there already.
+        statistics: receives every conversation.
+    """
+    placed = [image_first(one) if data.image_position == "first" else one for one in conversations]
+    statistics.moved_images = sum(one is not other for one, other in zip(placed, conversations, strict=True))
+    processor = slices.folder / "processor"
+    tokenizer = tokens.Tokenizer(processor, tokens.digest_of_processor(processor), data.max_text_tokens)
+    jobs = tokens.plan(placed, tokenizer, TOKENS)
+    slices.ensure(TOKENS, jobs, "conversation", at_once=_HERE)
+    kept: dict[str, list[tuple[int, int, processed.Row]]] = {name: [] for name in split.SPLITS}
+    for number, job in enumerate(jobs):
+        for row, (conversation, told) in enumerate(
+            zip(job.conversations, tokens.records_of(slices.folder / job.name), strict=True)
+        ):
+            if not _usable(conversation, told, pictures, statistics):
+                continue
+            name, index, image = pictures.side(conversation, data), pictures.index(conversation), conversation.image
+            statistics.add_conversation(name, conversation, told["length"], told["supervised"], told["turns"], index)
+            identity = "" if image is None else image_id(image)
+            kept[name].append(
+                (number, row, processed.Row(conversation.id, identity, index, told["length"], conversation.set))
+            )
+    for name, rows in kept.items():
+        found = tokens.read([slices.folder / job.name for job in jobs], [place[:2] for place in rows])
+        processed.write_split(slices.folder / name, [row for _, _, row in rows], found)
+
+
+def _usable(conversation: Conversation, told: dict[str, Any], pictures: Pictures, statistics: Statistics) -> bool:
+    """Tell whether a conversation is kept; record it if not, or if it is cut."""
+    image, turns = conversation.image, len(conversation.turns)
+    if image in pictures.lost:
+        kind, reason = pictures.lost[image]
+        statistics.drop("conversation", conversation.id, image, f"image-{kind}", reason)
+        return False
+    if image is not None and pictures.digests[image] not in pictures.indices:
+        reason = f"its image shows the same picture as {pictures.lookalikes[image]} of a benchmark"
+        statistics.drop("conversation", conversation.id, image, "contaminated", reason)
+        return False
+    if told["kind"]:
+        statistics.drop("conversation", conversation.id, image or "", told["kind"], told["reason"])
+        return False
+    if told["turns"] < turns:
+        reason = f"{turns - told['turns']} of {turns} turns are cut from its end"
+        statistics.drop("turns", conversation.id, image or "", "cut", reason)
+    return True
