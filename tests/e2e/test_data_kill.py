@@ -25,7 +25,7 @@ IMAGES, KILLS = 300, 20
 KILLER = """
 import json, os, random, shutil, signal, sys, time
 from pathlib import Path
-import datasets, minio, pyarrow.parquet, requests, transformers
+import minio, pyarrow.parquet, requests, transformers
 from multimodal_gemma import config, manifest
 from multimodal_gemma.data import downloads, pixels, report, tokens
 from multimodal_gemma.model import processor

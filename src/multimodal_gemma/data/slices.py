@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,9 @@ import pyarrow as pa
 from multimodal_gemma import files, logs
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.progress import Progress
+
+if TYPE_CHECKING:
+    from multimodal_gemma.data.work import WorkStore
 
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container (cgroup v2): microseconds of work and of time, or "max"
 _PARENT_DIED = 1  # PR_SET_PDEATHSIG of Linux' prctl
@@ -69,16 +72,6 @@ class Job:
         raise NotImplementedError
 
 
-class Store(Protocol):
-    """A place that outlives this machine, `work.WorkStore`."""
-
-    def get(self, digest: str, path: Path) -> bool:
-        """Fetch what lies under a digest; False if nothing does."""
-
-    def put(self, digest: str, path: Path) -> None:
-        """Keep a file under a digest."""
-
-
 @dataclasses.dataclass
 class Slices:
     """Makes the slices of one dataset's folder, or finds them.
@@ -94,7 +87,7 @@ class Slices:
 
     folder: Path
     workers: int | None = None
-    store: Store | None = None
+    store: WorkStore | None = None
     trusted: dict[str, str] = dataclasses.field(default_factory=dict)
     made: int = 0
     found: int = 0
