@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import typing
 from collections.abc import Iterator, Sequence
@@ -58,12 +59,12 @@ def compose(preset: str, overrides: Sequence[str] = ()) -> Config:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module(_PRESETS, version_base="1.3"):
-            tables = [override for override in overrides if override.startswith(f"{_FLOORS}=")]
+            tables = [override for override in overrides if override.partition("=")[0] in _tables()]
             others = [_spelled(override) for override in overrides if override not in tables]
             composed = hydra_compose(preset, overrides=others)
-            for table in tables:  # replaces the preset's; Hydra would merge the two
-                floors = OverridesParser.create().parse_override(table).value()
-                OmegaConf.update(composed, _FLOORS, floors, merge=False)
+            for table in tables:  # replaces the preset's; Hydra would merge the two, and knows no new names in it
+                value = OverridesParser.create().parse_override(table).value()
+                OmegaConf.update(composed, table.partition("=")[0], value, merge=False)
             config = OmegaConf.to_object(composed)
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(_value_sentence(preset, overrides, error)) from None
@@ -71,21 +72,51 @@ def compose(preset: str, overrides: Sequence[str] = ()) -> Config:
     return _finish(config)
 
 
-def to_json(config: Config, *sections: str) -> str:
-    """Return `config` as JSON, or only some of its sections (the rest stands at its defaults)."""
-    value = dataclasses.asdict(config)
-    if sections:
-        value = {key: value[key] for key in ("preset", *sections)}
-    return json.dumps(value, sort_keys=True)
+def to_json(config: Config) -> str:
+    """Return the whole configuration as JSON."""
+    return json.dumps(dataclasses.asdict(config), sort_keys=True)
+
+
+def differences(config: Config) -> dict[str, Any]:
+    """Return what of a configuration is not at its default, nested; `from_json` reads it too."""
+    return _differences(dataclasses.asdict(config), dataclasses.asdict(Config()))
+
+
+def _differences(value: dict[str, Any], default: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found = {}
+    for key, item in value.items():
+        if isinstance(item, dict) and f"{prefix}{key}" not in _tables():
+            if inner := _differences(item, default[key], f"{prefix}{key}."):
+                found[key] = inner
+        elif item != default[key]:
+            found[key] = item
+    return found
 
 
 def from_json(text: str) -> Config:
-    """Return the configuration that `to_json` wrote; sections that are absent stand at their defaults."""
+    """Return the configuration that was written; keys that are absent stand at their defaults."""
     from omegaconf import OmegaConf
 
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), json.loads(text)))
+    base = OmegaConf.structured(Config)
+    for key, value in _leaves(json.loads(text)):
+        OmegaConf.update(base, key, value, merge=False)
+    config = OmegaConf.to_object(base)
     assert isinstance(config, Config)
     return _finish(config)
+
+
+def _leaves(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, item in value.items():
+        if isinstance(item, dict) and f"{prefix}{key}" not in _tables():
+            yield from _leaves(item, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", item
+
+
+@functools.cache
+def _tables() -> frozenset[str]:
+    """Return the keys whose value is a table: it is replaced as a whole, never merged with another."""
+    return frozenset(key for key, hint in _hinted(Config) if str(hint).startswith("dict["))
 
 
 def _finish(config: Config) -> Config:
@@ -111,20 +142,21 @@ def _as_uri(text: str) -> str:
     return Path(text).expanduser().resolve().as_uri()
 
 
-def _keys(kind: type, prefix: str = "") -> Iterator[str]:
+def _hinted(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every key with its type."""
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         if dataclasses.is_dataclass(hints[field.name]):
-            yield from _keys(typing.cast(type, hints[field.name]), f"{prefix}{field.name}.")
+            yield from _hinted(typing.cast(type, hints[field.name]), f"{prefix}{field.name}.")
         else:
-            yield f"{prefix}{field.name}"
+            yield f"{prefix}{field.name}", hints[field.name]
 
 
 def _check_key(preset: str, override: str) -> None:
     key, equals, _ = override.partition("=")
     if not equals or not key:
         raise InputError(f"config: {override!r} is no override. Write section.key=value.")
-    known = list(_keys(Config))
+    known = [known for known, _ in _hinted(Config)]
     if key in known and key != "preset":
         return
     if key.startswith(f"{_FLOORS}."):

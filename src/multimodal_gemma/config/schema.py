@@ -11,6 +11,7 @@ from multimodal_gemma.config.fields import choice, location, number
 
 COCO = "https://s3.amazonaws.com/images.cocodataset.org"  # images.cocodataset.org itself fails TLS by its own name
 LLAVA = "hf://datasets/liuhaotian/LLaVA-Instruct-150K@main"
+HARDWARE = ("cpu", "l4", "a100", "a100-spot", "a100-80gb", "h100", "custom")  # what each asks for: hardware.py
 
 
 @dataclasses.dataclass
@@ -146,14 +147,28 @@ class TrainingConfig:
 
 
 @dataclasses.dataclass
+class ResourcesConfig:
+    """What the pods of training and evaluation ask of a cluster. Empty: what the hardware stands for."""
+
+    hardware: str = choice(*HARDWARE)  # of a cluster; custom: only what is said here
+    accelerator: str = "nvidia.com/gpu"  # resource name
+    accelerator_count: int | None = number(None, low=0)  # a pod; above 0 the run never falls back to a CPU
+    cpu: str = ""  # cores, requested and limited, e.g. 8
+    memory: str = ""  # requested and limited, e.g. 32Gi
+    node_selector: dict[str, str] = dataclasses.field(default_factory=dict)  # labels that a node must have
+    tolerations: list[dict[str, str]] = dataclasses.field(default_factory=list)  # taints that are accepted
+    spot: bool | None = None  # nodes may be reclaimed: checkpoints leave the node, and a TrainJob trains where it can
+
+
+@dataclasses.dataclass
 class NodesConfig:
-    """What a node of a training on several asks of the cluster. Empty: what the TrainingRuntime says."""
+    """What a node of a training on several asks of the cluster. Empty: what section resources says."""
 
     work_uri: str = ""  # s3://BUCKET/PREFIX through which nodes get data and give the model; needed by training.nodes
     runtime: str = "multimodal-gemma"  # the TrainingRuntime, see manifests/trainer
     queue: str = ""  # a LocalQueue of Kueue, e.g. multimodal-gemma; empty: no queue
     accelerator: str = "nvidia.com/gpu"  # resource name
-    accelerator_count: int | None = number(None, low=0)  # a node, and as many processes; null: the runtime's
+    accelerator_count: int | None = number(None, low=0)  # a node, and as many processes
     cpu: str = ""  # cores, e.g. 10
     memory: str = ""  # e.g. 64Gi
     node_selector: dict[str, str] = dataclasses.field(default_factory=dict)  # labels that a node must have
@@ -223,6 +238,7 @@ class Config:
     benchmarks: BenchmarksConfig = dataclasses.field(default_factory=BenchmarksConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+    resources: ResourcesConfig = dataclasses.field(default_factory=ResourcesConfig)
     nodes: NodesConfig = dataclasses.field(default_factory=NodesConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     registry: RegistryConfig = dataclasses.field(default_factory=RegistryConfig)

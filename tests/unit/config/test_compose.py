@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from multimodal_gemma.config import compose, from_json, presets, to_json
+from multimodal_gemma.config import compose, differences, from_json, presets, to_json
 from multimodal_gemma.errors import InputError
 
 
@@ -53,12 +53,17 @@ def test_a_folder_becomes_an_absolute_uri(tmp_path: Path, monkeypatch: pytest.Mo
     assert config.data.conversations == (tmp_path / "c.json").as_uri()
 
 
-def test_sections_travel_alone() -> None:
-    config = compose("sample", ["data.sample.seed=3", "training.epochs=9"])
-    part = to_json(config, "data")
-    assert set(json.loads(part)) == {"preset", "data"}
-    assert from_json(part).data.sample.seed == 3
-    assert from_json(part).training.epochs == compose("llava-150k").training.epochs
+def test_what_differs_from_the_defaults_is_all_that_travels() -> None:
+    config = compose("sample", ["data.sample.seed=3", "registry.floors={}", "registry.margins={vqa_accuracy: 0.1}"])
+    told = differences(config)
+    assert told["data"]["sample"] == {"train_scenes": 1600, "seed": 3}
+    assert "serving" not in told
+    assert from_json(json.dumps(told)) == config  # a table is replaced, not merged with the default's
+
+
+def test_a_table_may_hold_any_name() -> None:
+    selector = compose("sample", ["nodes.node_selector={cloud.google.com/gke-accelerator: nvidia-l4}"]).nodes
+    assert selector.node_selector == {"cloud.google.com/gke-accelerator": "nvidia-l4"}
 
 
 @pytest.mark.parametrize(
