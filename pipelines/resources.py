@@ -6,11 +6,15 @@ task of every pipeline passes through here.
 
 from __future__ import annotations
 
+from typing import Any
+
 from kfp import kubernetes
 from kfp.dsl import PipelineTask
 from kfp.dsl.pipeline_channel import PipelineParameterChannel
 
 HOUR = 3600  # seconds
+LABEL = ("app.kubernetes.io/part-of", "multimodal-gemma")  # of every pod, so that policies and quota find ours alone
+_WAIT, _FACTOR = 60, 2.0  # seconds before the first new pod, and how much longer before each further one
 Text = str | PipelineParameterChannel
 
 
@@ -30,40 +34,23 @@ def busy(task: PipelineTask, *, memory: str, hours: float) -> PipelineTask:
     return _sized(task, cpu=("1", "4"), memory=("2Gi", memory), hours=hours)
 
 
-def accelerated(
-    task: PipelineTask,
-    *,
-    accelerator: Text,
-    count: Text,
-    cpu: Text,
-    memory: Text,
-    node_selector: dict[str, str] | PipelineParameterChannel,
-    tolerations: list[dict[str, str]] | PipelineParameterChannel,
-    hours: float,
-) -> PipelineTask:
-    """Give a task what the run's parameters ask for, shared memory for its data loaders, and a deadline.
+def accelerated(task: PipelineTask, plans: dict[str, PipelineParameterChannel], *, hours: float) -> PipelineTask:
+    """Give a task the place that preflight decided on, shared memory for its data loaders, and a deadline.
 
     Args:
         task: the task.
-        accelerator: resource name, e.g. "nvidia.com/gpu".
-        count: how many, as text; "0" asks for none, and the pod fits a node without accelerators.
-        cpu: cores, requested and limited.
-        memory: memory, requested and limited.
-        node_selector: labels that the node must have.
-        tolerations: taints that the pod accepts.
+        plans: outputs of preflight; those that begin with the first word of the task's name are meant, e.g. train_cpu.
         hours: after how long its pod is ended.
     """
-    _sized(task, cpu=(cpu, cpu), memory=(memory, memory), hours=hours)
-    task.set_accelerator_type(accelerator).set_accelerator_limit(count)
-    kubernetes.add_node_selector_json(task, node_selector)
-    kubernetes.add_toleration_json(task, tolerations)
+    place = {
+        name: plans[f"{task.name.partition('-')[0]}_{name}"] for name in ("count", "cpu", "memory", "nodes", "taints")
+    }
+    _sized(task, cpu=(place["cpu"],) * 2, memory=(place["memory"],) * 2, hours=hours)
+    task.set_accelerator_type(plans["accelerator"]).set_accelerator_limit(place["count"])
+    kubernetes.add_node_selector_json(task, place["nodes"])
+    kubernetes.add_toleration_json(task, place["taints"])
     kubernetes.empty_dir_mount(task, "shared-memory", "/dev/shm", medium="Memory", size_limit="2Gi")
     return task
-
-
-def retried(task: PipelineTask, *, times: int = 3, wait: str = "30s") -> PipelineTask:
-    """Repeat a task that fails for outside reasons (network, a reclaimed node), waiting twice as long each time."""
-    return task.set_retry(num_retries=times, backoff_duration=wait, backoff_factor=2.0, backoff_max_duration="600s")
 
 
 def with_hub_token(task: PipelineTask, secret: Text) -> PipelineTask:
@@ -90,7 +77,16 @@ def with_registry(task: PipelineTask, secret: Text) -> PipelineTask:
     return kubernetes.use_secret_as_env(task, secret, keys, optional=True)
 
 
-def _sized(task: PipelineTask, *, cpu: tuple[Text, Text], memory: tuple[Text, Text], hours: float) -> PipelineTask:
+def _sized(task: PipelineTask, *, cpu: tuple[Any, Any], memory: tuple[Any, Any], hours: float) -> PipelineTask:
+    """Set requests and limits, a deadline, our label, and new pods for lost ones.
+
+    What fails inside a pod is tried again there (stages/tries.py). Argo counts the time in which it may start and run
+    another pod from the start of the first one, so that time has room for all of them and the waits between.
+    """
     kubernetes.set_security_context(task, run_as_non_root=True)  # the images' user is a number, and it is not 0
+    kubernetes.add_pod_label(task, *LABEL)
     task.set_cpu_request(cpu[0]).set_cpu_limit(cpu[1]).set_memory_request(memory[0]).set_memory_limit(memory[1])
-    return kubernetes.set_timeout(task, int(hours * HOUR))
+    deadline, pods = int(hours * HOUR), 2
+    room = (pods + 1) * deadline + int(sum(_WAIT * _FACTOR**number for number in range(pods)))
+    task.set_retry(pods, backoff_duration=f"{_WAIT}s", backoff_factor=_FACTOR, backoff_max_duration=f"{room}s")
+    return kubernetes.set_timeout(task, deadline)

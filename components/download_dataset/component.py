@@ -8,11 +8,6 @@ from components.images import component_of
 @component_of("pipeline")
 def download_dataset(plan: str, dataset: Output[Dataset]):
     """Download conversations and their images, each file pinned and checked."""
-    from pathlib import Path
+    from multimodal_gemma.stages import component
 
-    from multimodal_gemma.stages import download, preflight
-    from multimodal_gemma.stages.component import guarded
-
-    with guarded():
-        summary = download.run(preflight.planned(plan), "dataset", Path(dataset.path))
-    summary.describe(dataset)
+    component.work("download", plan, what="dataset", output=dataset.path).describe(dataset)

@@ -7,7 +7,7 @@ from components.images import component_of
 
 @component_of("pipeline")
 def export_model(
-    config: str,
+    plan: str,
     model: Input[Model],
     evaluation: Input[Artifact],
     registration: Input[Artifact],
@@ -15,14 +15,7 @@ def export_model(
     export: Output[Model],
 ):
     """Write a model in the layouts that others load, with its card and licences."""
-    from pathlib import Path
+    from multimodal_gemma.stages import component
 
-    from multimodal_gemma import config as configuration
-    from multimodal_gemma.stages import export as stage
-    from multimodal_gemma.stages.component import guarded
-
-    with guarded():
-        settings = configuration.from_json(config)
-        inputs = (Path(model.path), Path(evaluation.path), Path(registration.path))
-        summary = stage.run(settings, *inputs, Path(export.path), benchmarks=Path(benchmarks.path))
-    summary.describe(export)
+    inputs = {"model": model.path, "evaluation": evaluation.path, "registration": registration.path}
+    component.work("export", plan, output=export.path, benchmarks=benchmarks.path, **inputs).describe(export)

@@ -15,13 +15,8 @@ def preprocess_dataset(
     report: Output[HTML],
 ):
     """Tokenize every conversation, resize every image once, and split by image."""
-    from pathlib import Path
+    from multimodal_gemma.stages import component
 
-    from multimodal_gemma.stages import preflight, preprocess
-    from multimodal_gemma.stages.component import guarded, publish
-
-    with guarded():
-        config = preflight.planned(plan)
-        summary = preprocess.run(config, Path(raw.path), Path(models.path), Path(benchmarks.path), Path(dataset.path))
-    summary.describe(dataset)
-    publish(dataset.path, "report.html", report.path)
+    inputs = {"raw": raw.path, "models": models.path, "benchmarks": benchmarks.path}
+    component.work("preprocess", plan, output=dataset.path, **inputs).describe(dataset)
+    component.publish(dataset.path, "report.html", report.path)

@@ -9,8 +9,9 @@ from components.images import component_of
 def report_run(
     preset: str,
     overrides: list,
-    run_id: str,
     registry_tracking_uri: str,
+    run_id: str,
+    run_name: str,
     status: PipelineTaskFinalStatus,
     report: Output[Markdown],
 ):

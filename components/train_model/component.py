@@ -7,8 +7,7 @@ from components.images import component_of
 
 @component_of("trainer")
 def train_model(
-    config: str,
-    run_id: str,
+    plan: str,
     dataset: Input[Dataset],
     models: Input[Model],
     model: Output[Model],
@@ -16,15 +15,9 @@ def train_model(
     curves: Output[HTML],
 ):
     """Train projector and adapters, and merge them into a stock Llava model."""
-    from pathlib import Path
+    from multimodal_gemma.stages import component
 
-    from multimodal_gemma import config as configuration
-    from multimodal_gemma.stages import train
-    from multimodal_gemma.stages.component import guarded, publish
-
-    with guarded():
-        settings = configuration.from_json(config)
-        summary = train.run(settings, Path(dataset.path), Path(models.path), Path(model.path), run_id=run_id)
+    summary = component.work("train", plan, dataset=dataset.path, models=models.path, output=model.path)
     summary.log_to(metrics)
     summary.describe(model)
-    publish(model.path, "curves.html", curves.path)
+    component.publish(model.path, "curves.html", curves.path)

@@ -20,7 +20,7 @@ exit codes:
 
 examples:
   mmgemma submit --port-forward kubeflow/ml-pipeline
-  mmgemma submit --preset llava-150k training.epochs=1 --param resources_accelerator_count=1 \\
+  mmgemma submit --preset llava-150k training.epochs=1 --param hardware=l4 \\
       --host https://kubeflow.example.com/pipeline --token-file ~/kfp-token
   mmgemma submit --follow RUN_ID
   mmgemma submit --retry RUN_ID
@@ -191,14 +191,16 @@ def _preflight(args: argparse.Namespace) -> int:
     from multimodal_gemma.cluster.kfp import pipeline
     from multimodal_gemma.cluster.kube import client
     from multimodal_gemma.cluster.preflight import findings, look, needs
+    from multimodal_gemma.config.flat import bare
     from multimodal_gemma.local.runner import compiled_pipeline
 
     filed = submit_parameters.read_file(args.params) if args.params else {}
     preset = str(args.preset or filed.get("preset") or args.preset_default)
     compiled = pipeline.read(args.pipeline or compiled_pipeline())
     given = submit_parameters.collect(compiled.parameters, preset, args.overrides, args.param or [], filed)
-    parameters = {name: spec.get("defaultValue") for name, spec in compiled.parameters.items()} | given
-    config = submit_parameters.configured(given, preset, args.overrides)
+    defaults = {name: spec.get("defaultValue") for name, spec in compiled.parameters.items()}
+    parameters = {bare(name): value for name, value in (defaults | given).items()}
+    config = submit_parameters.configured(given, compiled.parameters)
     namespace = args.namespace or client.current_namespace(args.kubeconfig, args.context)
     asked = needs.of_run(parameters, config, namespace, service_account=args.service_account)
     found = look.look(lambda: client.connect(args.kubeconfig, args.context), asked)

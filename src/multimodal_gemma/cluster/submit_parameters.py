@@ -14,13 +14,14 @@ from typing import Any
 
 import yaml
 
+from multimodal_gemma.config import hardware
 from multimodal_gemma.config.compose import compose
-from multimodal_gemma.config.flat import as_overrides
+from multimodal_gemma.config.flat import as_overrides, bare
 from multimodal_gemma.config.schema import Config
 from multimodal_gemma.errors import InputError
 
 _OWN = {"preset": "--preset NAME", "overrides": "section.key=value"}  # parameters with a spelling of their own
-_SECTIONS = ("data_", "benchmarks_", "model_", "training_", "registry_")  # parameters that are configuration keys
+_TRAINS = "data_conversations"  # a parameter of pipelines that train
 LIMIT = 10_000  # bytes of all parameters of a run, as KFP stores them
 
 
@@ -51,35 +52,39 @@ def collect(
     """Return the parameters to send; what is not given keeps the pipeline's default.
 
     Args:
-        declared: the pipeline's parameters by name.
+        declared: the pipeline's parameters by name; a number before a name (p01_preset) may be left out by the caller.
         preset: name of the preset; sent where the pipeline has such a parameter.
-        overrides: `section.key=value` strings, sent likewise.
+        overrides: `section.key=value` strings, sent likewise, after those of the file.
         given: `name=value` strings; the value is text for a STRING, JSON for a list or a struct.
         filed: values of a file; what is in `given` wins.
 
     Raises:
-        InputError: an unknown parameter, a value of a wrong type, or too many bytes in all.
+        InputError: an unknown parameter, a value of a wrong type or none of its choices, the empty name of a Secret, or
+            too many bytes in all.
     """
+    names = {bare(name): name for name in declared} | {name: name for name in declared}
     parameters: dict[str, Any] = {}
-    if "preset" in declared:
-        parameters["preset"] = preset
+    if "preset" in names:
+        parameters[names["preset"]] = preset
+    for name, value in (filed or {}).items():
+        if bare(name) != "preset":  # which has become `preset`
+            full = _known(name, names, own=("preset",))
+            parameters[full] = _checked(name, value, declared[full]["parameterType"])
     if overrides:
-        if "overrides" not in declared:
+        if "overrides" not in names:
             raise InputError(
                 f"submit: this pipeline takes no overrides such as {overrides[0]!r}. Its parameters, for --param: "
                 f"{', '.join(sorted(declared))}."
             )
-        parameters["overrides"] = list(overrides)
-    for name, value in (filed or {}).items():
-        if name != "preset":  # which has become `preset`
-            _require_known(name, declared)
-            parameters[name] = _checked(name, value, declared[name]["parameterType"])
+        parameters[names["overrides"]] = [*parameters.get(names["overrides"], ()), *overrides]
     for item in given:
         name, equals, text = item.partition("=")
         if not equals:
             raise InputError(f"submit: --param {item!r} is no NAME=VALUE.")
-        _require_known(name, declared)
-        parameters[name] = _typed(name, text, declared[name]["parameterType"])
+        full = _known(name, names, own=tuple(_OWN))
+        parameters[full] = _typed(name, text, declared[full]["parameterType"])
+    for full, value in parameters.items():
+        _require_possible(bare(full), value, declared[full])
     _require_small(parameters)
     missing = [name for name, spec in declared.items() if not _optional(spec) and name not in parameters]
     if missing:
@@ -87,14 +92,23 @@ def collect(
     return parameters
 
 
-def configured(parameters: Mapping[str, Any], preset: str, overrides: Sequence[str]) -> Config:
-    """Return the configuration that a run with these parameters will have.
+def configured(parameters: Mapping[str, Any], declared: Mapping[str, Mapping[str, Any]]) -> Config:
+    """Return the configuration that a run with these parameters will have, its hardware resolved.
+
+    Args:
+        parameters: of `collect`.
+        declared: the pipeline's parameters by name.
 
     Raises:
         InputError: the run would refuse it.
     """
-    settings = {name: value for name, value in parameters.items() if name.startswith(_SECTIONS)}
-    return compose(preset, [*as_overrides(settings), *overrides])
+    asked = {bare(name): spec.get("defaultValue") for name, spec in declared.items()}
+    asked |= {bare(name): value for name, value in parameters.items()}
+    overrides = [str(override) for override in asked.get("overrides") or ()]
+    config = hardware.resolve(compose(str(asked.get("preset") or "sample"), [*as_overrides(asked), *overrides]))
+    if _TRAINS in asked:
+        hardware.require(config)
+    return config
 
 
 def nearest(word: str, known: Mapping[str, Any] | Sequence[str]) -> str:
@@ -105,11 +119,24 @@ def nearest(word: str, known: Mapping[str, Any] | Sequence[str]) -> str:
     return f"Choose one of {', '.join(sorted(known))}." if known else "There is none."
 
 
-def _require_known(name: str, declared: Mapping[str, Any]) -> None:
-    if name in _OWN:
-        raise InputError(f"submit: give {name} as {_OWN[name]}, not as a parameter.")
-    if name not in declared:
-        raise InputError(f"submit: the pipeline has no parameter {name!r}. {nearest(name, declared)}")
+def _known(name: str, names: Mapping[str, str], own: Sequence[str]) -> str:
+    """Return the pipeline's own name of a parameter."""
+    if bare(name) in own:
+        raise InputError(f"submit: give {name} as {_OWN[bare(name)]}, not as a parameter.")
+    if name not in names:
+        raise InputError(
+            f"submit: the pipeline has no parameter {name!r}. {nearest(name, sorted(set(map(bare, names))))}"
+        )
+    return names[name]
+
+
+def _require_possible(name: str, value: Any, spec: Mapping[str, Any]) -> None:
+    """Refuse what the run would only stumble over."""
+    choices = spec.get("literals")
+    if choices and name != "preset" and value not in choices:  # of presets the configuration speaks
+        raise InputError(f"submit: parameter {name} is {value!r}. {nearest(str(value), choices)}")
+    if name.startswith("secret_") and not str(value).strip():
+        raise InputError(f"submit: parameter {name} is empty. Name a Secret, or leave it out; it need not exist.")
 
 
 def _optional(spec: Mapping[str, Any]) -> bool:

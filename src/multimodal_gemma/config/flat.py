@@ -5,21 +5,33 @@ Training and registration write the same run, and MLflow keeps the first text of
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
+AS_PRESET = "as the preset says"  # a choice in a form that leaves the preset's value
+_SHORT = {"hardware": "resources.hardware", "contamination": "data.contamination"}  # keys by their parameter's name
+_SECTIONS = ("data", "benchmarks", "registry")  # whose keys may be parameters, as section_key
 
-def as_overrides(settings: Mapping[str, Any]) -> list[str]:
-    """Return single parameters of a pipeline as `section.key=value` strings.
+
+def bare(parameter: str) -> str:
+    """Return a parameter's name without the number that sorts KFP's form, e.g. "preset" of "p01_preset"."""
+    return re.sub(r"^p\d\d_", "", parameter)
+
+
+def as_overrides(parameters: Mapping[str, Any]) -> list[str]:
+    """Return those parameters of a pipeline that are configuration keys, as `section.key=value` strings.
 
     Args:
-        settings: values by section_key, e.g. {"training_epochs": 3}; "", 0 and None leave the preset's value.
+        parameters: values by name, e.g. {"registry_name": "mine"}; "", 0, None and `AS_PRESET` leave the preset's
+            value.
     """
     overrides = []
-    for name, value in settings.items():
-        if value in ("", 0, None):
+    for name, value in parameters.items():
+        section, _, rest = name.partition("_")
+        key = _SHORT.get(name) or (f"{section}.{rest}" if section in _SECTIONS and rest else "")
+        if not key or value in ("", 0, None, AS_PRESET):
             continue
-        key = name.replace("_", ".", 1)  # training_batch_size is training.batch_size
         quoted = "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'" if isinstance(value, str) else value
         overrides.append(f"{key}={quoted}")
     return overrides

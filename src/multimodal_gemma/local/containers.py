@@ -25,7 +25,7 @@ from multimodal_gemma.local.records import Record
 USER = 10001  # of the images; a run that root starts continues as this one
 _LOOK = 20.0  # seconds the engine may take to answer
 # What a task inherits from whoever starts the run. Values go through the environment, where `ps` does not show them.
-_INHERITED = re.compile(r"(MLFLOW|HF|AWS)_\w+|MMGEMMA_PIPELINE_DIGEST|(HTTPS?|NO)_PROXY", re.IGNORECASE)
+_INHERITED = re.compile(r"(MLFLOW|HF|AWS)_\w+|MMGEMMA_(PIPELINE_DIGEST|TRIES)|(HTTPS?|NO)_PROXY", re.IGNORECASE)
 
 
 class Containers:

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from multimodal_gemma.config.flat import bare
 from multimodal_gemma.errors import InputError
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster where PyYAML was built with it
@@ -61,6 +62,13 @@ def documents(path: Path) -> list[dict[str, Any]]:
     if not isinstance(spec, dict) or not {"root", "components"} <= spec.keys():
         raise InputError(f"run: {path} is no compiled pipeline. Write one with make compile-pipeline.")
     return found
+
+
+def arguments(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    """Return those parameters that a compiled pipeline has, under its names for them: p01_preset for preset."""
+    declared = documents(path)[0]["root"].get("inputDefinitions", {}).get("parameters", {})
+    names = {bare(name): name for name in declared}
+    return {names[name]: value for name, value in asked.items() if name in names}
 
 
 def of_spec(spec: dict[str, Any]) -> list[Task]:

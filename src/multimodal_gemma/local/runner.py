@@ -16,6 +16,7 @@ from multimodal_gemma.errors import InputError
 from multimodal_gemma.local import engine, graph, process, summary
 from multimodal_gemma.local import folder as run_folder
 from multimodal_gemma.local.records import Record
+from multimodal_gemma.stages import tries
 from multimodal_gemma.stages.component import INPUT_ERROR
 
 _CACHE = ".cache"  # in the folder of all runs: what earlier runs have downloaded and preprocessed
@@ -68,7 +69,8 @@ def run(
         status = "interrupted"
         try:
             with _ended_by_signal():
-                _execute(compiled, {"preset": preset, "overrides": list(overrides)}, folder, runs / _CACHE, watch)
+                asked = {"preset": preset, "overrides": list(overrides), "registry_tracking_uri": ""}
+                _execute(compiled, graph.arguments(compiled, asked), folder, runs / _CACHE, watch)
             status = summary.status_of(records)
         finally:
             _conclude(status, records, folder, mlflow_uri, config, compiled, terminal)
@@ -153,6 +155,7 @@ def _environment(config: Config, runs: Path, compiled: Path) -> Iterator[str]:
     )
     before = dict(os.environ)
     os.environ["MLFLOW_TRACKING_URI"] = uri
+    os.environ.setdefault(tries.LIMIT, "1")  # a person waits here, and the same command continues
     os.environ["MMGEMMA_PIPELINE_DIGEST"] = files.sha256_file(compiled)
     try:
         yield server.shown(uri)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from multimodal_gemma.config.schema import RegistryConfig
 
-__all__ = ["PIPELINE_RUN", "end_failed", "ensure_run", "injected_run", "run_in", "tracking_uri"]
+__all__ = ["PIPELINE_RUN", "end_failed", "ensure_run", "injected_run", "open_run", "run_in", "tracking_uri"]
 
 PIPELINE_RUN = "mmgemma.pipeline_run"  # the tag that ties a run to its pipeline run
 
@@ -29,6 +29,24 @@ PIPELINE_RUN = "mmgemma.pipeline_run"  # the tag that ties a run to its pipeline
 def injected_run() -> str:
     """Return the id of the run that the platform made for this pipeline run, or ""."""
     return os.environ.get("MLFLOW_RUN_ID", "")
+
+
+def open_run(registry: RegistryConfig, pipeline_run: str, name: str) -> str:
+    """See to it that a pipeline run has its run in MLflow; return the page of it, "" where MLflow is no server.
+
+    Args:
+        registry: the configuration's section.
+        pipeline_run: the pipeline run's id.
+        name: what people call the pipeline run.
+
+    Raises:
+        InputError: MLflow cannot be reached or refuses.
+    """
+    with server.connected(registry) as client:
+        run = client.get_run(run_in(client, registry, pipeline_run, name=name))
+    uri = server.shown(tracking_uri(registry))
+    page = f"{uri.rstrip('/')}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    return page if uri.startswith("http") else ""
 
 
 def ensure_run(registry: RegistryConfig, pipeline_run: str) -> str:
@@ -48,8 +66,8 @@ def ensure_run(registry: RegistryConfig, pipeline_run: str) -> str:
         return run_in(client, registry, pipeline_run)
 
 
-def run_in(client: MlflowClient, registry: RegistryConfig, pipeline_run: str) -> str:
-    """As `ensure_run`, with a client at hand."""
+def run_in(client: MlflowClient, registry: RegistryConfig, pipeline_run: str, *, name: str = "") -> str:
+    """As `ensure_run`, with a client at hand; a run that is made is called `name`, else like the pipeline run's id."""
     injected = injected_run()
     if injected:
         # Its experiment is the platform's choice: none is set or made here.
@@ -62,7 +80,7 @@ def run_in(client: MlflowClient, registry: RegistryConfig, pipeline_run: str) ->
         return str(client.create_run(experiment).info.run_id)
     first = _oldest(client, experiment, pipeline_run)
     if first is None:
-        made = client.create_run(experiment, run_name=pipeline_run, tags={PIPELINE_RUN: pipeline_run})
+        made = client.create_run(experiment, run_name=name or pipeline_run, tags={PIPELINE_RUN: pipeline_run})
         # Two processes may have made one at the same time: the oldest is the run, the other goes.
         first = _oldest(client, experiment, pipeline_run) or made
         if first.info.run_id != made.info.run_id:

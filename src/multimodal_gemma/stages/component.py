@@ -1,13 +1,14 @@
 """What the body of a pipeline component calls besides its stage.
 
-A component is a label on a door. Behind it three things are the same for every stage: a user's mistake ends as one
-sentence and exit code 2, pages are put where the pipelines UI shows them, and scores are logged in the UI's own
-kinds.
+A component is a label on a door. Behind it four things are the same for every stage: its work is done in a process
+of its own and tried again there, a user's mistake ends as one sentence and exit code 2, pages are put where the
+pipelines UI shows them, and scores are logged in the UI's own kinds.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 
 from multimodal_gemma import environment, files, logs
 from multimodal_gemma.errors import InputError
+from multimodal_gemma.stages.summary import Summary
 
 INPUT_ERROR = 2  # exit code of a user's mistake; any other failure ends with 1
 _QUIET = {  # what libraries do on their own account
@@ -41,6 +43,21 @@ def guarded() -> Iterator[None]:
         raise SystemExit(INPUT_ERROR) from None
 
 
+def work(stage: str, plan: str, **arguments: Any) -> Summary:
+    """Do a stage's work as `tries.run` does; return what it tells."""
+    from multimodal_gemma.stages import tries
+
+    found = tries.run(stage, plan, **arguments)
+    return Summary(**{**found, "folder": Path(found["folder"])})
+
+
+def check(asked: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Do the preflight's work; return its plans in the order of their fields."""
+    from multimodal_gemma.stages import tries
+
+    return tuple(tries.run("preflight", asked=dict(asked)).values())
+
+
 def publish(folder: str, name: str, destination: str) -> None:
     """Copy a page of an artifact to the path of the HTML or Markdown artifact that the UI shows.
 
@@ -58,6 +75,19 @@ def write(text: str, destination: str) -> None:
     files.write_text(Path(destination), text)
 
 
+# What "Compare runs" of the UI shows side by side; everything else is in MLflow.
+_HEADLINE = (
+    *("pope_accuracy", "pope_f1", "pope_yes_ratio", "pope_adversarial_accuracy", "pope_popular_accuracy"),
+    *("pope_random_accuracy", "pope_majority_baseline", "vqa_accuracy", "vqa_over_baseline", "validation_loss"),
+)
+
+
+def headline(summary: Summary) -> Summary:
+    """Return a summary of an evaluation with the ten scores that runs are compared by."""
+    numbers = {name: summary.numbers[name] for name in _HEADLINE if name in summary.numbers}
+    return dataclasses.replace(summary, numbers=numbers)
+
+
 def log_confusion(evaluation: str, matrices: Mapping[str, Any]) -> None:
     """Log one confusion matrix a POPE setting, rows the truth and columns the answer.
 
@@ -71,21 +101,3 @@ def log_confusion(evaluation: str, matrices: Mapping[str, Any]) -> None:
             counts = scores[setting]
             rows = [[counts["tp"], counts["fn"]], [counts["fp"], counts["tn"]]]
             artifact.log_confusion_matrix(["yes", "no"], rows)
-
-
-def scores_markdown(evaluation: str) -> str:
-    """Return the scores of an evaluation as a Markdown table, each beside what a constant answer would score."""
-    metrics = files.read_json(Path(evaluation) / "metrics.json", "evaluation")
-    rows = [
-        "| benchmark | accuracy | majority answer | F1 | answers yes | questions |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for setting, score in (metrics.get("pope") or {}).items():
-        rows.append(
-            f"| POPE {setting} | {score['accuracy']:.3f} | {score['majority_baseline']:.3f} | {score['f1']:.3f} "
-            f"| {score['yes_ratio']:.3f} | {score['count']:,} |"
-        )
-    if vqa := metrics.get("vqa"):
-        rows.append(f"| VQA v2 | {vqa['accuracy']:.3f} | {vqa['majority_baseline']:.3f} | | | {vqa['count']:,} |")
-    contamination = metrics.get("contamination", {}).get("status", "unknown")
-    return "\n".join(["# Scores", "", *rows, "", f"Training images in the benchmarks: {contamination}.", ""])

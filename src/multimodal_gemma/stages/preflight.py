@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ import multimodal_gemma
 from multimodal_gemma import config as configuration
 from multimodal_gemma import files, logs
 from multimodal_gemma.cluster.trainjob.place import divide
-from multimodal_gemma.config import Config
+from multimodal_gemma.config import Config, hardware
 from multimodal_gemma.config.flat import as_overrides
+from multimodal_gemma.config.schema import ResourcesConfig
 from multimodal_gemma.errors import InputError
-from multimodal_gemma.registry import server
+from multimodal_gemma.registry import runs, server
 
 _log = logs.get("preflight")
 
@@ -53,62 +55,106 @@ _CODE = {
 
 @dataclasses.dataclass(frozen=True)
 class Plans:
-    """What the preflight hands to the stages, each as JSON.
+    """What the preflight hands to the stages, in the order of the component's outputs.
 
     Attributes:
-        config: the whole configuration.
+        plan: configuration and run, for every stage that is not cached; JSON, as the four below.
         models: plan of download-models.
         dataset: plan of download-dataset.
         benchmarks: plan of download-benchmarks.
         preprocess: plan of preprocess-dataset.
-        place: what train-model's pod asks of the cluster, see `cluster.trainjob.place.divide`; no JSON.
+        accelerator: resource name of the accelerator, for the pods of train-model and evaluate-model.
+        train_count: accelerators of train-model's pod, as text: the backend reads no numbers here.
+        train_cpu: cores of it.
+        train_memory: memory of it.
+        train_nodes: labels that its node must have.
+        train_taints: taints that it accepts.
+        evaluate_count: likewise of evaluate-model's pod, as are the four below.
+        evaluate_cpu: cores.
+        evaluate_memory: memory.
+        evaluate_nodes: labels.
+        evaluate_taints: taints.
     """
 
-    config: str
+    plan: str
     models: str
     dataset: str
     benchmarks: str
     preprocess: str
-    place: tuple[Any, ...] = ()
+    accelerator: str
+    train_count: str
+    train_cpu: str
+    train_memory: str
+    train_nodes: dict[str, str]
+    train_taints: list[dict[str, str]]
+    evaluate_count: str
+    evaluate_cpu: str
+    evaluate_memory: str
+    evaluate_nodes: dict[str, str]
+    evaluate_taints: list[dict[str, str]]
 
 
-def run(
-    preset: str,
-    overrides: Sequence[str],
-    settings: Mapping[str, Any] | None = None,
-    *,
-    needed: Sequence[str] = tuple(_TOLD),
-    placement: Mapping[str, Any] | None = None,
-) -> Plans:
-    """Compose and check the configuration, and plan the cached stages.
+def run(asked: Mapping[str, Any]) -> Plans:
+    """Compose and check the configuration, look at MLflow and the cluster, and plan the stages.
 
     Args:
-        preset: one of `config.presets()`.
-        overrides: `section.key=value` strings; they win over `settings`.
-        settings: values of single parameters, named section_key (e.g. training_epochs); "" and 0 leave the preset's
-            value.
-        needed: the cached stages that the pipeline has; the plan of any other is "".
-        placement: parameters resources_* and secret_* of a run on a cluster; in a pod that may speak to
-            the Kubernetes API, the cluster is looked at too.
+        asked: the component's inputs: `preset`, `overrides`, parameters that are configuration keys (see `composed`),
+            `needed`, the cached stages that the pipeline has (the plan of any other is ""), `run_id` and `run_name` of
+            the pipeline run, and the names of the Secrets. All but `preset` may be left out.
 
     Raises:
         InputError: a preset, key or value is wrong, MLflow does not answer, a source cannot be had, or the cluster
             cannot run it.
     """
+    needed, run_id = asked.get("needed", tuple(_TOLD)), asked.get("run_id", "")
+    config = hardware.resolve(composed(asked))
+    server.check(config.registry)  # now, and not after hours of training
+    config, train = divide(config)
+    _look_at_cluster(asked, config, trains="preprocess" in needed)
+    plans: dict[str, Any] = {stage: _cached_plan(stage, config) if stage in needed else "" for stage in _TOLD}
+    plan: dict[str, Any] = {"config": configuration.differences(config), "run_id": run_id}
+    if run_id and "preprocess" in needed:
+        plan["mlflow"] = runs.open_run(config.registry, run_id, asked.get("run_name", ""))
+    count = len(asked.get("overrides", ()))
+    _log.info(f"preset {config.preset} with {count} overrides is valid; its sources and MLflow answer")
+    return Plans(
+        plan=json.dumps(plan, sort_keys=True),
+        **plans,
+        accelerator=config.resources.accelerator,
+        **_pod("train", train),
+        **_pod("evaluate", config.resources),
+    )
+
+
+def composed(asked: Mapping[str, Any]) -> Config:
+    """Compose the configuration of a pipeline run.
+
+    Args:
+        asked: parameters of the pipeline by name; an MLflow that the platform names (MLFLOW_TRACKING_URI) wins over the
+            parameter, whose default is a guess, and an override over both.
+
+    Raises:
+        InputError: a preset, key or value is wrong.
+    """
+    overrides = list(asked.get("overrides") or ())
     for override in overrides:
         if not isinstance(override, str):
             raise InputError(f"config: {override!r} is no override. Write each as a text section.key=value.")
-    config = configuration.compose(preset, [*as_overrides(settings or {}), *overrides])
-    server.check(config.registry)  # now, and not after hours of training
-    config, place = divide(config, placement or {})
-    if placement:
-        _look_at_cluster(placement, config)
-    plans = {stage: _plan(stage, config) if stage in needed else "" for stage in _TOLD}
-    _log.info(f"preset {preset} with {len(overrides)} overrides is valid; its sources and MLflow answer")
-    return Plans(config=configuration.to_json(config), place=place, **plans)
+    settings = dict(asked)
+    named, given = os.environ.get("MLFLOW_TRACKING_URI"), settings.get("registry_tracking_uri")
+    if named and given and named != given:
+        _log.info(f"MLflow is {server.shown(named)}, as MLFLOW_TRACKING_URI says, and not {server.shown(given)}")
+        del settings["registry_tracking_uri"]
+    return configuration.compose(str(asked.get("preset") or "sample"), [*as_overrides(settings), *overrides])
 
 
-def _look_at_cluster(placement: Mapping[str, Any], config: Config) -> None:
+def _pod(task: str, asked: ResourcesConfig) -> dict[str, Any]:
+    values = {"count": str(asked.accelerator_count or 0), "cpu": asked.cpu, "memory": asked.memory}
+    places = {"nodes": dict(asked.node_selector), "taints": list(asked.tolerations)}
+    return {f"{task}_{name}": value for name, value in (values | places).items()}
+
+
+def _look_at_cluster(asked: Mapping[str, Any], config: Config, *, trains: bool) -> None:
     from multimodal_gemma.cluster.kube import client
 
     if not client.in_cluster():
@@ -116,13 +162,10 @@ def _look_at_cluster(placement: Mapping[str, Any], config: Config) -> None:
         return
     from multimodal_gemma.cluster.preflight import findings, look, needs
 
-    asked = needs.of_run(placement, config, client.current_namespace(), inside=True)
-    findings.require(look.look(client.connect, asked))
-
-
-def planned(plan: str) -> Config:
-    """Return the configuration of a plan; keys that do not shape the stage's result stand at their defaults."""
-    return configuration.from_json(json.dumps(json.loads(plan)["config"]))
+    if trains:
+        hardware.require(config)
+    wanted = needs.of_run(asked, config, client.current_namespace(), inside=True)
+    findings.require(look.look(client.connect, wanted))
 
 
 def code_digest(parts: Sequence[str]) -> str:
@@ -142,13 +185,20 @@ def code_digest(parts: Sequence[str]) -> str:
     )
 
 
-def _plan(stage: str, config: Config) -> str:
+def shaping(stage: str, config: Config) -> dict[str, dict[str, Any]]:
+    """Return what of a configuration shapes the result of a cached stage, by section and key."""
     everything = dataclasses.asdict(config)
-    told = {
+    return {
         section: {key: value for key, value in everything[section].items() if key not in ignored}
         for section, ignored in _TOLD[stage].items()
     }
-    plan: dict[str, Any] = {"config": told, "code": code_digest(_CODE[stage])}
+
+
+def _cached_plan(stage: str, config: Config) -> str:
+    told, differing = shaping(stage, config), configuration.differences(config)
+    # What stands at its default is left out, as every step of a run carries its plan; the digest covers it all.
+    kept = {name: {key: value for key, value in differing.get(name, {}).items() if key in told[name]} for name in told}
+    plan: dict[str, Any] = {"config": kept, "told": files.digest_of(told), "code": code_digest(_CODE[stage])}
     if stage != "preprocess":  # which takes everything from artifacts
         from multimodal_gemma.data.downloads import KINDS
 

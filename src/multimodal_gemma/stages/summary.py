@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,10 +31,13 @@ class Summary:
     cached: bool = False
 
     def log_to(self, metrics: Any) -> None:
-        """Write the numbers into a KFP `Metrics` artifact."""
-        for name, value in self.numbers.items():
-            metrics.log_metric(name, float(value))
+        """Write the numbers into a KFP `Metrics` artifact; what is no finite number has no place in its metadata."""
+        for name, value in self._finite().items():
+            metrics.log_metric(name, value)
 
     def describe(self, artifact: Any) -> None:
         """Write digest, numbers and facts into the metadata of a KFP artifact."""
-        artifact.metadata.update({"digest": self.digest, **self.numbers, **self.facts})
+        artifact.metadata.update({"digest": self.digest, **self._finite(), **self.facts})
+
+    def _finite(self) -> dict[str, float]:
+        return {name: float(value) for name, value in self.numbers.items() if math.isfinite(value)}

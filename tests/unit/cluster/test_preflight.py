@@ -437,22 +437,27 @@ def test_a_run_looks_at_its_own_cluster_before_anything_else(server, tmp_path, m
     monkeypatch.setattr(client, "in_cluster", lambda: True)
     monkeypatch.setattr(client, "current_namespace", lambda: "ml")
     monkeypatch.setattr(client, "connect", lambda: connect(path))
-    placement = {"resources_accelerator_count": "4", "resources_node_selector": A100}
     tracking = f"registry.tracking_uri=sqlite:///{tmp_path}/mlflow.db"
+    overrides = [tracking, "resources.accelerator_count=4", "resources.cpu=8"]
+    asked = {"preset": "sample", "hardware": "a100", "overrides": overrides}
     with pytest.raises(InputError, match="preflight: no node has 4 x nvidia.com/gpu"):
-        stage.run("sample", [tracking], placement=placement)
+        stage.run(asked)
+
+
+def test_a_run_on_a_cluster_refuses_a_recipe_without_a_gpu(server, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(client, "in_cluster", lambda: True)
+    tracking = f"registry.tracking_uri=sqlite:///{tmp_path}/mlflow.db"
+    with pytest.raises(InputError, match="preset llava-150k would train for days without a GPU"):
+        stage.run({"preset": "llava-150k", "overrides": [tracking]})
 
 
 def test_the_command_prints_a_table_and_its_exit_code_tells_the_verdict(server, tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path / "kubeconfig")))
     assert "KUBERNETES_SERVICE_HOST" not in os.environ
-    arguments = ["preflight", "--quiet", "--param", "resources_memory=64Gi", "--param", "resources_cpu=8"]
-    selector = f"resources_node_selector={json.dumps(A100)}"
-    tolerated = f"resources_tolerations={json.dumps([TOLERATION])}"
-    gpu = ["--param", "resources_accelerator_count=1", "--param", selector, "--param"]
-    assert main([*arguments, *gpu, tolerated]) == 0
+    gpu = ["preflight", "--quiet", "--param", "hardware=a100", "resources.cpu=8", "registry.tracking_uri=sqlite:///a"]
+    assert main(gpu) == 0
     assert "✓ node" in capsys.readouterr().out
-    assert main([*arguments, *gpu, "resources_tolerations=[]", "--json"]) == 2
+    assert main([*gpu, "resources.tolerations=[{key: other}]", "--json"]) == 2
     told = json.loads(capsys.readouterr().out)
     assert not told["passed"]
     assert [check["state"] for check in told["checks"] if check["check"] == "node"] == ["failed"]
@@ -460,7 +465,7 @@ def test_the_command_prints_a_table_and_its_exit_code_tells_the_verdict(server, 
 
 def test_an_amount_that_is_none_is_refused(server, tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path / "kubeconfig")))
-    assert main(["preflight", "--param", "resources_memory=lots"]) == 2
-    assert "resources_memory='lots' is no amount" in capsys.readouterr().err
-    assert main(["preflight", "--param", "resources_accelerator_count=two"]) == 2
-    assert "is no count" in capsys.readouterr().err
+    assert main(["preflight", "resources.memory=lots"]) == 2
+    assert "resources.memory='lots' is no amount" in capsys.readouterr().err
+    assert main(["preflight", "resources.accelerator_count=two"]) == 2
+    assert "does not fit preset sample" in capsys.readouterr().err

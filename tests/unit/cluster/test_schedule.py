@@ -34,14 +34,14 @@ def only(server: KfpServer) -> dict[str, Any]:
 
 
 def test_a_schedule_is_created_with_what_a_run_would_get(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ["--param", "training_epochs=2", "--service-account", "runner", "training.seed=3"]
+    argv = ["--param", "contamination=drop", "--service-account", "runner", "training.seed=3"]
     assert scheduled(*CREATE, *argv) == 0
     made = only(server)
     assert made["trigger"] == {"cron_schedule": {"cron": "0 0 3 * * *"}}
     assert made["runtime_config"]["parameters"] == {
-        "preset": "sample",
-        "overrides": ["training.seed=3"],
-        "training_epochs": 2,
+        "p01_preset": "sample",
+        "p06_overrides": ["training.seed=3"],
+        "p05_contamination": "drop",
     }
     assert (made["service_account"], made["mode"], made["no_catchup"]) == ("runner", "ENABLE", True)
     assert made["pipeline_version_reference"]["pipeline_version_id"] in server.versions
@@ -87,7 +87,7 @@ def test_a_change_that_was_interrupted_leaves_one_in_the_end(
     assert scheduled(*CREATE, "training.epochs=9") == 2
     assert len(server.recurring) == 2
     assert scheduled(*CREATE, "training.epochs=9") == 0
-    assert only(server)["runtime_config"]["parameters"]["overrides"] == ["training.epochs=9"]
+    assert only(server)["runtime_config"]["parameters"]["p06_overrides"] == ["training.epochs=9"]
 
 
 def test_a_connection_that_breaks_while_it_is_made_does_not_leave_two(

@@ -49,7 +49,10 @@ def test_a_run_that_passed_the_gate_ends_with_0(server: KfpServer, capsys: pytes
     assert (said["state"], said["gate"]) == ("SUCCEEDED", "passed")
     assert said["link"] == f"{server.url}/#/runs/details/{said['run_id']}"
     run = server.runs[said["run_id"]]
-    assert run["runtime_config"]["parameters"] == {"preset": "sample", "overrides": ["training.epochs=1"]}
+    assert run["runtime_config"]["parameters"] == {
+        "p01_preset": "sample",
+        "p06_overrides": ["training.epochs=1"],
+    }
     assert server.experiments[run["experiment_id"]]["display_name"] == "multimodal-gemma"
 
 
@@ -115,29 +118,29 @@ def test_no_cache_reaches_the_innermost_task(server: KfpServer, capsys: pytest.C
     assert "enableCache" not in json.dumps(plain)
 
 
-def test_parameters_have_the_types_that_the_pipeline_declares(
-    server: KfpServer, capsys: pytest.CaptureFixture[str]
+def test_parameters_may_be_named_without_their_numbers_and_a_file_may_hold_overrides(
+    server: KfpServer, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    given = {
-        "training_epochs": ("3", 3),
-        "training_lora_lr": ("2e-4", 2e-4),
-        "resources_accelerator_count": ("1", "1"),
-        "resources_node_selector": ('{"disk": "ssd"}', {"disk": "ssd"}),
-        "resources_tolerations": ('[{"key": "gpu"}]', [{"key": "gpu"}]),
-        "registry_tracking_uri": ("http://mlflow:5000/?a=b", "http://mlflow:5000/?a=b"),
-    }
-    arguments = [part for name, (text, _) in given.items() for part in ("--param", f"{name}={text}")]
-    _, said = submitted(capsys, "--detach", "--run-name", "mine", "--service-account", "runner", *arguments)
+    (tmp_path / "params.yaml").write_text("hardware: l4\np10_secret_registry: mine\noverrides: [training.epochs=2]\n")
+    given = ["--params", str(tmp_path / "params.yaml"), "--param", "registry_tracking_uri=http://mlflow:5000/?a=b"]
+    _, said = submitted(capsys, "--detach", "--run-name", "mine", "--service-account", "runner", *given, "data.limit=9")
     run = server.runs[said["run_id"]]
-    assert run["runtime_config"]["parameters"] == {"preset": "sample"} | {
-        name: value for name, (_, value) in given.items()
+    assert run["runtime_config"]["parameters"] == {
+        "p01_preset": "sample",
+        "p02_hardware": "l4",
+        "p06_overrides": ["training.epochs=2", "data.limit=9"],  # the later one wins
+        "p07_registry_tracking_uri": "http://mlflow:5000/?a=b",
+        "p10_secret_registry": "mine",
     }
     assert (run["display_name"], run["service_account"]) == ("mine", "runner")
 
 
 def test_a_dry_run_sends_nothing(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["submit", "--dry-run", "--param", "training_epochs=2"]) == 0
-    assert json.loads(capsys.readouterr().out)["parameters"] == {"preset": "sample", "training_epochs": 2}
+    assert cli.main(["submit", "--dry-run", "--param", "contamination=drop"]) == 0
+    assert json.loads(capsys.readouterr().out)["parameters"] == {
+        "p01_preset": "sample",
+        "p05_contamination": "drop",
+    }
     assert server.requests == []
 
 
@@ -295,7 +298,7 @@ def test_every_answer_of_the_test_server_has_the_published_shape() -> None:
         what = {
             "display_name": "r",
             "experiment_id": experiment,
-            "runtime_config": {"parameters": {"preset": "sample"}},
+            "runtime_config": {"parameters": {"p01_preset": "sample"}},
             "pipeline_version_reference": {
                 "pipeline_id": pipeline,
                 "pipeline_version_id": version["pipeline_version_id"],

@@ -1,5 +1,6 @@
 """Policy of the compiled pipelines: what must hold of every file that is uploaded to a cluster."""
 
+import dataclasses
 import json
 import os
 import re
@@ -9,6 +10,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from multimodal_gemma.config import presets
+from multimodal_gemma.config.flat import AS_PRESET, bare
+from multimodal_gemma.config.schema import DataConfig, ResourcesConfig
 
 ROOT = Path(__file__).parents[3]
 COMPILED = ROOT / "pipelines" / "compiled"
@@ -119,12 +124,50 @@ def test_no_task_runs_as_root_or_with_privileges(spec, platform):
     assert "privileged" not in json.dumps(platform)
 
 
-def test_every_task_is_retried_with_growing_waits(spec):
+def test_a_lost_pod_is_replaced_after_growing_waits_and_has_the_time_for_it(spec, platform):
+    """Argo counts from the first attempt's start the time in which another may start and run."""
     for name, task in tasks(spec).items():
         policy = task["retryPolicy"]
+        label = spec["components"][task["componentRef"]["name"]]["executorLabel"]
+        deadline = int(platform["deploymentSpec"]["executors"][label]["activeDeadlineSeconds"])
         assert policy["maxRetryCount"] >= 1, name
         assert policy["backoffFactor"] == 2.0, name
         assert int(policy["backoffDuration"].rstrip("s")) >= 30, name
+        room = int(policy["backoffMaxDuration"].rstrip("s"))
+        assert room >= min(
+            (policy["maxRetryCount"] + 1) * deadline, platform["pipelineConfig"]["activeDeadlineSeconds"]
+        )
+
+
+def test_every_pod_has_the_label_by_which_policies_and_quota_know_it(platform):
+    for name, executor in platform["deploymentSpec"]["executors"].items():
+        assert executor["podMetadata"]["labels"] == {"app.kubernetes.io/part-of": "multimodal-gemma"}, name
+
+
+def test_no_task_lies_deeper_than_one_level_below_the_root(spec):
+    (group,) = (name for name, task in spec["root"]["dag"]["tasks"].items() if name.startswith("exit-handler"))
+    shown = spec["root"]["dag"]["tasks"][group]["taskInfo"]["name"]
+    assert shown in ("train-evaluate-register", "fetch-evaluate-record")
+    inside = spec["components"][spec["root"]["dag"]["tasks"][group]["componentRef"]["name"]]["dag"]["tasks"]
+    assert all("executorLabel" in spec["components"][task["componentRef"]["name"]] for task in inside.values())
+    assert len(tasks(spec)) == len(inside) + 1  # and report-run
+
+
+def test_only_the_export_waits_for_the_gates_word(spec):
+    held = {name: task["triggerPolicy"]["condition"] for name, task in tasks(spec).items() if _condition(task)}
+    if "export-model" not in tasks(spec):
+        assert held == {}
+        return
+    channel = "pipelinechannel--register-model-Output"  # kfp.local resolves no other name
+    assert held == {"export-model": f"inputs.parameter_values['{channel}'] == 'passed'"}
+    assert tasks(spec)["export-model"]["inputs"]["parameters"][channel] == {
+        "taskOutputParameter": {"outputParameterKey": "Output", "producerTask": "register-model"}
+    }
+    assert "register-model" in tasks(spec)["export-model"]["dependentTasks"]
+
+
+def _condition(task: dict) -> str:
+    return task.get("triggerPolicy", {}).get("condition", "")
 
 
 def test_only_downloads_and_preprocessing_are_cached(spec):
@@ -149,63 +192,80 @@ def test_secrets_are_named_and_optional_and_never_values(text, spec, platform):
     for container in containers(spec).values():
         assert {variable["name"] for variable in container.get("env", [])} <= {"MMGEMMA_IMAGE"}
     parameters = spec["root"]["inputDefinitions"]["parameters"]
-    assert not [name for name in parameters if re.search(r"token|password|key", name)]
+    assert not [name for name in parameters if re.search(r"token|password|key", bare(name))]
     assert not re.search(r"hf_[A-Za-z0-9]{20,}|AKIA[A-Z0-9]{16}|BEGIN [A-Z ]*PRIVATE KEY", text)
 
 
-def test_every_parameter_is_described_and_has_a_default(spec):
-    for name, parameter in spec["root"]["inputDefinitions"]["parameters"].items():
-        assert parameter["description"].rstrip().endswith("."), name
+def test_the_form_is_read_from_top_to_bottom_and_can_be_left_as_it_is(spec):
+    parameters = spec["root"]["inputDefinitions"]["parameters"]
+    assert 0 < len(parameters) <= 12
+    assert [int(name[1:3]) for name in sorted(parameters)] == list(range(1, len(parameters) + 1))
+    for name, parameter in parameters.items():
         assert parameter["isOptional"] is True, name
-        assert "defaultValue" in parameter, name
+        assert parameter["parameterType"] in ("STRING", "LIST"), name
+        assert f"- `{name}`: {parameter['description']}" in spec["pipelineInfo"]["description"]
+        assert "E.g. " in parameter["description"], name
+        assert parameter["defaultValue"] in parameter.get("literals", [parameter["defaultValue"]]), name
 
 
-def test_training_and_evaluation_are_placed_by_parameters(spec, platform):
-    """Evaluation directly; train-model by what preflight makes of them, as it may only submit a TrainJob."""
+def test_choices_are_the_configurations_own(spec):
+    parameters = spec["root"]["inputDefinitions"]["parameters"]
+    choices = {bare(name): set(value["literals"]) for name, value in parameters.items() if "literals" in value}
+    assert choices["preset"] == set(presets())
+    assert choices["hardware"] == set(_options(ResourcesConfig, "hardware"))
+    if "contamination" in choices:
+        assert choices["contamination"] == {*_options(DataConfig, "contamination"), AS_PRESET}
+
+
+def _options(section: type, key: str) -> tuple[str, ...]:
+    return next(field.metadata["options"] for field in dataclasses.fields(section) if field.name == key)
+
+
+def test_a_parameters_name_stands_in_three_places_at_most():
+    """Where it is defined, where preflight takes it, and what it is said to mean."""
+    sources = [path.read_text() for folder in ("pipelines", "components") for path in (ROOT / folder).rglob("*.py")]
+    for name in ("data_conversations", "data_images", "contamination", "hardware"):
+        places = sum(len(re.findall(rf"[\"' ]{name}[\"':]", text)) for text in sources)
+        assert 1 <= places <= 3, name
+
+
+def test_training_and_evaluation_are_placed_by_preflight(spec, platform):
     executors = platform["deploymentSpec"]["executors"]
     for name, container in containers(spec).items():
         if "trainer:" not in container["image"]:
             assert "accelerator" not in container["resources"]
             continue
-        decided = name == "exec-train-model"
-        count = "preflight-train_accelerator_count" if decided else "resources_accelerator_count"
+        kind = name.removeprefix("exec-").partition("-")[0]
         assert container["resources"]["accelerator"] == {
-            "resourceCount": f"{{{{$.inputs.parameters['pipelinechannel--{count}']}}}}",
-            "resourceType": "{{$.inputs.parameters['pipelinechannel--resources_accelerator']}}",
+            "resourceCount": f"{{{{$.inputs.parameters['pipelinechannel--preflight-{kind}_count']}}}}",
+            "resourceType": "{{$.inputs.parameters['pipelinechannel--preflight-accelerator']}}",
         }
         place = executors[name]
-        assert place["nodeSelector"]["nodeSelectorJson"] == _given("node_selector", decided)
-        assert place["tolerations"] == [{"tolerationJson": _given("tolerations", decided)}]
+        assert place["nodeSelector"]["nodeSelectorJson"] == _decided(f"{kind}_nodes")
+        assert place["tolerations"] == [{"tolerationJson": _decided(f"{kind}_taints")}]
         assert place["emptyDirMounts"][0]["mountPath"] == "/dev/shm"
         assert place["emptyDirMounts"][0]["medium"] == "Memory"
+        inputs = tasks(spec)[name.removeprefix("exec-")]["inputs"]["parameters"]
+        for value in ("count", "cpu", "memory"):  # the driver resolves them among the task's own inputs
+            assert inputs[f"pipelinechannel--preflight-{kind}_{value}"] == _decided(f"{kind}_{value}")
 
 
-def _given(name: str, decided: bool) -> dict:
-    """Return the source of a resource parameter: preflight's decision, or the run's own parameter."""
-    if not decided:
-        return {"componentInputParameter": f"resources_{name}"}
-    return {"taskOutputParameter": {"outputParameterKey": f"train_{name}", "producerTask": "preflight"}}
+def _decided(name: str) -> dict:
+    return {"taskOutputParameter": {"outputParameterKey": name, "producerTask": "preflight"}}
 
 
-def test_resource_parameters_are_texts_because_the_backend_reads_nothing_else(spec):
+def test_amounts_are_texts_because_the_backend_reads_nothing_else(spec):
     """The driver resolves them by the string value alone: the number 1 would become no accelerator, silently."""
-    for name in ("resources_accelerator", "resources_accelerator_count", "resources_cpu", "resources_memory"):
-        assert spec["root"]["inputDefinitions"]["parameters"][name]["parameterType"] == "STRING"
+    outputs = spec["components"]["comp-preflight"]["outputDefinitions"]["parameters"]
+    for name in ("accelerator", "train_count", "train_cpu", "train_memory", "evaluate_count", "evaluate_cpu"):
+        assert outputs[name]["parameterType"] == "STRING"
 
 
-def test_resource_parameters_reach_their_tasks(spec):
-    """The compiler drops them on the way into an exit handler's group; a nested pipeline keeps them."""
-    for name, decided in (("train-model", True), ("evaluate-model", False)):
-        for task, value in ((task, value) for task, value in tasks(spec).items() if task == name):
-            inputs = value["inputs"]["parameters"]
-            channel = "preflight-train_memory" if decided else "resources_memory"
-            assert inputs[f"pipelinechannel--{channel}"] == _given("memory", decided), task
-
-
-def test_conditions_rest_on_an_output_called_output(text):
-    """kfp.local resolves no other, and then skips the branch with no more than a warning."""
-    for condition in re.findall(r"inputs\.parameter_values\['+pipelinechannel--([\w-]+?)'+\]", text):
-        assert condition.endswith("-Output")
+def test_what_every_node_of_the_workflow_repeats_is_small(text, spec):
+    """KFP shows no tasks of a run whose status exceeds 1 MiB, and the status repeats specification and inputs."""
+    assert len(json.dumps(spec)) < 45_000
+    for name, container in containers(spec).items():
+        assert len(json.dumps(container)) < 4_000, name
 
 
 def test_images_can_be_chosen_by_registry_tag_and_digest(tmp_path):

@@ -1,11 +1,13 @@
 """How a stage's outcome leaves a component: a sentence, an exit code, pages and scores."""
 
 import json
+import math
 
 import pytest
 
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.stages import component, run_report
+from multimodal_gemma.stages.summary import Summary
 
 
 def test_a_mistake_of_the_user_ends_as_one_marked_sentence_and_code_2(capsys):
@@ -35,10 +37,27 @@ def test_confusion_matrices_have_the_truth_in_rows_and_settings_not_asked_stay_e
     assert not hasattr(other, "rows")
 
 
-def test_an_evaluation_without_pope_logs_no_matrix(tmp_path):
-    (tmp_path / "metrics.json").write_text(json.dumps({"pope": {}, "vqa": {}, "contamination": {"status": "clean"}}))
-    component.log_confusion(str(tmp_path), {"random": Matrix()})
-    assert "clean" in component.scores_markdown(str(tmp_path))
+class Metrics(dict):
+    metadata: dict[str, object]
+
+    def log_metric(self, name, value):
+        self[name] = value
+
+
+def test_what_is_no_finite_number_never_reaches_the_metadata(tmp_path):
+    numbers = {"loss": math.nan, "best": math.inf, "steps": 3.0}
+    summary, metrics = Summary("train", tmp_path, "abc", numbers), Metrics()
+    metrics.metadata = {}
+    summary.log_to(metrics)
+    summary.describe(metrics)
+    assert metrics == {"steps": 3.0}
+    assert metrics.metadata == {"digest": "abc", "steps": 3.0}
+
+
+def test_runs_are_compared_by_ten_scores_at_most(tmp_path):
+    numbers = {f"pope_random_{number}": 0.5 for number in range(30)} | {"pope_accuracy": 0.9, "vqa_accuracy": 0.8}
+    kept = component.headline(Summary("evaluate", tmp_path, "abc", numbers)).numbers
+    assert kept == {"pope_accuracy": 0.9, "vqa_accuracy": 0.8}
 
 
 def status(state: str, **more: object) -> dict[str, object]:

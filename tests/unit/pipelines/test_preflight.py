@@ -43,7 +43,12 @@ def plans(data: Path, *overrides: str) -> dict[str, str]:
         f"model.vision={data}/vision",
         f"model.language={data}/language",
     ]
-    return dataclasses.asdict(preflight.run("sample", [*places, *overrides]))
+    return dataclasses.asdict(preflight.run({"preset": "sample", "overrides": [*places, *overrides]}))
+
+
+def told(plan: str) -> configuration.Config:
+    """Return the configuration of a plan, as its stage reads it."""
+    return configuration.from_json(json.dumps(json.loads(plan)["config"]))
 
 
 def changed(data: Path, *overrides: str) -> set[str]:
@@ -99,27 +104,70 @@ def test_a_change_of_the_code_that_makes_a_result_invalidates_it(data, monkeypat
 
 def test_a_plan_tells_its_stage_the_values_that_shape_the_result(data):
     made = plans(data, "data.max_image_bytes=1000", "benchmarks.vqa_questions=5", "data.max_text_tokens=99")
-    assert preflight.planned(made["dataset"]).data.max_image_bytes == 1000
-    assert preflight.planned(made["dataset"]).data.conversations == (data / "conversations.json").as_uri()
-    assert preflight.planned(made["benchmarks"]).benchmarks.vqa_questions == 5
-    assert preflight.planned(made["preprocess"]).data.max_text_tokens == 99
-    assert preflight.planned(made["models"]).model.vision.startswith((data / "vision").as_uri())
+    assert told(made["dataset"]).data.max_image_bytes == 1000
+    assert told(made["dataset"]).data.conversations == (data / "conversations.json").as_uri()
+    assert told(made["benchmarks"]).benchmarks.vqa_questions == 5
+    assert told(made["preprocess"]).data.max_text_tokens == 99
+    assert told(made["models"]).model.vision.startswith((data / "vision").as_uri())
 
 
-def test_every_key_of_the_data_section_reaches_a_cached_stage(data):
+def test_every_key_of_the_data_section_shapes_a_cached_stage():
     """A new key that no stage were told of would change nothing, silently."""
-    told = {key for stage in CACHED for key in json.loads(plans(data)[stage])["config"].get("data", {})}
-    assert told == {field.name for field in dataclasses.fields(configuration.Config().data)}
+    config = configuration.Config()
+    heard = {key for stage in CACHED for key in preflight.shaping(stage, config).get("data", {})}
+    assert heard == {field.name for field in dataclasses.fields(config.data)}
+
+
+def test_a_value_that_a_plan_leaves_out_is_still_part_of_the_cache_key(data, monkeypatch):
+    """Plans hold only what differs from the defaults; a default that changes must not find the old result."""
+    monkeypatch.setattr(configuration, "differences", lambda config: {"preset": config.preset})
+    assert changed(data, "data.split_seed=43") == {"preprocess"}
 
 
 def test_parameters_are_settings_and_overrides_win_over_them(data):
-    settings = {"training_epochs": 7, "training_batch_size": 3, "registry_name": "it's mine", "training_lora_lr": 0.0}
-    made = preflight.run("sample", ["training.batch_size=5"], settings, needed=[])
-    config = configuration.from_json(made.config)
-    assert (config.training.epochs, config.training.batch_size) == (7, 5)
+    asked = {"preset": "sample", "registry_name": "it's mine", "hardware": "l4", "contamination": "drop", "needed": []}
+    made = preflight.run({**asked, "overrides": ["data.contamination=allow", "resources.cpu=3"]})
+    config = told(made.plan)
     assert config.registry.name == "it's mine"
-    assert config.training.lora_lr == configuration.compose("sample").training.lora_lr  # 0 leaves the preset's
+    assert (config.data.contamination, config.resources.hardware, config.resources.cpu) == ("allow", "l4", "3")
     assert made.dataset == ""
+
+
+def test_a_form_that_nobody_touched_leaves_what_the_preset_says(data):
+    asked = {"preset": "sample", "contamination": "as the preset says", "data_images": "", "needed": []}
+    assert told(preflight.run(asked).plan).data == configuration.compose("sample").data
+
+
+def test_pods_get_the_hardware_and_the_stages_its_device(data):
+    made = preflight.run({"preset": "sample", "hardware": "a100", "needed": []})
+    assert (made.train_count, made.train_cpu, made.train_memory, made.accelerator) == (
+        "1",
+        "10",
+        "64Gi",
+        "nvidia.com/gpu",
+    )
+    assert made.train_nodes == made.evaluate_nodes == {"cloud.google.com/gke-accelerator": "nvidia-tesla-a100"}
+    assert told(made.plan).training.device == told(made.plan).evaluation.device == "cuda"
+    assert preflight.run({"preset": "sample", "needed": []}).train_count == "0"
+
+
+def test_the_platforms_mlflow_wins_over_the_forms_guess_and_an_override_over_both(tmp_path):
+    asked = {"preset": "sample", "registry_tracking_uri": "http://mlflow.mlflow:5000", "needed": []}
+    assert told(preflight.run(asked).plan).registry.tracking_uri == ""  # MLFLOW_TRACKING_URI, in every pod
+    own = f"sqlite:///{tmp_path}/own.db"
+    made = preflight.run({**asked, "overrides": [f"registry.tracking_uri={own}"]})
+    assert told(made.plan).registry.tracking_uri == own
+
+
+def test_mlflows_run_is_called_like_the_pipelines(tmp_path):
+    from multimodal_gemma.registry import runs, server
+
+    asked = {"preset": "sample", "needed": ["preprocess"], "run_id": "0b1c", "run_name": "sample-20261125-232731"}
+    plan = json.loads(preflight.run(asked).plan)
+    assert plan["run_id"] == "0b1c"
+    registry = configuration.compose("sample").registry
+    with server.connected(registry) as client:
+        assert client.get_run(runs.ensure_run(registry, "0b1c")).info.run_name == "sample-20261125-232731"
 
 
 def test_a_source_that_is_not_there_is_told_before_anything_is_downloaded(data):
@@ -129,7 +177,7 @@ def test_a_source_that_is_not_there_is_told_before_anything_is_downloaded(data):
 
 def test_an_override_that_is_no_text_is_refused():
     with pytest.raises(InputError, match="no override"):
-        preflight.run("sample", [{"training.epochs": 1}])  # type: ignore[list-item]
+        preflight.run({"preset": "sample", "overrides": [{"training.epochs": 1}]})
 
 
 def test_a_run_that_could_not_be_recorded_never_starts(data, monkeypatch):

@@ -20,7 +20,7 @@ from multimodal_gemma.cluster.kfp.story import REPORT, Snapshot
 from multimodal_gemma.cluster.kfp.why import Causes
 from multimodal_gemma.cluster.kube import client
 from multimodal_gemma.cluster.preflight.needs import SERVICE_ACCOUNT
-from multimodal_gemma.config.compose import presets  # Hydra puts the folder of that name into the package
+from multimodal_gemma.config.flat import bare
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.local.runner import compiled_pipeline
 
@@ -133,8 +133,9 @@ def account(api: Api, args: argparse.Namespace) -> str | None:
 def _parameters(args: argparse.Namespace, compiled: pipeline.Compiled) -> dict[str, Any]:
     filed = submit_parameters.read_file(args.params) if args.params else {}
     found = submit_parameters.collect(compiled.parameters, preset(args), args.overrides, args.param or [], filed)
-    if "preset" in compiled.parameters and (found.keys() != {"preset"} or preset(args) not in presets()):
-        submit_parameters.configured(found, preset(args), args.overrides)  # refuses what the run would refuse
+    known = {bare(name) for name in found}
+    if "preset" in known and (known != {"preset"} or preset(args) != "sample"):
+        submit_parameters.configured(found, compiled.parameters)  # refuses what the run would refuse
     return found
 
 
@@ -150,7 +151,7 @@ def _submit(api: Api, args: argparse.Namespace, planned: Plan) -> int:
 
     description = "mmgemma submit"
     if args.new_data:
-        sources = data.Sources.of(submit_parameters.configured(planned.parameters, preset(args), args.overrides))
+        sources = data.Sources.of(submit_parameters.configured(planned.parameters, planned.compiled.parameters))
         if same := data.run_on(api, sources, args.experiment, args.namespace or ""):
             sentence = f"No new data since run {same}; nothing was submitted."
             return _said(args, 0, sentence, {"submitted": False, "data": sources.digest, "last_run": same})

@@ -78,8 +78,8 @@ def of_run(
     """Return what a run with these parameters asks for.
 
     Args:
-        parameters: of the compiled pipeline; resources_* and secret_* are read.
-        config: the composed configuration.
+        parameters: of the pipeline, without their numbers; secret_* are read.
+        config: the composed configuration, with its hardware resolved.
         namespace: where its pods live.
         service_account: whom they run as; "": see `Needs`.
         inside: it is asked from a pod of the run itself.
@@ -101,12 +101,12 @@ def of_run(
         namespace=namespace,
         service_account=service_account,
         inside=inside,
-        accelerator=str(parameters.get("resources_accelerator") or Needs.accelerator),
-        count=accelerators(str(parameters.get("resources_accelerator_count") or "0")),
-        cpu=str(parameters.get("resources_cpu") or Needs.cpu),
-        memory=str(parameters.get("resources_memory") or Needs.memory),
-        node_selector=dict(parameters.get("resources_node_selector") or {}),
-        tolerations=list(parameters.get("resources_tolerations") or []),
+        accelerator=config.resources.accelerator,
+        count=config.resources.accelerator_count or 0,
+        cpu=config.resources.cpu or Needs.cpu,
+        memory=config.resources.memory or Needs.memory,
+        node_selector=dict(config.resources.node_selector),
+        tolerations=list(config.resources.tolerations),
         secrets={hub: ["token"], store: ["accesskey", "secretkey"], registry: ["username", "password"]},
         required=[name for name in required if name],
         registry=server.tracking_uri(config.registry) if inside else config.registry.tracking_uri,
@@ -116,9 +116,9 @@ def of_run(
         store=artifacts,
     )
     if config.training.nodes > 1:
-        needs = _on_nodes(needs, divide(config, parameters)[0])
-    _require_quantity("resources_cpu", needs.cpu)
-    _require_quantity("resources_memory", needs.memory)
+        needs = _on_nodes(needs, divide(config)[0])
+    _require_quantity("resources.cpu", needs.cpu)
+    _require_quantity("resources.memory", needs.memory)
     return needs
 
 
@@ -159,18 +159,3 @@ def _require_quantity(name: str, text: str) -> None:
             f"preflight: {name}={text!r} is no amount as Kubernetes writes it. Give e.g. 8 or 500m cores, or 32Gi of "
             "memory."
         ) from None
-
-
-def accelerators(text: str) -> int:
-    """Return a count of accelerators from its parameter, which is a text.
-
-    Raises:
-        InputError: it is no whole number.
-    """
-    try:
-        number = float(text or 0)
-    except ValueError:
-        number = -1.0
-    if number < 0 or number != int(number):
-        raise InputError(f'preflight: resources_accelerator_count={text!r} is no count. Give "0", "1" or more.')
-    return int(number)
