@@ -37,7 +37,7 @@ if ! docker image inspect "$BASE_IMAGE" > /dev/null 2>&1 && ! timeout 60 docker 
   timed images/base.sh "$BASE_IMAGE"
 fi
 if ! [ build/wheels -nt constraints.txt ] || ! [ build/wheels -nt pyproject.toml ]; then
-  timed images/wheels.sh
+  TORCH_INDEX=configured timed images/wheels.sh
 fi
 timed images/build.sh --offline pipeline trainer
 MMGEMMA_TEST_IMAGES="$registry $tag" timed "${PYTHON:-.venv/bin/python}" -m pytest tests/images "$@"
