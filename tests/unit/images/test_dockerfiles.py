@@ -17,7 +17,7 @@ Step = tuple[str, str]
 
 
 def stages(text: str) -> dict[str, list[Step]]:
-    """Return the steps of every stage, each by its first word, with those of the stage that it starts from before them."""
+    """Return the steps of every stage by its name, after those of the stage that it starts from."""
     lines = re.sub(r"\\\n", " ", re.sub(r"^#.*\n", "", text, flags=re.MULTILINE)).splitlines()
     found: dict[str, list[Step]] = {"": []}
     current = ""
@@ -112,12 +112,12 @@ def test_hadolint_would_find_a_mistake(tmp_path: Path) -> None:
 def test_what_is_installed_by_hash_is_the_version_that_constraints_say() -> None:
     pins = dict(line.split("==") for line in _lines(IMAGES.parent / "constraints.txt") if "==" in line)
     pins = {_normal(name): version for name, version in pins.items()}
-    hashed = [
-        re.fullmatch(r"(\S+)==(\S+) --hash=sha256:[0-9a-f]{64}", line) for line in _lines(*IMAGES.glob("hashes*"))
-    ]
-    assert {_normal(found[1]): found[2] for found in hashed if found} == {
-        _normal(found[1]): pins[_normal(found[1])] for found in hashed if found
-    }
+    hashed = {}
+    for line in _lines(*IMAGES.glob("hashes*.txt")):
+        found = re.fullmatch(r"(\S+)==(\S+) --hash=sha256:[0-9a-f]{64}", line)
+        assert found, line
+        hashed[_normal(found[1])] = found[2]
+    assert hashed == {name: pins[name] for name in hashed}
     wanted = subprocess.run(
         [sys.executable, IMAGES / "requirements.py", "train", "pipeline", "int8", "nf4"],
         capture_output=True,
@@ -126,7 +126,7 @@ def test_what_is_installed_by_hash_is_the_version_that_constraints_say() -> None
         check=True,
     ).stdout
     names = {_normal(re.split(r"[><=\[ ]", line)[0]) for line in wanted.splitlines()}
-    assert names <= {_normal(found[1]) for found in hashed if found}
+    assert names <= hashed.keys()
 
 
 def test_the_cpu_image_installs_nothing_of_cuda() -> None:

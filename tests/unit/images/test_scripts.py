@@ -21,6 +21,7 @@ FAKE = """#!/bin/sh
 echo "$@" >> "$NOTES"
 case "$*" in
   *Client.Version*) echo "${CLIENT:-20.10.24}" ;;
+  buildx*imagetools*) echo "$BASE_DIGEST" ;;
   buildx*) exit "${BUILDX:-1}" ;;
   *RepoDigests*pipeline:*) printf '%b' "$PIPELINE_DIGESTS" ;;
   *RepoDigests*trainer:*) printf '%b' "$TRAINER_DIGESTS" ;;
@@ -106,6 +107,22 @@ def test_a_client_that_cannot_build_is_passed_over(environment: dict[str, str]) 
     assert _run({**environment, "CLIENT": "28.2.2", "BUILDX": "0"}, "build.sh").returncode == 0
 
 
+def test_a_base_that_a_registry_knows_is_built_from_by_its_digest(environment: dict[str, str]) -> None:
+    digest = "sha256:" + "d" * 64
+    assert _run({**environment, "BASE_DIGEST": digest}, "build.sh", "trainer").returncode == 0
+    assert f"BASE_IMAGE=python:3.11-slim-bookworm@{digest} " in _notes(environment)[-2]
+    assert _run({**environment, "BASE_IMAGE": "mine:1"}, "build.sh", "trainer").returncode == 0
+    assert "BASE_IMAGE=mine:1 " in _notes(environment)[-2]
+
+
+def test_the_cpu_image_is_told_where_cpu_builds_of_torch_are(environment: dict[str, str]) -> None:
+    done = _run({**environment, "TORCH_CPU_INDEX": "https://index.example.com/cpu"}, "build.sh")
+    assert done.stderr == ""
+    assert "TORCH_CPU_INDEX=https://index.example.com/cpu" in _notes(environment)[-2]
+    assert "CUDA libraries that it never uses" in _run(environment, "build.sh").stderr
+    assert _run(environment, "build.sh", "trainer").stderr == ""
+
+
 def test_scripts_can_be_started() -> None:
-    for name in ("build.sh", "push.sh", "wheels.sh", "base.sh", "test.sh"):
+    for name in ("build.sh", "push.sh", "wheels.sh", "hashes.sh", "base.sh", "test.sh"):
         assert os.access(REPOSITORY / "images" / name, os.X_OK), name
