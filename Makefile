@@ -11,7 +11,7 @@ IMAGE_TAG ?=
 export IMAGE_REGISTRY IMAGE_TAG
 
 .DEFAULT_GOAL := help
-.PHONY: help run test e2e lint format compile-pipeline check-pipeline mlflow demo images push test-images manifests bench clean
+.PHONY: help run test e2e lint format compile-pipeline check-pipeline mlflow demo images push test-images test-cluster manifests bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ push: ## push the images and note their digests in images/digests.json
 
 test-images: $(VENV)/dev.stamp ## the images, built and run with a real Docker engine (minutes)
 	PYTHON=$(BIN)/python images/test.sh $(ARGS)
+
+test-cluster: $(VENV)/dev.stamp ## the scenarios of tests/cluster on the cluster of KUBECONFIG (ARGS="--cluster-cpu 1")
+	$(BIN)/python -m pytest tests/cluster -v -rs $(ARGS)
 
 manifests: ## render every overlay
 	@for overlay in base overlays/kind overlays/gke-a100; do kubectl kustomize manifests/$$overlay > /dev/null || exit 1; done

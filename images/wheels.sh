@@ -19,7 +19,7 @@ scratch=$(mktemp -d "$folder.XXXXXX")
 trap 'rm -rf "$scratch"' EXIT
 "$python" images/requirements.py train pipeline int8 nf4 > "$scratch/requirements.txt"
 "$python" -m venv "$scratch/venv"
-pip=("$scratch/venv/bin/python" -m pip --quiet --disable-pip-version-check)
+pip=("$scratch/venv/bin/python" -m pip -qq --disable-pip-version-check)
 # Debian's pip makes wheels of sdists with setup.py, for which its environments hold no `wheel`.
 "${pip[@]}" install --upgrade pip setuptools wheel
 wheel=("${pip[@]}" wheel --wheel-dir "$scratch/wheels" -c constraints.txt)

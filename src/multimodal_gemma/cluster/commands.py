@@ -64,6 +64,7 @@ def add(commands: Any, add_command: Callable[..., argparse.ArgumentParser]) -> N
         metavar="NAME",
         help="run this version of the server (a name, a digest, or latest); upload nothing",
     )
+    submit.add_argument("--upload", action="store_true", help="upload the pipeline, and create no run")
     submit.add_argument("--new-data", action="store_true", help="submit nothing unless the data has changed")
     following = submit.add_argument_group("following")
     following.add_argument("--detach", action="store_true", help="do not wait for the end")

@@ -155,6 +155,13 @@ def test_a_version_of_the_server_can_be_run_by_its_digest(
     assert server.count("POST", "/upload_version") == 1
 
 
+def test_a_pipeline_can_be_uploaded_without_a_run(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert submitted(capsys, "--upload")[1]["pipeline"]["uploaded"] is True
+    code, said = submitted(capsys, "--upload")
+    assert (code, said["pipeline"]["uploaded"], said["submitted"]) == (0, False, False)
+    assert (len(server.versions), len(server.runs)) == (1, 0)
+
+
 def test_a_run_can_be_followed_by_another_command_and_stopped(
     server: KfpServer, capsys: pytest.CaptureFixture[str]
 ) -> None:

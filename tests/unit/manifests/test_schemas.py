@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from tests.unit.manifests.rendering import CLUSTERS, cluster, the
+from tests.unit.manifests.rendering import CLUSTERS, MANIFESTS, cluster, the
 from tests.unit.manifests.schemas import complaints
 
 
 @pytest.mark.parametrize("name", CLUSTERS)
 def test_the_api_accepts_every_manifest(name: str) -> None:
     assert [line for one in cluster(name) for line in complaints(one)] == []
+
+
+@pytest.mark.parametrize("page", sorted((MANIFESTS.parent / "docs").glob("*.md")), ids=lambda path: path.stem)
+def test_the_api_accepts_what_the_pages_show(page: Path) -> None:
+    shown = [yaml.safe_load_all(block) for block in re.findall(r"```yaml\n(apiVersion.*?)```", page.read_text(), re.S)]
+    assert [line for objects in shown for one in objects for line in complaints(one)] == []
 
 
 def _rank(one: dict[str, Any]) -> dict[str, Any]:

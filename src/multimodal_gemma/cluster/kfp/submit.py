@@ -74,6 +74,8 @@ def run(args: argparse.Namespace) -> int:
             if args.follow:
                 return _follow(api, args, follow.attach(api, args.follow), {})
             return _stop(api, args) if args.stop else _retry(api, args)
+        if args.upload:
+            return _upload(args)
         planned = None if args.pipeline_version else plan(args)  # refuses what is wrong before the server is asked
         if args.dry_run and planned:
             return _dry_run(args, planned)
@@ -101,13 +103,29 @@ def place(api: Api, args: argparse.Namespace, planned: Plan) -> Target:
     experiment_id = store.ensure_experiment(api, args.experiment, namespace, create=create)
     if planned.known:
         return Target(*planned.known, experiment_id, uploaded=False)
+    pipeline_id, version_id, uploaded = _version(api, compiled, namespace)
+    _log.info(_placed(compiled, uploaded))
+    return Target(pipeline_id, version_id, experiment_id, uploaded)
+
+
+def _upload(args: argparse.Namespace) -> int:
+    compiled = pipeline.read(args.pipeline or compiled_pipeline(), cache=not args.no_cache)
+    *_, uploaded = _version(connected(args), compiled, args.namespace or "")
+    facts = {"submitted": False, "pipeline": {"name": compiled.name, "version": compiled.title, "uploaded": uploaded}}
+    return _said(args, 0, _placed(compiled, uploaded), facts)
+
+
+def _version(api: Api, compiled: pipeline.Compiled, namespace: str) -> tuple[str, str, bool]:
     pipeline_id = store.ensure_pipeline(api, compiled, namespace)
     version_id, uploaded = store.ensure_version(api, pipeline_id, compiled)
-    done = "uploaded" if uploaded else "is on the server already; nothing was uploaded"
-    _log.info(f"{compiled.name} {compiled.title} {done}")
     if compiled.platform:
         store.require_platform(api, pipeline_id, version_id)
-    return Target(pipeline_id, version_id, experiment_id, uploaded)
+    return pipeline_id, version_id, uploaded
+
+
+def _placed(compiled: pipeline.Compiled, uploaded: bool) -> str:
+    done = "uploaded" if uploaded else "is on the server already; nothing was uploaded"
+    return f"{compiled.name} {compiled.title} {done}"
 
 
 def account(api: Api, args: argparse.Namespace) -> str | None:
