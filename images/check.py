@@ -18,7 +18,6 @@ MODULES = (
     "transformers.models.gemma3.modeling_gemma3",
     "peft",
     "accelerate",
-    "datasets",
     "mlflow",
     "minio",
     "PIL.Image",

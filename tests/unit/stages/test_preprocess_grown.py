@@ -15,10 +15,12 @@ from multimodal_gemma import config, files, locks, manifest
 from multimodal_gemma.config import Config
 from multimodal_gemma.data import pixels, prepare, tokens
 from multimodal_gemma.data.processed import ProcessedDataset
+from multimodal_gemma.data.sources import public_address
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.stages import preprocess
 from multimodal_gemma.stages.summary import Summary
 from tests.unit.data import making
+from tests.unit.data.serving import serve
 
 NAMES = [f"{number:012d}.jpg" for number in range(1, 201)]
 BEFORE, ADDED = 180, 20
@@ -63,6 +65,10 @@ def same_files(one: Path, other: Path) -> bool:
     return manifest.verify(one).files == manifest.verify(other).files and _names(one) == _names(other)
 
 
+def _killed(*_: object) -> None:
+    raise SystemExit(137)
+
+
 def _names(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
@@ -89,12 +95,8 @@ def test_an_attempt_that_was_cut_short_continues_with_its_slices(
     raw: Callable[[int], Path], models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     undisturbed = preprocess.run(settings(), raw(BEFORE), models, None, tmp_path / "undisturbed")
-
-    def killed(*_: object) -> None:
-        raise SystemExit(137)
-
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(prepare, "write_conversations", killed)
+        patch.setattr(prepare, "write_conversations", _killed)
         preprocess.run(settings(), raw(BEFORE), models, None, tmp_path / "out")
     assert not (tmp_path / "out" / manifest.NAME).exists()
     for name in ("pixels/x.arrow", "pixels/.y.arrow.z.tmp", "tokens/0.arrow", ".x.tmp"):
@@ -154,6 +156,33 @@ def test_a_decoder_that_crashes_names_the_picture(
     }
     assert (made.numbers["lost_images"], made.numbers["images"]) == (1, 39)
     assert NAMES[4] not in ProcessedDataset(tmp_path / "out").file_names
+
+
+def test_the_next_pod_takes_what_the_last_one_made_from_the_store(
+    raw: Callable[[int], Path], models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after its pictures, on a disk that went with it; the successor makes and fetches nothing twice."""
+    monkeypatch.setenv(public_address.LOOPBACK_VARIABLE, "1")
+    kept = settings("data.work_uri=s3://bucket/run")
+    with serve() as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        monkeypatch.setenv("AWS_REGION", "us-east-1")
+        with monkeypatch.context() as patch, pytest.raises(SystemExit):
+            patch.setattr(prepare, "write_conversations", _killed)
+            preprocess.run(kept, raw(40), models, None, tmp_path / "lost")
+        stored = {path for path in server.files if path.startswith("/bucket/run/slices/")}
+        assert len(stored) == 2 * 5  # 5 slices of 8 pictures, each with its sha256
+        server.asked.clear()
+        made = preprocess.run(kept, raw(40), models, None, tmp_path / "out")
+        assert work(made) == (40, 40)
+        fetched = {path: count for (method, path), count in server.asked.items() if method == "GET" and path in stored}
+        assert fetched == dict.fromkeys(stored, 1)
+        put = [path for method, path in server.asked if method == "PUT"]
+        assert len(put) == 2 * 3  # of tokens, 16 conversations each
+        server.asked.clear()
+        assert work(preprocess.run(kept, raw(40), models, None, tmp_path / "third")) == (0, 80)
+        assert not [path for method, path in server.asked if method == "PUT"]
+    assert made.digest == preprocess.run(settings(), raw(40), models, None, tmp_path / "alone").digest
 
 
 def test_two_runs_into_one_folder_are_refused(raw: Callable[[int], Path], models: Path, tmp_path: Path) -> None:
