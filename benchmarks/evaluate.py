@@ -141,7 +141,7 @@ def stock(
     for picture, questions in asked:
         row = []
         for question in questions:
-            content = [{"type": "image", "image": picture}, {"type": "text", "text": f"\n{question}{SUFFIX}"}]
+            content = [{"type": "image", "image": picture}, {"type": "text", "text": f"{question}{SUFFIX}"}]
             inputs = reader.apply_chat_template(
                 [{"role": "user", "content": content}],
                 add_generation_prompt=True,

@@ -23,14 +23,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(stray)}")
     args.overrides = rest
     logs.setup(quiet=args.quiet)
-    environment.prepare()
     try:
+        environment.prepare()
         result: int = args.command(args)
     except InputError as error:
         print(f"mmgemma: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("mmgemma: interrupted; run the same command again to continue.", file=sys.stderr)
+        print("mmgemma: interrupted; the same command continues.", file=sys.stderr)
         return 130
     return result
 
@@ -49,6 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
     run.add_argument("--run-dir", type=Path, help="folder of this run (default: RUNS/<time>-<preset>)")
     run.add_argument("--runner", choices=["subprocess", "docker"], default="subprocess", help="how components run")
+
+    runs = _add(commands, "runs", _runs, "show all runs of this machine side by side")
+    runs.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
 
     download = _add(commands, "download", _download, "fetch the dataset, the benchmarks or the base models")
     download.add_argument("what", choices=["dataset", "benchmarks", "models"])
@@ -82,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     register = _add(commands, "register", _register, "record a model in MLflow and decide whether it is champion")
     _folders(register, "model", "evaluation", "output")
     register.add_argument("--dataset", type=Path, help="the processed dataset, to record its digest and report")
+    register.add_argument("--benchmarks", type=Path, help="what it was scored on, to show pictures of won and lost")
 
     export = _add(commands, "export", _export, "write the deployable folders of a trained model")
     for folder in ("model", "evaluation", "output"):
@@ -163,6 +167,13 @@ def _run(args: argparse.Namespace) -> int:
     return runner.run(preset, args.overrides, args.runs, runner=args.runner, run_dir=args.run_dir)
 
 
+def _runs(args: argparse.Namespace) -> int:
+    from multimodal_gemma.local import overview
+
+    print(overview.show(args.runs.expanduser().absolute()))
+    return 0
+
+
 def _download(args: argparse.Namespace) -> int:
     from multimodal_gemma.stages import download
 
@@ -213,7 +224,8 @@ def _evaluate(args: argparse.Namespace) -> int:
 def _register(args: argparse.Namespace) -> int:
     from multimodal_gemma.stages import register
 
-    register.run(_compose(args), args.model, args.evaluation, args.output, dataset=args.dataset)
+    beside = {"dataset": args.dataset, "benchmarks": args.benchmarks}
+    register.run(_compose(args), args.model, args.evaluation, args.output, **beside)
     return 0
 
 
@@ -224,7 +236,7 @@ def _export(args: argparse.Namespace) -> int:
         if args.publish is None:
             verify.run(args.verify)
         else:
-            print(publish.publish(args.verify, args.publish))
+            print(publish.publish(args.verify, args.publish, private=_compose(args).export.private))
         return 0
     if args.output is None:
         raise InputError("export: give MODEL, EVALUATION and OUTPUT, or --verify DIR to check a finished export.")

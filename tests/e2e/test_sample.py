@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,3 +67,70 @@ def test_a_second_run_reuses_the_data(runs: Path, summary: dict[str, Any], mmgem
     cached = {stage["name"] for stage in summary_of(runs)["stages"] if stage["cached"]}
     assert {"download-dataset", "download-benchmarks", "download-models", "preprocess-dataset"} <= cached
     assert "reused" in done.stdout
+
+
+ASKING = """
+import base64, io, json, sys
+import pyarrow.parquet, torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline, __version__
+
+folder, evaluation, benchmarks, suffix = sys.argv[1:]
+torch.set_num_threads(1)
+rows = [json.loads(line) for line in open(evaluation + "/predictions.jsonl")][::40]
+stored = pyarrow.parquet.read_table(benchmarks + "/images-00000.parquet").to_pylist()
+pictures = {row["file_name"]: Image.open(io.BytesIO(row["bytes"])).convert("RGB") for row in stored}
+processor = AutoProcessor.from_pretrained(folder)
+model = AutoModelForImageTextToText.from_pretrained(folder)
+answers = []
+for number, row in enumerate(rows):
+    content = [{"type": "image", "image": pictures[row["image"]]}, {"type": "text", "text": row["question"] + suffix}]
+    messages = [{"role": "user", "content": content}]
+    if __version__ > "5" and number % 2:
+        asking = pipeline("image-text-to-text", model=model, processor=processor)
+        answers.append(asking(text=messages, return_full_text=False)[0]["generated_text"].strip())
+        continue
+    inputs = processor.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    tokens = model.generate(**inputs, max_new_tokens=16)[0, inputs["input_ids"].shape[1]:]
+    answers.append(processor.decode(tokens, skip_special_tokens=True).strip())
+told = [(row["prediction"], answer) for row, answer in zip(rows, answers)]
+print(json.dumps({"version": __version__, "told": told}))
+"""
+OLDER = ("transformers==4.57.3", "tokenizers==0.22.1", "huggingface-hub==0.36.2")
+
+
+@pytest.mark.parametrize("version", ["5", "4.57.3"])
+def test_stock_transformers_answers_as_it_was_scored(version: str, summary: dict[str, Any], tmp_path: Path) -> None:
+    path = ""
+    if version != "5":
+        install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path), *OLDER]
+        done = subprocess.run(install, capture_output=True, text=True, timeout=300)
+        if done.returncode:
+            pytest.skip(f"transformers 4.57.3 cannot be installed here: {done.stderr[-300:]}")
+        path = str(tmp_path)
+    artifacts = Path(summary["export"]).parents[1]
+    places = [Path(summary["export"]) / "model", artifacts / "evaluate-model" / "evaluation"]
+    places.append(artifacts / "download-benchmarks" / "benchmarks")
+    suffix = "\nAnswer the question using a single word or phrase."  # evaluation.suffix
+    done = subprocess.run(
+        [sys.executable, "-c", ASKING, *map(str, places), suffix],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["version"].startswith(version)
+    assert len(found["told"]) > 50
+    assert [pair for pair in found["told"] if pair[0] != pair[1]] == []
+
+
+def test_no_shipped_file_names_a_folder_of_this_machine(summary: dict[str, Any], runs: Path) -> None:
+    shipped = [path for name in ("model", "export") for path in Path(summary[name]).rglob("*") if path.is_file()]
+    assert shipped
+    assert [
+        path for path in shipped if "checkpoints" not in path.parts and str(runs).encode() in path.read_bytes()
+    ] == []

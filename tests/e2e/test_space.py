@@ -24,7 +24,18 @@ pytest.importorskip("gradio", reason="gradio is not installed (extra serve)")
 STARTING = 180  # seconds
 QUESTION = "what color is the car ?"
 # Installed here, and no requirement of the Space.
-ABSENT = ("mlflow", "sqlalchemy", "minio", "hydra", "omegaconf", "peft", "datasets", "pyarrow", "torchao")
+ABSENT = (
+    "multimodal_gemma",
+    "mlflow",
+    "sqlalchemy",
+    "minio",
+    "hydra",
+    "omegaconf",
+    "peft",
+    "datasets",
+    "pyarrow",
+    "torchao",
+)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +82,7 @@ def test_gradios_client_gets_the_answer_of_stock_generate(address: str, model: P
 
     photograph = sorted((shared / "coco-sample" / "train2017").glob("*.jpg"))[0]
     message = {"text": QUESTION, "files": [handle_file(str(photograph))]}
-    said = Client(address, verbose=False).predict(message, 12, 0, 1, api_name="/reply")
+    said = Client(address, verbose=False).predict(message, 12, api_name="/reply")
     stock, processor = AutoModelForImageTextToText.from_pretrained(model), AutoProcessor.from_pretrained(model)
     prompt = f"<bos><start_of_turn>user\n<image>\n{QUESTION}<end_of_turn>\n<start_of_turn>model\n"
     with Image.open(photograph) as opened:

@@ -19,6 +19,7 @@ class HubServer:
     Attributes:
         token: what writers must show.
         commits: files by path, for each commit of each repository in order.
+        private: whether each repository was made private.
         spoiled: paths whose bytes are kept wrongly.
         requests: (method, path) of every request.
     """
@@ -29,6 +30,7 @@ class HubServer:
         self.spoiled: set[str] = set()
         self.requests: list[tuple[str, str]] = []
         self.large: dict[str, bytes] = {}
+        self.private: dict[str, bool] = {}
 
     def __enter__(self) -> HubServer:
         self._listener = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
@@ -54,6 +56,8 @@ class HubServer:
                 content[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 content[value["path"]] = self.large[value["oid"]]
+            elif line["key"] == "deletedFile":
+                del content[value["path"]]
         for path in self.spoiled & content.keys():
             content[path] += b"!"
         self.commits[repository].append(content)
@@ -85,6 +89,14 @@ def _handler(server: HubServer) -> type[BaseHTTPRequestHandler]:
         protocol_version = "HTTP/1.1"
 
         def log_message(self, *_: object) -> None: ...
+
+        def do_GET(self) -> None:
+            server.requests.append((self.command, self.path))
+            if self.headers.get("Authorization") != f"Bearer {server.token}":
+                return self._send(401, {"error": "Invalid credentials"})
+            _, _, _, organisation, name, *_ = self.path.split("/")
+            commits = server.commits[f"{organisation}/{name}"]
+            return self._send(200, [_entry(*pair) for pair in commits[-1].items()] if commits else [])
 
         def do_PUT(self) -> None:
             content = self._body()
@@ -127,6 +139,7 @@ def _handler(server: HubServer) -> type[BaseHTTPRequestHandler]:
                     409, {"error": "You already created this model repo", "url": f"{server.url}/{repository}"}
                 )
             server.commits[repository] = []
+            server.private[repository] = asked.get("visibility") == "private" or bool(asked.get("private"))
             return self._send(200, {"url": f"{server.url}/{repository}", "name": repository})
 
         def _batch(self, asked: dict[str, Any]) -> None:

@@ -37,6 +37,15 @@ def as_overrides(parameters: Mapping[str, Any]) -> list[str]:
     return overrides
 
 
+def portable(value: Any) -> Any:
+    """Return settings as they may be passed on: of a folder or file of this machine, its last name."""
+    if isinstance(value, Mapping):
+        return {key: portable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [portable(item) for item in value]
+    return re.sub(r"file://.*?([^/]+)/*$", r"\1", value) if isinstance(value, str) else value
+
+
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Return dotted keys and texts of nested settings, e.g. {"model.lora.rank": "64"}."""
     flat: dict[str, str] = {}

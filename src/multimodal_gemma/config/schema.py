@@ -197,6 +197,7 @@ class RegistryConfig:
     floors: dict[str, float] | None = dataclasses.field(
         default_factory=lambda: {"pope_accuracy": 0.55, "vqa_over_baseline": 0.0}
     )  # smallest value by metric; null: no absolute floor
+    rule: str = choice("not-worse", "better")  # what a new champion must be; better: in one of compared, beyond noise
     compared: list[str] = dataclasses.field(
         default_factory=lambda: ["pope_accuracy", "vqa_accuracy"]
     )  # must not be worse than the champion's beyond the paired interval
@@ -211,11 +212,12 @@ class ExportConfig:
     """What is shipped."""
 
     dtype: str = choice("bfloat16", "float32")  # of the merged weights
+    private: bool = True  # of a repository that is made on a hub
+    terms: str = ""  # file with the Gemma Terms of Use, which go with a Gemma that is passed on
     publish: str = ""  # s3://BUCKET/PREFIX or hf://ORG/NAME that gets every export whose gate passed; empty: none
     formats: list[str] = dataclasses.field(
         default_factory=lambda: ["adapter"], metadata={"options": ("adapter", "int8", "space")}
     )  # beside the merged model: what was trained alone; the model in eight bits; a Space of the Hub that shows it
-    int8_images: int = number(100, low=1)  # benchmark images that int8 and the merged model are compared on
 
 
 @dataclasses.dataclass

@@ -44,12 +44,12 @@ def save_processor(models: Path, folder: Path, image_fit: str = "stock") -> tupl
     Returns:
         The processor, and the facts by which a later stage recognises it.
     """
+    from multimodal_gemma.model import processor as stock
     from multimodal_gemma.model.folders import vision_facts
-    from multimodal_gemma.model.processor import build_processor, end_of_turn
 
-    processor = build_processor(models / "vision", models / "language", image_fit)
+    processor = stock.build_processor(models / "vision", models / "language", image_fit)
     try:
-        processor.save_pretrained(folder)
+        stock.save_processor(processor, folder)
     except OSError as error:
         raise files.unwritable(folder, error) from error
     vision, tokenizer = vision_facts(models / "vision"), processor.tokenizer
@@ -59,7 +59,7 @@ def save_processor(models: Path, folder: Path, image_fit: str = "stock") -> tupl
         "image_token_id": int(processor.image_token_id),
         "pad_token_id": int(tokenizer.pad_token_id),
         "eos_token_id": int(tokenizer.eos_token_id),
-        "end_of_turn_id": int(tokenizer.convert_tokens_to_ids(end_of_turn(processor))),
+        "end_of_turn_id": int(tokenizer.convert_tokens_to_ids(stock.end_of_turn(processor))),
         "tokenizer_digest": files.sha256_file(folder / "tokenizer.json"),
         "chat_template_digest": files.digest_of(processor.chat_template),
     }

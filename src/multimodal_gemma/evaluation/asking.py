@@ -1,25 +1,140 @@
-"""Puts every distinct question to a model, image by image, with a progress bar, and continues after a kill."""
+"""Puts every distinct question to a model, image by image, and keeps the answers as they come.
+
+One line an image is appended and flushed, so that a killed evaluation continues where it was; the first line says which
+model and settings the answers belong to.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from multimodal_gemma.data.decode import Limits, UnusableImage, decode
-from multimodal_gemma.data.shards import ImageShards
+from multimodal_gemma import files
 from multimodal_gemma.errors import InputError
-from multimodal_gemma.evaluation.answers import Answer, Generator
-from multimodal_gemma.evaluation.resume import AnswerStore
 from multimodal_gemma.progress import Progress
 
 if TYPE_CHECKING:
+    import torch
     from PIL.Image import Image
 
+    from multimodal_gemma.data.decode import Limits
+    from multimodal_gemma.data.shards import ImageShards
+
+_YES = ("Yes", "yes", "YES", " Yes", " yes", " YES")
+_NO = ("No", "no", "NO", " No", " no", " NO")
+
+KEPT = "answers.partial.jsonl"
 _AHEAD = 8  # images decoded before they are needed
 _SHOWN = 3  # file names that an error lists
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """One answer.
+
+    Attributes:
+        text: what was generated, without special tokens and surrounding space.
+        p_yes: probability of yes against no as the first token, in [0, 1]; None if the vocabulary has no such tokens.
+        tokens: the generated token ids, up to and without the one that ends the answer.
+    """
+
+    text: str
+    p_yes: float | None
+    tokens: tuple[int, ...] = ()
+
+
+class Generator(Protocol):
+    """Answers questions about images, greedily."""
+
+    def answer(self, asked: Iterable[tuple[Image, Sequence[str]]]) -> Iterator[list[Answer]]:
+        """Yield, for each image in turn, the answers to its questions in their order."""
+
+
+class YesOrNo:
+    """Reads P(yes) off the logits of the first answer token.
+
+    The mass of every spelling of yes stands against the mass of every spelling of no. Spellings of a single token
+    decide; only a vocabulary without them is read by the first tokens of its spellings, as far as they tell yes from
+    no.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        spelled = [[tokenizer.encode(word, add_special_tokens=False) for word in words] for words in (_YES, _NO)]
+        single = [{ids[0] for ids in spellings if len(ids) == 1} for spellings in spelled]
+        first = [{ids[0] for ids in spellings if ids} for spellings in spelled]
+        yes, no = single if all(single) else first
+        self._yes, self._no = sorted(yes - no), sorted(no - yes)
+
+    def label(self, token: int) -> bool | None:
+        """Return True if a token begins a yes, False if it begins a no, None if neither."""
+        return True if token in self._yes else False if token in self._no else None
+
+    def probability(self, logits: torch.Tensor) -> list[float | None]:
+        """Return P(yes) of each row of logits (rows, vocabulary)."""
+        if not self._yes or not self._no:
+            return [None] * len(logits)
+        wide = logits.float()
+        odds = wide[:, self._yes].logsumexp(-1) - wide[:, self._no].logsumexp(-1)
+        return odds.sigmoid().tolist()
+
+
+class AnswerStore:
+    """The answers of an unfinished evaluation.
+
+    Args:
+        folder: the evaluation's folder.
+        identity: what the answers depend on: model, benchmarks, settings.
+
+    Raises:
+        InputError: the folder holds unfinished answers of something else, or cannot be written.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+        self._path = folder / KEPT
+        header = json.dumps({"identity": identity}, sort_keys=True)
+        kept = self._whole_lines()
+        if kept and kept[0] != header:
+            raise InputError(
+                f"evaluate: {self._path} holds answers of another model, benchmark or setting. "
+                "Delete it to begin anew, or choose another output folder."
+            )
+        self.answers: dict[str, dict[str, Answer]] = {}
+        for line in kept[1:]:
+            row = json.loads(line)
+            self.answers[row["image"]] = {
+                text: Answer(answer["text"], answer["p_yes"]) for text, answer in row["answers"].items()
+            }
+        files.write_text(self._path, "".join(f"{line}\n" for line in (kept or [header])))
+        self._stream = self._path.open("a", encoding="utf-8")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+
+    def add(self, image: str, answers: dict[str, Answer]) -> None:
+        """Keep the answers to all questions about one image."""
+        said = {text: {"text": answer.text, "p_yes": answer.p_yes} for text, answer in answers.items()}
+        try:
+            self._stream.write(json.dumps({"image": image, "answers": said}) + "\n")
+            self._stream.flush()
+        except OSError as error:
+            raise files.unwritable(self._path, error) from error
+        self.answers[image] = answers
+
+    def _whole_lines(self) -> list[str]:
+        """Return the lines that were written to their end."""
+        if not self._path.is_file():
+            return []
+        text = self._path.read_text(encoding="utf-8", errors="replace")
+        return text[: text.rfind("\n") + 1].split("\n")[:-1]
 
 
 def require_images(asked: Mapping[str, Sequence[str]], shards: ImageShards) -> None:
@@ -85,6 +200,8 @@ def decoded(names: Sequence[str], shards: ImageShards, limits: Limits) -> Iterat
 
 
 def _decode(name: str, content: bytes, limits: Limits) -> Image:
+    from multimodal_gemma.data.decode import UnusableImage, decode
+
     try:
         return decode(content, limits).image
     except UnusableImage as error:

@@ -17,8 +17,8 @@ class Contamination:
     """What is known about training images among the benchmark's.
 
     Attributes:
-        status: "clean"; "unknown" (the model does not say what it was trained on); "allowed"
-            (data.contamination=allow).
+        status: "clean"; "unknown" (the model does not say what it was trained on); "allowed" (there are hits, and
+            data.contamination=allow lets them pass).
         images: ids that are in both; empty unless allowed.
     """
 
@@ -67,9 +67,9 @@ def check(trained: set[str] | None, benchmark_images: Iterable[str], policy: str
         InputError: a training image is in the benchmark; the sentence lists the ids.
     """
     if trained is None:
-        return Contamination("allowed" if policy == "allow" else "unknown", [])
+        return Contamination("unknown", [])
     hits = sorted(set(benchmark_images) & trained)
-    if policy == "allow":
+    if hits and policy == "allow":
         return Contamination("allowed", hits)
     if hits:
         more = f" and {len(hits) - _SHOWN:,} more" if len(hits) > _SHOWN else ""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import DynamicCache, LlavaForConditionalGeneration
 
-from multimodal_gemma.evaluation.answers import Answer, YesOrNo
+from multimodal_gemma.evaluation.asking import Answer, YesOrNo
 from multimodal_gemma.evaluation.cache import mask, repeated
 from multimodal_gemma.evaluation.prompts import Prompter, common_prefix, stop_tokens
 from multimodal_gemma.model.attention import KINDS, by_kind
@@ -82,7 +82,7 @@ class SuffixGenerator:
         self, model: Any, processor: Any, *, suffix: str = "", max_new_tokens: int = 16, batch_tokens: int = 16_384
     ) -> None:
         self._model, self._processor = model, processor
-        self._prompter = Prompter(processor, suffix=suffix, line_break=True)
+        self._prompter = Prompter(processor, suffix=suffix)
         self._new, self._budget = max_new_tokens, batch_tokens
         self._image_token = model.config.image_token_id
         self._stops = torch.tensor(stop_tokens(model, processor), device=model.device)

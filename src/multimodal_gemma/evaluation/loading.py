@@ -11,7 +11,7 @@ from multimodal_gemma import files, logs, manifest
 from multimodal_gemma.errors import InputError
 
 if TYPE_CHECKING:
-    from multimodal_gemma.evaluation.answers import Generator
+    from multimodal_gemma.evaluation.asking import Generator
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _MINIATURE = 20_000_000  # parameters

@@ -16,20 +16,15 @@ class Prompter:
     Args:
         processor: stock processor with a chat template.
         suffix: appended to every question, e.g. a request for a short answer.
-        line_break: LLaVA's data has a line break between image and question; it is added where the template writes
-            none.
     """
 
-    def __init__(self, processor: Any, *, suffix: str = "", line_break: bool = False) -> None:
-        self._processor, self._suffix, self._gap = processor, suffix, ""
-        image_token = getattr(processor, "image_token", None)
-        if line_break and image_token and f"{image_token}{_PROBE}" in self.render(_PROBE):
-            self._gap = "\n"
+    def __init__(self, processor: Any, *, suffix: str = "") -> None:
+        self._processor, self._suffix = processor, suffix
 
     def messages(self, question: str) -> list[dict[str, Any]]:
         """Return the chat messages that ask `question` about an image."""
-        text = f"{self._gap}{question}{self._suffix}"
-        return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
+        content = [{"type": "image"}, {"type": "text", "text": f"{question}{self._suffix}"}]
+        return [{"role": "user", "content": content}]
 
     def render(self, question: str) -> str:
         """Return the prompt up to where the answer begins."""

@@ -1,21 +1,33 @@
-"""All questions of a benchmarks artifact in one shape, and the distinct ones among them.
+"""All questions of a benchmarks artifact in one shape, the distinct ones among them, and what came of each.
 
 POPE's three settings share many questions: of 9,000 published ones 5,127 are distinct. Each distinct pair of image and
-question is asked once, and its answer scored wherever it stands.
+question is asked once, and its answer scored wherever it stands. Two models are compared on the questions that both
+have answered.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from multimodal_gemma.data.benchmarks import load_pope, load_vqa
+from multimodal_gemma import files
 from multimodal_gemma.data.image_names import image_id
 from multimodal_gemma.errors import InputError
+from multimodal_gemma.evaluation.pope import parse_answer
+from multimodal_gemma.evaluation.statistics import Estimate, paired_difference
+from multimodal_gemma.evaluation.vqa import normalized, strip, vqa_accuracy
 
+if TYPE_CHECKING:
+    from multimodal_gemma.evaluation.asking import Answer
+
+Row = dict[str, Any]
+PREDICTIONS = "predictions.jsonl"
 VQA = "vqa"
+_PUBLISHED = {"pope": ("AoiDragon/POPE/", "POPE"), "vqa": ("/cvmlp/vqa/mscoco/vqa", "VQA v2")}
 _POPE = "pope/"
 _OBJECT = re.compile(r"is there (?:an? |any )?(.+?)(?: in the (?:image|picture|photo|scene))?\s*\?", re.IGNORECASE)
 
@@ -64,6 +76,8 @@ def load(benchmarks: Path) -> list[Question]:
     Raises:
         InputError: a file is faulty, or the artifact asks nothing.
     """
+    from multimodal_gemma.data.benchmarks import load_pope, load_vqa
+
     questions = [
         Question(f"{_POPE}{setting}", asked.question_id, asked.image, image_id(asked.image), asked.text, asked.label)
         for setting, settings in load_pope(benchmarks).items()
@@ -88,3 +102,101 @@ def distinct(questions: Iterable[Question]) -> dict[str, list[str]]:
     for question in questions:
         by_image.setdefault(question.image, {})[question.text] = None
     return {image: list(by_image[image]) for image in sorted(by_image)}
+
+
+def names(benchmarks: Path) -> dict[str, str]:
+    """Return what the questions of "pope" and "vqa" are called: by the benchmark only where they are its own."""
+    path = benchmarks / "sources.json"
+    origins = files.read_json(path, "benchmarks").get("sources", {}) if path.is_file() else {}
+    found = {}
+    for kind, (place, published) in _PUBLISHED.items():
+        uri = str(origins.get(f"benchmarks.{kind}", {}).get("uri", ""))
+        form = f"{kind.upper()}-format questions"
+        if uri.startswith("sample:"):
+            found[kind] = f"{form} on sample scenes"
+        elif place in uri:
+            found[kind] = published
+        else:
+            name = uri.rstrip("/").rpartition("/")[2]
+            found[kind] = f"{form} of {name}" if name else form
+    return found
+
+
+def row(question: Question, answer: Answer) -> Row:
+    """Return the scored row of one question.
+
+    Keys: benchmark, question_id, image, image_id, question, prediction, parsed, p_yes, score and strict_score in
+    [0, 1]; POPE adds label and object, VQA answers, answer_type and question_type. `score` is the official one.
+    """
+    common = {
+        "benchmark": question.benchmark,
+        "question_id": question.question_id,
+        "image": question.image,
+        "image_id": question.image_id,
+        "question": question.text,
+        "prediction": answer.text,
+        "p_yes": None if answer.p_yes is None else round(answer.p_yes, 6),
+    }
+    if question.setting:
+        parsed = parse_answer(answer.text)
+        strict = parse_answer(answer.text, mode="strict")
+        return common | {
+            "parsed": parsed,
+            "label": question.label,
+            "object": question.object,
+            "score": float(parsed == question.label),
+            "strict_score": float(strict == question.label),
+        }
+    return common | {
+        "parsed": normalized(strip(answer.text)),
+        "answers": list(question.answers),
+        "answer_type": question.answer_type,
+        "question_type": question.question_type,
+        "score": vqa_accuracy(answer.text, question.answers),
+        "strict_score": vqa_accuracy(answer.text, question.answers, normalize="always"),
+    }
+
+
+def rows(questions: Sequence[Question], answers: Mapping[str, Mapping[str, Answer]]) -> list[Row]:
+    """Return the rows of all questions, in their order; equal questions about an image share their answer."""
+    return [row(question, answers[question.image][question.text]) for question in questions]
+
+
+def read_rows(evaluation: Path) -> list[Row]:
+    """Read the rows of a finished evaluation."""
+    return files.read_jsonl(evaluation / PREDICTIONS, "predictions")
+
+
+def of(scored: Iterable[Row], benchmark: str) -> list[Row]:
+    """Return the rows of "vqa", of one POPE setting such as "pope/random", or of "pope" as a whole."""
+    return [one for one in scored if benchmark in (one["benchmark"], one["benchmark"].partition("/")[0])]
+
+
+def pairs(ours: Iterable[Row], theirs: Iterable[Row]) -> list[tuple[Row, Row]]:
+    """Return the rows of the questions that two models have both answered, in the order of ours.
+
+    Identifiers are only unique within a benchmark's file, and another file may reuse them: image and text count too.
+    """
+    other = {_key(one): one for one in theirs}
+    return [(one, other[_key(one)]) for one in ours if _key(one) in other]
+
+
+def difference(paired: Sequence[tuple[Row, Row]], *, confidence: float = 0.95) -> Estimate:
+    """Return the paired difference ours - theirs, clustered by image; each benchmark weighs the same, as in a mean.
+
+    Args:
+        paired: of `pairs`.
+        confidence: probability that the interval covers.
+    """
+    sizes = Counter(ours["benchmark"] for ours, _ in paired)
+    return paired_difference(
+        [float(ours["score"]) for ours, _ in paired],
+        [float(theirs["score"]) for _, theirs in paired],
+        [str(ours["image"]) for ours, _ in paired],
+        confidence=confidence,
+        weights=[1 / sizes[ours["benchmark"]] for ours, _ in paired],
+    )
+
+
+def _key(one: Row) -> tuple[str, int, str, str]:
+    return one["benchmark"], one["question_id"], one["image"], one["question"]

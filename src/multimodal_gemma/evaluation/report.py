@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import io
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from multimodal_gemma.evaluation.examples import gallery
-from multimodal_gemma.evaluation.predictions import Row
+from multimodal_gemma import files
+from multimodal_gemma.evaluation.questions import Row
 from multimodal_gemma.reporting import charts
-from multimodal_gemma.reporting.page import Page
+from multimodal_gemma.reporting.page import GalleryItem, Page
 
 if TYPE_CHECKING:
     from multimodal_gemma.data.shards import ImageShards
 
 _MOST_OBJECTS = 25
 _MOST_TYPES = 30
-_PER_GALLERY = 9
+_PER_GALLERY = 12
+_MOST_TRUTHS = 3  # of the annotators' answers, the most frequent ones
 _ANSWERS = ("yes", "no")
 _VQA_COLUMNS = ("accuracy", "interval", "majority", "majority answer", "questions")
 
 
 def render(
-    rows: Sequence[Row], metrics: dict[str, Any], shards: ImageShards, contamination: str, *, confidence: float
+    rows: Sequence[Row],
+    metrics: dict[str, Any],
+    shards: ImageShards,
+    contamination: str,
+    *,
+    confidence: float,
+    model: str,
+    date: str,
 ) -> str:
     """Return the page, self-contained and below 3 MB.
 
@@ -31,19 +41,68 @@ def render(
         shards: the benchmark's images.
         contamination: the sentence on training images among them.
         confidence: of the intervals, for their caption.
+        model: what the scored model is called.
+        date: when it was scored, as text.
     """
     questions, images = len(rows), len({row["image_id"] for row in rows})
+    called = " and ".join(metrics["names"][kind] for kind in ("pope", "vqa") if metrics[kind])
     lead = (
-        f"{questions:,} questions about {images:,} images. Intervals cover {confidence:.0%}, clustered by image. "
+        f"{model} (digest {metrics['model_digest'][:12]}), {date}: {called}. {questions:,} questions about {images:,} "
+        f"images. Intervals cover {confidence:.0%}, clustered by image; a dash stands for fewer than ten images. "
         f"{contamination}"
     )
     page = Page("Evaluation", lead).cards(_cards(metrics))
     if metrics["pope"]:
         _pope(page, metrics)
     if metrics["vqa"]:
-        _vqa(page, metrics["vqa"])
+        _vqa(page, metrics["vqa"], metrics["names"]["vqa"])
     _examples(page, rows, shards)
     return page.html()
+
+
+def draw(rows: Sequence[Row], most: int) -> list[Row]:
+    """Draw rows for people to look at, from every benchmark and every kind of truth in turn.
+
+    No image is drawn twice while there are others. Which ones is a matter of a hash, so that neither the order of the
+    file nor a person has chosen them.
+    """
+    strata: dict[tuple[str, str], list[Row]] = {}
+    for row in sorted(rows, key=lambda row: files.digest_of([row["image"], row["question"]])):
+        strata.setdefault((row["benchmark"], row.get("label") or row.get("answer_type", "")), []).append(row)
+    chosen: list[Row] = []
+    seen: set[str] = set()
+    waiting = [strata[key] for key in sorted(strata)]
+    while len(chosen) < most and any(waiting):
+        for stratum in filter(None, waiting):
+            if len(chosen) < most:
+                new = next((place for place, row in enumerate(stratum) if row["image"] not in seen), 0)
+                chosen.append(stratum.pop(new))
+                seen.add(chosen[-1]["image"])
+    return chosen
+
+
+def item(row: Row, shards: ImageShards, answers: Sequence[tuple[str, str]]) -> GalleryItem:
+    """Return a picture with its question, answers as (text, class), and the truth."""
+    from PIL import Image, ImageOps
+
+    with Image.open(io.BytesIO(shards.read(row["image"]))) as opened:
+        picture = ImageOps.exif_transpose(opened).convert("RGB")
+    return GalleryItem(picture, row["question"], [*answers, (f"truth: {truth(row)}", ""), (row["benchmark"], "")])
+
+
+def answered(row: Row) -> tuple[str, str]:
+    """Return a row's answer in words, and the class that colours it."""
+    sure = "" if row["p_yes"] is None or "label" not in row else f", P(yes) {row['p_yes']:.2f}"
+    word, mark = ("right", "good") if row["score"] >= 0.5 else ("wrong", "bad")
+    return f"{word}: {row['prediction'] or '(no words)'}{sure}", mark
+
+
+def truth(row: Row) -> str:
+    """Return what would have been right."""
+    if "label" in row:
+        return str(row["label"])
+    counts = Counter[str](row["answers"]).most_common(_MOST_TRUTHS)
+    return ", ".join(f"{answer} ({count} of {len(row['answers'])})" for answer, count in counts)
 
 
 def _cards(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -70,7 +129,7 @@ def _cards(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
             cards.append(("AUROC of P(yes)", rank, f"0.5 is chance; calibration error {known['ece']:.3f}"))
     if vqa := metrics["vqa"]:
         blind_answer = f"always {vqa['majority_answer']!r}: {_share(vqa['majority_baseline'])}"
-        cards.append(("VQA v2 accuracy", _share(vqa["accuracy"]), f"{_span(vqa['interval'])}; {blind_answer}"))
+        cards.append(("VQA accuracy", _share(vqa["accuracy"]), f"{_span(vqa['interval'])}; {blind_answer}"))
     if found := metrics["validation"]:
         source = (
             f"{found['conversations']:,} held-out conversations" if "conversations" in found else "as training left it"
@@ -82,7 +141,7 @@ def _cards(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
 def _pope(page: Page, metrics: dict[str, Any]) -> None:
     pope = metrics["pope"]
     page.section(
-        "POPE: are objects seen that are not there?",
+        f"{metrics['names']['pope']}: are objects seen that are not there?",
         "Half of the questions ask for an object that is absent: drawn at random, a frequent one, or one that keeps "
         "company with what is there. A model that always says yes scores half of the accuracy but two thirds of F1, "
         "so look at the yes-ratio first.",
@@ -148,8 +207,7 @@ def _calibration(page: Page, known: dict[str, Any], tuned: str) -> None:
         "Of the questions that the model holds to be yes with some probability, that share should be yes: the nearer "
         f"to the diagonal, the better it knows what it knows. Expected calibration error: {known['ece']:.3f}.{tuned}",
     )
-    observed = ([entry[0] for entry in bins], [entry[1] for entry in bins])
-    page.figure(charts.lines({"observed": observed, "perfect": ([0.0, 1.0], [0.0, 1.0])}, "P(yes)", "share of yes"))
+    page.figure(charts.calibration(bins), "The larger a dot, the more questions it stands for.")
     page.table(("mean P(yes)", "share of yes", "questions"), [tuple(entry) for entry in bins])
 
 
@@ -175,9 +233,9 @@ def _objects(page: Page, objects: Sequence[dict[str, Any]]) -> None:
     )
 
 
-def _vqa(page: Page, vqa: dict[str, Any]) -> None:
+def _vqa(page: Page, vqa: dict[str, Any], called: str) -> None:
     page.section(
-        "VQA v2: open questions",
+        f"{called}: open questions",
         "Bars are official accuracy with its interval; the tick is what the most frequent answer of that kind of "
         "question gets, which needs no image.",
     )
@@ -187,7 +245,7 @@ def _vqa(page: Page, vqa: dict[str, Any]) -> None:
             [name for name, _ in kinds],
             [100 * entry["accuracy"] for _, entry in kinds],
             "accuracy, %",
-            intervals=[(100 * entry["interval"][0], 100 * entry["interval"][1]) for _, entry in kinds],
+            intervals=[[100 * end for end in entry["interval"] or [entry["accuracy"]] * 2] for _, entry in kinds],
             baselines=[100 * entry["majority_baseline"] for _, entry in kinds],
         )
     )
@@ -205,25 +263,30 @@ def _vqa(page: Page, vqa: dict[str, Any]) -> None:
 
 
 def _vqa_row(name: str, entry: dict[str, Any]) -> tuple[str | int, ...]:
-    interval = _span(entry["interval"]) if entry["images"] > 1 else "-"
     baseline = _share(entry["majority_baseline"])
-    return (name, _share(entry["accuracy"]), interval, baseline, entry["majority_answer"], entry["count"])
+    return (
+        name,
+        _share(entry["accuracy"]),
+        _span(entry["interval"]),
+        baseline,
+        entry["majority_answer"],
+        entry["count"],
+    )
 
 
 def _examples(page: Page, rows: Sequence[Row], shards: ImageShards) -> None:
-    wrong = [row for row in rows if row["score"] < 0.5]
-    right = [row for row in rows if row["score"] >= 0.5]
-    if wrong:
-        page.section("Wrong answers", f"Drawn evenly from the {len(wrong):,} that score below a half.")
-        page.gallery(gallery(wrong, shards, _PER_GALLERY))
-    if right:
-        page.section("Right answers", f"Drawn evenly from {len(right):,}.")
-        page.gallery(gallery(right, shards, _PER_GALLERY))
+    for heading, chosen in (
+        ("Wrong answers", [row for row in rows if row["score"] < 0.5]),
+        ("Right answers", [row for row in rows if row["score"] >= 0.5]),
+    ):
+        if chosen:
+            page.section(heading, f"{len(chosen):,} in all; drawn by a hash from every benchmark and kind of truth.")
+            page.gallery([item(row, shards, [answered(row)]) for row in draw(chosen, _PER_GALLERY)])
 
 
 def _share(value: float) -> str:
     return f"{100 * value:.1f}%"
 
 
-def _span(interval: Sequence[float]) -> str:
-    return f"{100 * interval[0]:.1f}-{100 * interval[1]:.1f}%"
+def _span(interval: Sequence[float] | None) -> str:
+    return f"{100 * interval[0]:.1f}-{100 * interval[1]:.1f}%" if interval else "-"

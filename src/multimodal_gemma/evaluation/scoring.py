@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from multimodal_gemma.evaluation.calibration import calibration
 from multimodal_gemma.evaluation.pope import pope_metrics
-from multimodal_gemma.evaluation.predictions import Row
-from multimodal_gemma.evaluation.statistics import Floats, bootstrap_interval, cluster_sums, clustered_mean, perplexity
+from multimodal_gemma.evaluation.questions import Row
+from multimodal_gemma.evaluation.statistics import calibration, clustered_mean, perplexity
 from multimodal_gemma.evaluation.vqa import majority_answer, vqa_accuracy
 
 if TYPE_CHECKING:
     from multimodal_gemma.evaluation.validation import Validation
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 Metrics = dict[str, Any]
 
 
@@ -26,7 +25,7 @@ def score(rows: Sequence[Row], *, confidence: float = 0.95, validation: Metrics 
     """Return the sections pope, pope_mean, objects, vqa, validation and the flat metrics (see docs/evaluation.md).
 
     Args:
-        rows: what `predictions.rows` made.
+        rows: what `questions.rows` made.
         confidence: probability that the intervals cover.
         validation: what `validation_section` made; None or {} if nothing is known.
     """
@@ -82,7 +81,7 @@ def at_threshold(rows: Sequence[Row], validation: Metrics, confidence: float) ->
     images = [row["image_id"] for row in asked]
     estimate = clustered_mean(right, images, confidence=confidence, weights=weights)
     ratio = sum(weight for weight, yes in zip(weights, said, strict=True) if yes) / sum(weights)
-    accuracy, interval = estimate.mean, list(estimate.interval)
+    accuracy, interval = estimate.mean, estimate.interval
     return {"threshold": threshold["value"], "accuracy": accuracy, "interval": interval, "yes_ratio": ratio}
 
 
@@ -91,21 +90,15 @@ def pope_setting(rows: Sequence[Row], confidence: float) -> Metrics:
     answers, labels = [row["prediction"] for row in rows], [row["label"] for row in rows]
     images = [row["image_id"] for row in rows]
     estimate = clustered_mean([row["score"] for row in rows], images, confidence=confidence)
-    truth, said = np.array([label == "yes" for label in labels]), np.array([row["parsed"] == "yes" for row in rows])
-    sums = cluster_sums(np.stack([truth & said, ~truth & said, truth & ~said], axis=1).astype(float), images)
     yes = labels.count("yes")
     strict = pope_metrics(answers, labels, mode="strict")
-    strict_estimate = clustered_mean([row["strict_score"] for row in rows], images, confidence=confidence)
     return {
         **pope_metrics(answers, labels),
-        "interval": list(estimate.interval),
-        "standard_error": estimate.standard_error,
-        "bootstrap_interval": _bootstrap_mean([row["score"] for row in rows], images, confidence),
-        "f1_interval": list(bootstrap_interval(sums, _f1, confidence=confidence)),
+        "interval": estimate.interval,
         "majority_baseline": max(yes, len(labels) - yes) / len(labels),
         "always_yes_f1": 2 * yes / (yes + len(labels)),
         "images": estimate.clusters,
-        "strict": {**strict, "interval": list(strict_estimate.interval)},
+        "strict": strict,
         "calibration": _calibration(rows),
     }
 
@@ -118,8 +111,7 @@ def pope_mean(by_setting: dict[str, list[Row]], confidence: float) -> Metrics:
     estimate = clustered_mean([row["score"] for row in rows], images, confidence=confidence, weights=weights)
     return {
         "accuracy": estimate.mean,
-        "interval": list(estimate.interval),
-        "standard_error": estimate.standard_error,
+        "interval": estimate.interval,
         "count": len(rows),
         "images": estimate.clusters,
         "calibration": _calibration(rows),
@@ -149,9 +141,6 @@ def vqa_section(rows: Sequence[Row], confidence: float) -> Metrics:
     }
     return {
         **_vqa(rows, confidence),
-        "bootstrap_interval": _bootstrap_mean(
-            [row["score"] for row in rows], [row["image_id"] for row in rows], confidence
-        ),
         "strict_accuracy": _mean(row["strict_score"] for row in rows),
         "question_type_baseline": sum(entry["majority_baseline"] * entry["count"] for entry in by_question.values())
         / len(rows),
@@ -191,8 +180,7 @@ def _vqa(rows: Sequence[Row], confidence: float) -> Metrics:
     constant = majority_answer(row["answers"] for row in rows)
     return {
         "accuracy": estimate.mean,
-        "interval": list(estimate.interval),
-        "standard_error": estimate.standard_error,
+        "interval": estimate.interval,
         "count": len(rows),
         "images": estimate.clusters,
         "majority_answer": constant,
@@ -206,17 +194,6 @@ def _calibration(rows: Sequence[Row]) -> Metrics | None:
         return None
     found = calibration(np.array([row["p_yes"] for row in rows]), np.array([row["label"] == "yes" for row in rows]))
     return {"auroc": found.auroc, "ece": found.ece, "bins": [list(entry) for entry in found.bins]}
-
-
-def _bootstrap_mean(scores: Sequence[float], images: Sequence[str], confidence: float) -> list[float]:
-    sums = cluster_sums(np.stack([np.asarray(scores), np.ones(len(scores))], axis=1), images)
-    return list(bootstrap_interval(sums, lambda drawn: drawn[:, 0] / drawn[:, 1], confidence=confidence))
-
-
-def _f1(sums: Floats) -> Floats:
-    """F1 of columns tp, fp, fn; 0 without a single yes."""
-    tp, fp, fn = sums.T
-    return 2 * tp / np.maximum(2 * tp + fp + fn, 1)
 
 
 def _grouped(rows: Sequence[Row], key: Callable[[Row], str]) -> dict[str, list[Row]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from multimodal_gemma.evaluation.answers import Answer, YesOrNo
+from multimodal_gemma.evaluation.asking import Answer, YesOrNo
 from multimodal_gemma.evaluation.prompts import Prompter, stop_tokens
 
 if TYPE_CHECKING:

@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from multimodal_gemma.evaluation.answers import YesOrNo
-from multimodal_gemma.evaluation.calibration import Threshold, best_threshold
-from multimodal_gemma.evaluation.statistics import perplexity
+from multimodal_gemma.evaluation.asking import YesOrNo
+from multimodal_gemma.evaluation.statistics import Threshold, best_threshold, perplexity
 from multimodal_gemma.model.assembly import cap_logits
 from multimodal_gemma.progress import Progress
 from multimodal_gemma.training.batches import make_batch

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from multimodal_gemma.export import licences
+from multimodal_gemma.export import card
 
 CODE = """```python
 import torch
@@ -35,9 +35,7 @@ def bases(settings: dict[str, Any]) -> dict[str, str]:
     stated = settings.get("model") or {}
     found = {part: str(stated[part]) for part in ("vision", "language") if stated.get(part)}
     return {
-        part: location
-        if location.startswith(("hf://", "sample://", "https://"))
-        else licences.base(part, location).name
+        part: location if location.startswith(("hf://", "sample://", "https://")) else card.base(part, location).name
         for part, location in found.items()
     }
 

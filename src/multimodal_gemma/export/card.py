@@ -1,23 +1,44 @@
-"""The model card: what a stranger needs to know before using the model, told from the run itself.
+"""The model card and the NOTICE: what a stranger needs to know before using the model, told from the run itself.
 
-Every figure is read from the artifacts; what they do not state is not told.
+Every figure is read from the artifacts; what they do not state is not told. Training on top of a model does not make it
+ours: Gemma's derivatives stay under the Gemma Terms of Use, and other bases and data bring terms of their own.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
-from multimodal_gemma.export import licences
 from multimodal_gemma.manifest import Manifest
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCardData
+
+TERMS = "GEMMA_TERMS.md"  # the copy that goes with an export
+GEMMA_TERMS = "ai.google.dev/gemma/terms"
+# The sentence that section 3.1 of the terms asks for, word by word.
+_GEMMA_NOTICE = f"Gemma is provided under and subject to the Gemma Terms of Use found at {GEMMA_TERMS}"
+_GEMMA_POLICY = "ai.google.dev/gemma/prohibited_use_policy"
+
+
+# Terms that are published with what is often built on; anything else sends its reader to look.
+_KNOWN = {
+    "liuhaotian/LLaVA-Instruct-150K": "CC BY 4.0, and to be used within the policy of OpenAI "
+    "(https://openai.com/policies/terms-of-use), as its card says at commit 9d451dc",
+    "openai/clip-": "MIT, as https://github.com/openai/CLIP states for the code and the weights that come with it; its "
+    "card on the hub names no licence",
+    "google/siglip-": "Apache-2.0, as its card says",
+}
+
 
 _LOAD = """```python
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-processor = AutoProcessor.from_pretrained("model")
-model = AutoModelForImageTextToText.from_pretrained("model", dtype="auto")
+processor = AutoProcessor.from_pretrained("PLACE")
+model = AutoModelForImageTextToText.from_pretrained("PLACE", dtype="auto")
 content = [{"type": "image"}, {"type": "text", "text": "What is in the image?"}]
 prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 inputs = processor(images=Image.open("photograph.jpg"), text=prompt, add_special_tokens=False, return_tensors="pt")
@@ -33,7 +54,7 @@ _BESIDE = {
 _CONTAMINATION = {
     "clean": "No image of the training split is in a benchmark.",
     "contaminated": "**Images of the training split are in a benchmark: the scores overstate what the model can do.**",
-    "allowed": "**Images of the training split are in a benchmark, which this run allowed: "
+    "allowed": "**{hits} of the benchmarks' images are in the training split, which this run allowed: "
     "the scores overstate what the model can do.**",
     "unknown": "**It is unknown whether training images are in a benchmark.**",
 }
@@ -44,6 +65,56 @@ _RECIPE = (
     "training.max_steps", "training.batch_size", "training.projector_lr", "training.lora_lr",
     "training.weight_decay", "training.warmup_fraction", "training.augmentation", "training.seed",
 )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """A model or a dataset that a part of the result comes from.
+
+    Attributes:
+        part: what it is to the result, e.g. "language model".
+        name: as people know it, e.g. "google/gemma-3-270m".
+        revision: what was asked for; "" if there is none.
+        hub: it lies on the Hugging Face Hub under this name.
+        ours: it came with this project.
+    """
+
+    part: str
+    name: str
+    revision: str = ""
+    hub: bool = False
+    ours: bool = False
+
+
+def base(part: str, location: str) -> Base:
+    """Read a configured location; of a folder only its last name is told."""
+    parsed = urlsplit(location)
+    if parsed.scheme == "sample":
+        return Base(part, "the sample's own", ours=True)
+    if parsed.scheme == "hf":
+        rest = location.removeprefix("hf://").removeprefix("datasets/")
+        name, _, after = rest.partition("@")
+        return Base(part, "/".join(name.split("/")[:2]), after.partition("/")[0], hub=True)
+    if parsed.scheme in ("http", "https"):
+        return Base(part, f"{parsed.hostname}{parsed.path}")
+    return Base(part, unquote(parsed.path).rstrip("/").rpartition("/")[2] or "unknown")
+
+
+def is_gemma(language: Base, text_config: Mapping[str, Any]) -> bool:
+    """Return whether the language model is one of Google's Gemmas or comes from one.
+
+    A renamed folder is judged by its architecture. The sample's base shares the architecture but none of the weights.
+    """
+    if language.ours:
+        return False
+    return "gemma" in language.name.lower() or str(text_config.get("model_type", "")).startswith("gemma")
+
+
+def identifier(language: Base, gemma: bool) -> str:
+    """Return the licence field of a model card."""
+    if gemma:
+        return "gemma"
+    return "apache-2.0" if language.ours else "other"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,24 +148,24 @@ class Story:
     in_8_bits: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
-    def language(self) -> licences.Base:
+    def language(self) -> Base:
         """The language model it started from."""
-        return licences.base("language model", str(self._setting("model.language") or ""))
+        return base("language model", str(self._setting("model.language") or ""))
 
     @property
-    def vision(self) -> licences.Base:
+    def vision(self) -> Base:
         """The vision encoder it started from."""
-        return licences.base("vision encoder", str(self._setting("model.vision") or ""))
+        return base("vision encoder", str(self._setting("model.vision") or ""))
 
     @property
-    def data(self) -> licences.Base:
+    def data(self) -> Base:
         """The conversations it learned from."""
-        return licences.base("training data", str(self._setting("data.conversations") or ""))
+        return base("training data", str(self._setting("data.conversations") or ""))
 
     @property
     def gemma(self) -> bool:
         """Whether the Gemma terms apply."""
-        return licences.is_gemma(self.language, self.text_config)
+        return is_gemma(self.language, self.text_config)
 
     def recipe(self) -> list[tuple[str, str]]:
         """Return the settings that make the recipe, as far as they are known."""
@@ -108,22 +179,38 @@ class Story:
         return value
 
 
-def write(story: Story) -> str:
-    """Return README.md."""
+def write(story: Story, *, hub: str = "") -> str:
+    """Return README.md.
+
+    Args:
+        story: what it is told from.
+        hub: `ORG/NAME` that the card is for, whose root holds what `model/` does in an export; "": the export itself.
+    """
+    from huggingface_hub import ModelCard
+
+    return str(ModelCard(f"---\n{_data(story, hub).to_yaml()}\n---\n\n{_text(story, hub)}")) + "\n"
+
+
+def _text(story: Story, hub: str) -> str:
     version = f", version {story.version} in its registry" if story.version else ""
+    root = "The root" if hub else "`model/`"
+    checks = "" if hub else "; `SHA256SUMS` covers every file (`sha256sum -c SHA256SUMS`, `python verify.py`)"
+    status = story.scores.get("contamination", {})
     parts = [
-        _front_matter(story),
         f"# {story.name}",
         f"A vision-language model of {story.parameters / 1e6:,.1f} million parameters{version}: {story.language.name} "
         "reads the image "
-        f"features of {story.vision.name} through a two-layer projector. `model/` is a stock Llava folder "
-        f"({story.dtype}){''.join(_BESIDE[name] for name in story.formats)}; `SHA256SUMS` covers every file "
-        "(`sha256sum -c SHA256SUMS`).",
+        f"features of {story.vision.name} through a two-layer projector. {root} is a stock Llava folder "
+        f"({story.dtype}){''.join(_BESIDE[name] for name in story.formats if not (hub and name == 'space'))}{checks}.",
         "## Use",
-        _LOAD,
+        _LOAD.replace("PLACE", hub or "model"),
+        "Generation is greedy, as it was scored; transformers 5 and 4.57 load it. The line break behind the picture is "
+        "the chat template's.",
         "## Scores",
         _scores(story.scores),
-        _CONTAMINATION.get(str(story.scores.get("contamination", {}).get("status")), _CONTAMINATION["unknown"]),
+        _CONTAMINATION.get(str(status.get("status")), _CONTAMINATION["unknown"]).format(
+            hits=f"{len(status.get('images', [])):,}"
+        ),
         *_in_8_bits(story.in_8_bits),
         "## Limits",
         "Small models answer confidently where they are wrong: objects that often appear together are named when only "
@@ -144,26 +231,58 @@ def write(story: Story) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _front_matter(story: Story) -> str:
-    lines = ["---", f"license: {licences.identifier(story.language, story.gemma)}"]
-    lines += ["library_name: transformers", "pipeline_tag: image-text-to-text"]
-    bases = [item.name for item in (story.language, story.vision) if item.hub]
-    if bases:
-        lines += ["base_model:", *[f"- {name}" for name in bases]]
-    if story.data.hub:
-        lines += ["datasets:", f"- {story.data.name}"]
-    return "\n".join([*lines, "---"])
+def _data(story: Story, hub: str) -> ModelCardData:
+    """Return what the hub reads: licence, bases, data, and the scores as evaluation results."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    called, results = story.scores["names"], []
+    for setting, score in (story.scores.get("pope") or {}).items():
+        results += [
+            EvalResult(
+                task_type="visual-question-answering",
+                dataset_type="pope",
+                dataset_name=called["pope"],
+                dataset_config=setting,
+                metric_type=metric,
+                metric_value=round(score[metric], 4),
+            )
+            for metric in ("accuracy", "f1")
+        ]
+    if vqa := story.scores.get("vqa"):
+        results.append(
+            EvalResult(
+                task_type="visual-question-answering",
+                dataset_type="vqa",
+                dataset_name=called["vqa"],
+                metric_type="accuracy",
+                metric_value=round(vqa["accuracy"], 4),
+            )
+        )
+    bases = [one.name for one in (story.language, story.vision) if one.hub]
+    return ModelCardData(
+        license=identifier(story.language, story.gemma),
+        library_name="transformers",
+        pipeline_tag="image-text-to-text",
+        base_model=bases or None,
+        datasets=[story.data.name] if story.data.hub else None,
+        model_name=hub.partition("/")[2] or story.name,
+        eval_results=results or None,
+    )
 
 
 def _scores(scores: Mapping[str, Any]) -> str:
-    rows = []
+    rows, called = [], scores["names"]
     for setting, score in (scores.get("pope") or {}).items():
         positives = score["tp"] + score["fn"]
         baseline = max(positives, score["count"] - positives) / max(score["count"], 1)
         note = f"F1 {score['f1']:.3f}, answers yes to {score['yes_ratio']:.0%}"
-        rows.append((f"POPE {setting}, accuracy", _score(score), f"{baseline:.3f}", f"{score['count']:,}", note))
+        rows.append(
+            (f"{called['pope']}, {setting}, accuracy", _score(score), f"{baseline:.3f}", f"{score['count']:,}", note)
+        )
     if vqa := scores.get("vqa"):
-        rows.append(("VQA v2, accuracy", _score(vqa), f"{vqa['majority_baseline']:.3f}", f"{vqa['count']:,}", ""))
+        rows.append(
+            (f"{called['vqa']}, accuracy", _score(vqa), f"{vqa['majority_baseline']:.3f}", f"{vqa['count']:,}", "")
+        )
     if not rows:
         return "No benchmark was asked."
     note = "Intervals are clustered by image; the baseline always gives the commonest answer."
@@ -195,8 +314,8 @@ def _in_8_bits(found: Mapping[str, Any]) -> list[str]:
 
 
 def _score(score: Mapping[str, Any]) -> str:
-    low, high = score["interval"]
-    return f"{score['accuracy']:.3f} [{low:.3f}, {high:.3f}]"
+    interval = score["interval"]  # None: of fewer than ten images
+    return f"{score['accuracy']:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
 
 
 def _counts(counts: Mapping[str, int]) -> list[tuple[str, str]]:
@@ -209,14 +328,14 @@ def _lineage(story: Story) -> list[tuple[str, str]]:
     return [(name, f"`{digest}`") for name, digest in rows]
 
 
-def _named(item: licences.Base) -> str:
+def _named(item: Base) -> str:
     return f"{item.name} at {item.revision}" if item.revision else item.name
 
 
 def _licence(story: Story) -> str:
     if story.gemma:
         return (
-            f"Gemma is provided under and subject to the Gemma Terms of Use found at {licences.GEMMA_TERMS}, with use "
+            f"Gemma is provided under and subject to the Gemma Terms of Use found at {GEMMA_TERMS}, with use "
             "restrictions "
             "(section 3.2). They hold for this model too, which is a modified Gemma; see `NOTICE`, and pass it on with "
             "the model."
@@ -230,3 +349,44 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(columns) + " |", "| " + " | ".join("---" for _ in columns) + " |"]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     return "\n".join(lines)
+
+
+def notice(language: Base, vision: Base, data: Base, gemma: bool, *, enclosed: bool = False) -> str:
+    """Return the text of NOTICE; `enclosed` says that a copy of Gemma's terms goes with it."""
+    lines, copy = ["NOTICE", ""], f" ({TERMS})" if enclosed else ""
+    if gemma:
+        lines += [
+            f"{_GEMMA_NOTICE}.",
+            "",
+            "Modification notice: this is a Model Derivative of Gemma, and its weights were modified.",
+            "The language model was fine-tuned, and joined with an encoder and a projector that are not Google's.",
+            "",
+            f"Use is restricted by section 3.2 of these terms and by the policy at {_GEMMA_POLICY}.",
+            f"Whoever passes this model on, changed or not, passes on a copy of the terms{copy} and of this file.",
+        ]
+    elif language.ours:
+        lines += ["The language model is the sample's own and comes under this project's licence, Apache-2.0."]
+    else:
+        lines += [
+            f"The language model is derived from {language.name}: its licence applies to this model.",
+            f"Check it before you use or pass on this model{_at(language)}.",
+            "",
+            "Modification notice: its weights were modified.",
+            "It was fine-tuned, and joined with a vision encoder and a projector.",
+        ]
+    lines += ["", *[_other(item) for item in (vision, data) if not item.ours]]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _other(item: Base) -> str:
+    known = next((terms for name, terms in _KNOWN.items() if item.hub and item.name.startswith(name)), None)
+    if known:
+        return f"The {item.part} is {item.name}: {known}."
+    return f"The {item.part} is {item.name}: check its licence{_at(item)}."
+
+
+def _at(item: Base) -> str:
+    if not item.hub:
+        return " where you got it"
+    kind = "datasets/" if item.part == "training data" else ""
+    return f" at https://huggingface.co/{kind}{item.name}"

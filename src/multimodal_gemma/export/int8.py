@@ -10,7 +10,6 @@ import importlib.util
 import json
 import shutil
 import struct
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,9 @@ from multimodal_gemma import files
 from multimodal_gemma.errors import InputError
 
 if TYPE_CHECKING:
-    from multimodal_gemma.config.schema import Config
+    from collections.abc import Sequence
+
+    from multimodal_gemma.evaluation.questions import Row
 
 FOLDER = "int8"
 LIMIT = 0.3  # of the logits' standard deviation: what rounding may cost
@@ -106,81 +107,33 @@ def record(folder: Path) -> dict[str, Any]:
     return {"logit_difference": furthest, "same_answers": same, "prompts": len(found)}
 
 
-def scores(model: Path, benchmarks: Path, evaluation: Path, config: Config) -> dict[str, dict[str, Any]]:
-    """Ask int8 a part of the benchmarks, and compare its scores with the trained model's on the very same questions.
+def compare(eight: Sequence[Row], trained: Sequence[Row], *, confidence: float) -> dict[str, dict[str, Any]]:
+    """Compare the scores of int8 with the trained model's on the very same questions.
 
     Args:
-        model: the int8 folder.
-        benchmarks: artifact of the benchmark download.
-        evaluation: artifact of the trained model's evaluation on it.
-        config: sections evaluation (how it is asked), data (limits of a picture) and export.int8_images.
+        eight: rows of the evaluation of int8.
+        trained: rows of the trained model's.
+        confidence: of the intervals.
 
     Returns:
         By benchmark, `pope_accuracy` and `vqa_accuracy`: that of both, their `difference` (int8 less trained) with its
         `interval` clustered by image, and how many `questions` about how many `images` were asked.
-
-    Raises:
-        InputError: images are missing, or the evaluation answered other questions.
     """
-    from multimodal_gemma.evaluation import predictions, questions
+    from multimodal_gemma.evaluation import questions
 
-    ours = _rows(model, benchmarks, _drawn(questions.load(benchmarks), config.export.int8_images), config)
-    asked = {_key(row) for row in ours}
-    theirs = [row for row in predictions.load(evaluation) if _key(row) in asked]
     found = {}
-    for benchmark in sorted({_benchmark(row) for row in ours}):
-        eight = [row for row in ours if _benchmark(row) == benchmark]
-        trained = [row for row in theirs if _benchmark(row) == benchmark]
-        against = predictions.compare(eight, trained, benchmark, confidence=config.evaluation.confidence)
-        found[f"{benchmark}_accuracy"] = {
-            "trained": sum(row["score"] for row in trained) / len(trained),
-            "int8": sum(row["score"] for row in eight) / len(eight),
-            "difference": against.mean,
-            "interval": list(against.interval),
-            "questions": len(eight),
-            "images": len({row["image"] for row in eight}),
-        }
+    for benchmark in ("pope", "vqa"):
+        if both := questions.pairs(questions.of(eight, benchmark), trained):
+            against = questions.difference(both, confidence=confidence)
+            found[f"{benchmark}_accuracy"] = {
+                "trained": sum(row["score"] for _, row in both) / len(both),
+                "int8": sum(row["score"] for row, _ in both) / len(both),
+                "difference": against.mean,
+                "interval": list(against.interval or ()),
+                "questions": len(both),
+                "images": against.clusters,
+            }
     return found
-
-
-def _key(row: dict[str, Any]) -> tuple[str, int, str]:
-    return row["benchmark"], row["question_id"], row["question"]
-
-
-def _benchmark(row: dict[str, Any]) -> str:
-    return str(row["benchmark"]).split("/")[0]
-
-
-def _drawn(asked: list[Any], images: int) -> list[Any]:
-    """Return all questions about a part of the images, the same part each time."""
-    kept = set(sorted({question.image for question in asked}, key=files.digest_of)[:images])
-    return [question for question in asked if question.image in kept]
-
-
-def _rows(model: Path, benchmarks: Path, asked: list[Any], config: Config) -> list[dict[str, Any]]:
-    """Ask a model, as evaluation does."""
-    from multimodal_gemma.data.decode import Limits
-    from multimodal_gemma.data.shards import ImageShards
-    from multimodal_gemma.evaluation import asking, loading, predictions, questions
-    from multimodal_gemma.evaluation.resume import AnswerStore
-
-    settings, by_image, shards = config.evaluation, questions.distinct(asked), ImageShards(benchmarks)
-    asking.require_images(by_image, shards)
-    loaded, processor = loading.load(model, device=settings.device, precision=settings.precision)
-    limits = Limits(config.data.max_image_bytes, config.data.max_image_pixels)
-    generator = loading.generator(
-        loaded,
-        processor,
-        suffix=settings.suffix,
-        max_new_tokens=settings.max_new_tokens,
-        batch_tokens=settings.batch_tokens,
-    )
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        AnswerStore(Path(folder), {}) as store,
-        loading.threads_for(loaded),
-    ):
-        return predictions.rows(asked, asking.ask(by_image, shards, limits, generator, store))
 
 
 def _sort_header(path: Path) -> None:

@@ -1,13 +1,14 @@
-"""`mmgemma export --publish s3://…`: a verified export under a prefix that its digest names.
+"""`mmgemma export --publish`: a verified export in an object store or on a hub, compared with what then lies there.
 
-A digest-addressed prefix is never overwritten by another model, so a server that reads it serves what was scored, and
-rolling back is a change of address. Every object is read back and compared; the manifest goes last, so a prefix that
-has one is whole.
+`hf://ORG/NAME` gets it as a model repository (of the hub, or of the mirror at HF_ENDPOINT), `s3://BUCKET/PREFIX` under
+a prefix that its digest names. Such a prefix is never overwritten by another model, so a server that reads it serves
+what was scored, and rolling back is a change of address. The manifest goes last: a prefix that has one is whole.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ from multimodal_gemma.errors import InputError
 from multimodal_gemma.export import verify
 from multimodal_gemma.progress import Progress
 
+HUB_CARD, HUB_NAME = "hub/README.md", "ORG/NAME"  # the card for a hub, and what stands in it for the repository
+_ROOT = "model/"
+# What speaks of the export's own layout, and what is a repository of its own kind.
+_LEFT = ("SHA256SUMS", verify.SCRIPT, f"{verify.REFERENCES}/", "space/", "hub/")
 _CHUNK = 1 << 20  # bytes read back at a time
 
 
@@ -30,8 +35,13 @@ def check(location: str) -> None:
         raise InputError(f"export: {location} is no place to publish to. Write s3://BUCKET/PREFIX or hf://ORG/NAME.")
 
 
-def publish(folder: Path, location: str) -> str:
+def publish(folder: Path, location: str, *, private: bool = True) -> str:
     """Upload an export whose gate passed; return its address, pinned to these very bytes.
+
+    Args:
+        folder: a finished export.
+        location: see `check`.
+        private: of a repository that is made on a hub.
 
     Raises:
         InputError: no gate vouches for it, it is unfinished, differs from its checksums or from the trained model, or
@@ -44,9 +54,7 @@ def publish(folder: Path, location: str) -> str:
             "Export again with --registration."
         )
     if location.startswith("hf://"):
-        from multimodal_gemma.export import hub
-
-        return hub.upload(folder, location)
+        return to_hub(folder, location, private=private)
     return to_s3(folder, location)
 
 
@@ -125,3 +133,87 @@ def _digest(client: Any, bucket: str, key: str) -> str:
 def _reason(error: Exception) -> str:
     code = getattr(error, "code", "")
     return str(code or (str(error).splitlines() or [type(error).__name__])[0][:200])
+
+
+def to_hub(folder: Path, location: str, *, private: bool) -> str:
+    """Upload an export as a model repository, verified before and after.
+
+    The hub wants the model at the root of a repository, where `from_pretrained("ORG/NAME")` looks for it: what the
+    export has in model/ goes there, the other formats beside it in their folders, and the card that speaks of that
+    place. One commit holds everything and deletes what is not of this export, so that a repository is never half of one
+    model and half of another; its id is what is printed, for a name without it may hold another model tomorrow.
+
+    Args:
+        folder: a finished export.
+        location: `hf://ORG/NAME`; the token is HF_TOKEN, or the one that `hf auth login` keeps.
+        private: of a repository that is made.
+
+    Returns:
+        `hf://ORG/NAME@COMMIT`.
+
+    Raises:
+        InputError: the export differs from its checksums or from the trained model, the hub refuses, or holds other
+            bytes afterwards.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError
+
+    made = manifest.verify(folder, "export")
+    verify.run(folder)
+    name = location.removeprefix("hf://")
+    sent = {_at(path): folder / path for path in made.files if not path.startswith(_LEFT)}
+    content = {path: source.read_bytes() for path, source in sent.items() if path.endswith("README.md")}
+    content["README.md"] = (folder / HUB_CARD).read_bytes()
+    texts = {path: _named(text, name) for path, text in content.items()}
+    hub = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)  # now, not as it was when the library was imported
+    try:
+        hub.create_repo(name, repo_type="model", exist_ok=True, private=private)
+        gone = set(hub.list_repo_files(name)) - set(sent) - {".gitattributes"}
+        commit = hub.create_commit(
+            name,
+            [
+                *(CommitOperationAdd(path, texts.get(path, str(source))) for path, source in sorted(sent.items())),
+                *(CommitOperationDelete(path) for path in sorted(gone)),
+            ],
+            commit_message=f"Export {made.digest[:12]}",
+        ).oid
+        there = {entry.path: entry for entry in hub.get_paths_info(name, sorted(sent), revision=commit)}
+    except LocalTokenNotFoundError:
+        raise InputError(
+            f"export: {hub.endpoint} takes nothing without a token. Set HF_TOKEN, or log in with `hf auth login`."
+        ) from None
+    except (HfHubHTTPError, HTTPError, OSError) as error:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        reason = f"it answers {status}" if status else type(error).__name__
+        raise InputError(
+            f"export: {hub.endpoint} does not take {name} ({reason}). Check the name, that the token may write there, "
+            "and HF_ENDPOINT; publish again, what it has is not sent twice."
+        ) from None
+    wrong = [
+        path for path, source in sent.items() if path not in there or not _same(there[path], texts.get(path, source))
+    ]
+    if wrong:
+        raise InputError(f"export: {name} at {commit} holds other bytes of {wrong[0]} than were sent. Publish again.")
+    logs.get("export").info(f"{location}@{commit}: {len(sent)} files, each compared with what was sent")
+    return f"{location}@{commit}"
+
+
+def _at(path: str) -> str:
+    """Return where a file of the export goes in the repository."""
+    return path.removeprefix(_ROOT)
+
+
+def _named(text: bytes, name: str) -> bytes:
+    """Let a text speak of the repository instead of the export's model/."""
+    return text.replace(HUB_NAME.encode(), name.encode()).replace(
+        b'_pretrained("model")', f'_pretrained("{name}")'.encode()
+    )
+
+
+def _same(entry: Any, source: Path | bytes) -> bool:
+    """Compare a file with what the hub states: the sha256 of a large one, git's own digest of a small one."""
+    if entry.lfs is not None:
+        own = files.sha256_file(source) if isinstance(source, Path) else hashlib.sha256(source).hexdigest()
+        return bool(entry.lfs.sha256 == own)
+    content = source if isinstance(source, bytes) else source.read_bytes()
+    return bool(entry.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest())

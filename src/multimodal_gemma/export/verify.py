@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 REFERENCES, SCRIPT = "references", "verify.py"
 _PROMPTS = (
-    {"picture": True, "text": "\nDescribe the image concisely.", "max_new_tokens": 24},
-    {"picture": True, "text": "\nIs there a ball in the image?", "max_new_tokens": 8},
+    {"picture": True, "text": "Describe the image concisely.", "max_new_tokens": 24},
+    {"picture": True, "text": "Is there a ball in the image?", "max_new_tokens": 8},
     {"picture": False, "text": "What color is the sky?", "max_new_tokens": 8},
 )
 

@@ -70,7 +70,23 @@ def config(source: Path, dtype: str) -> dict[str, Any]:
     for part in ("text_config", "vision_config"):
         if "dtype" in value.get(part, {}):
             value[part]["dtype"] = dtype
+    value["text_config"] = _rope_of_4(value.get("text_config", {}))
     return dict(value)
+
+
+def _rope_of_4(text: dict[str, Any]) -> dict[str, Any]:
+    """Add the rotary settings under the names that transformers 4.57 reads; 5 reads its own, and ignores these."""
+    stated = text.get("rope_parameters") or {}
+    whole = stated.get("full_attention", stated)
+    if "rope_theta" not in whole:
+        return text
+    scaling = {key: value for key, value in whole.items() if key != "rope_theta"}
+    added = {"rope_theta": whole["rope_theta"]}
+    if scaling.get("rope_type", "default") != "default":
+        added["rope_scaling"] = scaling
+    if "sliding_attention" in stated:
+        added["rope_local_base_freq"] = stated["sliding_attention"]["rope_theta"]
+    return {**added, **text}
 
 
 def is_weights(name: str) -> bool:

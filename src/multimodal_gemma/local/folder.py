@@ -1,26 +1,85 @@
-"""The folder of a run: where it lies, that only one run uses it, and which is the latest."""
+"""The folder of a run: where it lies, that only one run uses it, which is the latest, and which one goes on."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
+import json
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from multimodal_gemma import files
 from multimodal_gemma.errors import InputError
 
 _LOCK = ".lock"
+_ASKED = "run.json"  # what was asked for: preset, overrides and the digest of the compiled pipeline
+SUMMARY = "summary.json"  # of a run that has ended
 _LATEST = "latest"
 
 
 def choose(runs: Path, preset: str) -> Path:
-    """Return a folder for a new run, named by time and preset, that no other run has."""
+    """Make a folder for a new run, named by time and preset, that no other run has.
+
+    Raises:
+        InputError: it cannot be made.
+    """
     stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{preset}"
-    names = [stem, *(f"{stem}-{number}" for number in range(2, 100))]
-    return next(runs / name for name in names if not (runs / name).exists())
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        for name in itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2))):
+            with contextlib.suppress(FileExistsError):  # another run of this very second has it
+                (runs / name).mkdir()
+                return runs / name
+    except OSError as error:
+        raise files.unwritable(runs, error) from error
+    raise AssertionError("numbers do not end")
+
+
+def unfinished(runs: Path, asked: dict[str, Any]) -> Path | None:
+    """Return the latest run that was asked for the same, if it was interrupted or killed, and is not at work."""
+    for folder in newest(runs):
+        if _read(folder / _ASKED) != asked:
+            continue
+        return folder if state(folder) == "interrupted" else None
+    return None
+
+
+def newest(runs: Path) -> list[Path]:
+    """Return the folders of all runs, the latest first."""
+    return sorted((path.parent for path in runs.glob(f"*/{_ASKED}") if not path.parent.is_symlink()), reverse=True)
+
+
+def state(folder: Path) -> str:
+    """Return "succeeded", "failed", "interrupted" (killed ones too) or "running"."""
+    stated = _read(folder / SUMMARY)
+    if stated is not None:
+        return str(stated.get("status", "interrupted"))
+    try:
+        with (folder / _LOCK).open("r") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return "running"
+    except OSError:
+        pass
+    return "interrupted"
+
+
+def begin(folder: Path, asked: dict[str, Any]) -> None:
+    """Note in a run's folder what was asked for, and that it has not ended."""
+    files.write_json(folder / _ASKED, asked)
+    (folder / SUMMARY).unlink(missing_ok=True)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ keeps the last state of each bar, not every repaint.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import pty
@@ -24,6 +25,12 @@ from multimodal_gemma.local.records import Record
 
 _GRACE = 30.0  # seconds between asking a process to end and ending it: a training saves its state meanwhile
 _PIECE = 1 << 16  # bytes
+# Runs a command in a shell that asks it to end, and then ends it, when this process has gone without saying "done" on
+# standard input, however it went.
+_KEPT = f"""exec 3<&0 </dev/null
+(trap '' TERM; [ "$(cat <&3)" = done ] && exit; kill -TERM 0; sleep {_GRACE:.0f}; kill -KILL 0) >/dev/null 2>&1 &
+"$@" 3<&-
+"""
 
 
 def launch(image: str, command: list[str], environment: dict[str, str], record: Record) -> int:
@@ -49,17 +56,19 @@ def stream(command: list[str], environment: dict[str, str], record: Record) -> i
     """Run a command to its end; its standard error is shown and logged, its standard output only logged."""
     assert record.log is not None
     reading, writing = _terminal() if sys.stderr.isatty() else os.pipe()
+    lifeline, alive = os.pipe()
     with record.log.open("wb") as sink:
         lock = threading.Lock()
         with subprocess.Popen(
-            command,
+            ["sh", "-c", _KEPT, "sh", *command],
             env=environment,
-            stdin=subprocess.DEVNULL,
+            stdin=lifeline,
             stdout=subprocess.PIPE,
             stderr=writing,
             start_new_session=True,  # so that the shell and what it started end together
         ) as process:
             os.close(writing)
+            os.close(lifeline)
             assert process.stdout is not None
             readers = [
                 threading.Thread(target=_log, args=(process.stdout, sink, lock)),
@@ -73,6 +82,9 @@ def stream(command: list[str], environment: dict[str, str], record: Record) -> i
                 _end(process, readers)
                 raise
             finally:
+                with contextlib.suppress(BrokenPipeError):  # the watching shell was killed with the rest
+                    os.write(alive, b"done")
+                os.close(alive)
                 for reader in readers:
                     reader.join()
                 os.close(reading)
@@ -95,8 +107,9 @@ def _log(source: IO[bytes], sink: IO[bytes], lock: threading.Lock) -> None:
 def _show(source: int, sink: IO[bytes], lock: threading.Lock, record: Record) -> None:
     line = b""
     for piece in _pieces(source):
-        sys.stderr.write(piece.decode("utf-8", errors="replace"))
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # the terminal was closed: what the process says is logged all the same
+            sys.stderr.write(piece.decode("utf-8", errors="replace"))
+            sys.stderr.flush()
         *ended, line = (line + piece).split(b"\n")
         for whole in ended:
             _keep(whole, sink, lock, record)

@@ -63,7 +63,7 @@ def _cards(status: str, results: Results) -> list[tuple[tuple[str, str, str], st
         cards.append((("POPE accuracy", f"{accuracy:.3f}", f"majority answer {constant:.3f}"), ""))
     if vqa := results.vqa:
         cards.append(
-            (("VQA v2 accuracy", f"{vqa['accuracy']:.3f}", f"majority answer {vqa['majority_baseline']:.3f}"), "")
+            (("VQA accuracy", f"{vqa['accuracy']:.3f}", f"majority answer {vqa['majority_baseline']:.3f}"), "")
         )
     if registered := results.registration:
         alias = registered.get("alias") or "no alias"
@@ -113,7 +113,9 @@ def _scores(page: Page, results: Results) -> None:
         for name, score in results.pope.items()
     ]
     if vqa := results.vqa:
-        rows.append(("VQA v2", vqa["accuracy"], _span(vqa), vqa["majority_baseline"], "-", "-", vqa["count"]))
+        rows.append(
+            (results.names["vqa"], vqa["accuracy"], _span(vqa), vqa["majority_baseline"], "-", "-", vqa["count"])
+        )
     contamination = results.metrics["contamination"]["status"]
     page.section(
         "Scores",
@@ -138,7 +140,8 @@ def _scores(page: Page, results: Results) -> None:
                 baselines=[entry["majority_baseline"] for _, entry in types],
             )
             page.figure(
-                chart, f"VQA v2 by {title}, with how many questions there are; the tick is the majority answer's score."
+                chart,
+                f"Open questions by {title}, with their number; the tick is the majority answer's score.",
             )
 
 
@@ -165,11 +168,12 @@ def _examples(page: Page, results: Results) -> None:
     if evaluation is None or benchmarks is None:
         return
     from multimodal_gemma.data.shards import ImageShards
-    from multimodal_gemma.evaluation.examples import gallery
+    from multimodal_gemma.evaluation import report as evaluation_report
 
     rows = files.read_jsonl(evaluation / "predictions.jsonl", "predictions")
-    page.section("Examples", "Drawn evenly over the benchmarks, right and wrong as they come.")
-    page.gallery(gallery(rows, ImageShards(benchmarks), _EXAMPLES))
+    page.section("Examples", "Drawn by a hash from every benchmark and kind of truth, right and wrong as they come.")
+    shards, chosen = ImageShards(benchmarks), evaluation_report.draw(rows, _EXAMPLES)
+    page.gallery([evaluation_report.item(row, shards, [evaluation_report.answered(row)]) for row in chosen])
 
 
 def _dataset(page: Page, results: Results) -> None:
@@ -220,8 +224,8 @@ def _decision(page: Page, results: Results) -> None:
 
 
 def _span(score: Mapping[str, Any]) -> str:
-    low, high = score["interval"]
-    return f"{low:.3f}-{high:.3f}"
+    interval = score["interval"]
+    return f"{interval[0]:.3f}-{interval[1]:.3f}" if interval else "-"
 
 
 def _indented(config: Config) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from multimodal_gemma.local.records import Record
 from multimodal_gemma.stages import tries
 from multimodal_gemma.stages.component import INPUT_ERROR
 
+REFUSED = 3  # exit code where everything went well and the gate refused the version, as of `mmgemma submit`
 _CACHE = ".cache"  # in the folder of all runs: what earlier runs have downloaded and preprocessed
 
 
@@ -39,12 +41,14 @@ def run(
         runs: folder of all runs; it also holds their shared cache and, unless MLFLOW_TRACKING_URI says otherwise, their
             MLflow.
         runner: "subprocess" runs components with this interpreter, "docker" each in a container of its image.
-        run_dir: folder of this run; by default RUNS/<time>-<preset>. Given the folder of an interrupted run, its
-            finished stages are found finished and the others continue.
+        run_dir: folder of this run; by default that of the latest run, if it was asked for the same and was
+            interrupted, else RUNS/<time>-<preset>. In the folder of an interrupted run its finished stages are found
+            finished and the others continue.
         compiled: the compiled pipeline; by default the one that comes with this code.
 
     Returns:
-        0 if every stage ended well, 2 if one refused its input, 1 if one failed otherwise.
+        0 if every stage ended well, 2 if one refused its input, 1 if one failed otherwise, 3 if the gate refused the
+        version.
 
     Raises:
         InputError: the configuration is wrong, the folder is in use or cannot be written, or there is no compiled
@@ -56,15 +60,18 @@ def run(
     compiled = compiled or compiled_pipeline()
     records = {task.name: Record(task.name) for task in graph.read(compiled)}
     runs = runs.expanduser().absolute()
-    folder = run_dir.expanduser().absolute() if run_dir else run_folder.choose(runs, preset)
+    asked = {"preset": preset, "overrides": list(overrides), "pipeline": files.sha256_file(compiled)}
+    again = run_dir.expanduser().absolute() if run_dir else run_folder.unfinished(runs, asked)
+    folder = again or run_folder.choose(runs, preset)
 
     from multimodal_gemma.local.terminal import Terminal
 
     launch = process.launch if runner == "subprocess" else _in_containers(config, compiled, [runs, folder])
-    terminal = Terminal()
+    terminal = Terminal(_command(preset, overrides, runs, folder, runner))
     with run_folder.occupied(folder), _environment(config, runs, compiled) as mlflow_uri:
+        run_folder.begin(folder, asked)
         run_folder.point_latest(runs, folder)
-        terminal.started(folder, preset)
+        terminal.started(folder, preset, continued=again is not None and run_dir is None)
         watch = engine.Watch(records, folder.name, folder / "logs", launch, begun=terminal.begun, ended=terminal.ended)
         status = "interrupted"
         try:
@@ -73,8 +80,15 @@ def run(
                 _execute(compiled, graph.arguments(compiled, asked), folder, runs / _CACHE, watch)
             status = summary.status_of(records)
         finally:
-            _conclude(status, records, folder, mlflow_uri, config, compiled, terminal)
-    return _exit_code(records)
+            results = _conclude(status, records, folder, mlflow_uri, config, compiled, terminal)
+    return _exit_code(records, results)
+
+
+def _command(preset: str, overrides: Sequence[str], runs: Path, folder: Path, runner: str) -> str:
+    """Return the command that goes on with a run."""
+    options = ["--preset", preset, "--runs", str(runs), "--run-dir", str(folder)]
+    options += ["--runner", runner] if runner != "subprocess" else []
+    return shlex.join(["mmgemma", "run", *options, *overrides])
 
 
 def _in_containers(config: Config, compiled: Path, writable: list[Path]) -> engine.Launcher:
@@ -129,18 +143,33 @@ def _conclude(
     config: Config,
     compiled: Path,
     terminal: Any,
-) -> None:
-    """Write the summary and the report, whatever happened, and print what came of the run."""
-    from multimodal_gemma.local import report
+) -> summary.Results:
+    """Write the summary and the report, whatever happened, and print what came of the run; return its results."""
+    from multimodal_gemma.local import overview, report
 
     for record in records.values():
         if record.status == "waiting":
             record.status = "skipped"
     results = summary.gather(records)
-    summary.write(folder, records, results, mlflow_uri, status)
+    summary.write(folder, records, results, mlflow_uri, status, config.preset)
     page = report.render(status, records, graph.read(compiled), results, config, folder.name)
     files.write_text(folder / "report.html", page)
+    overview.write(folder.parent)
+    if status == "interrupted" and any(record.exit_code is not None for record in records.values()):
+        _end_in_mlflow(config, folder.name)
     terminal.finished(status, records, results, folder, mlflow_uri)
+    return results
+
+
+def _end_in_mlflow(config: Config, run_id: str) -> None:
+    """Say in MLflow that a run was interrupted; its exit handler, which does so otherwise, is not run."""
+    from multimodal_gemma import logs
+    from multimodal_gemma.registry import runs
+
+    try:
+        runs.end(config.registry, run_id, "KILLED")
+    except InputError as error:  # the run has ended in any case
+        logs.get("run").warning(f"the run in MLflow was not ended. {error}")
 
 
 @contextlib.contextmanager
@@ -166,20 +195,23 @@ def _environment(config: Config, runs: Path, compiled: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _ended_by_signal() -> Iterator[None]:
-    """Treat SIGTERM like Ctrl-C inside the block, so that the task's process ends with this one."""
+    """Treat SIGTERM and a lost terminal like Ctrl-C inside the block, so that the task's process ends with this one."""
 
     def interrupt(number: int, _: Any) -> None:
         raise KeyboardInterrupt(signal.Signals(number).name)
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    # What is ignored already stays so: that is how nohup asks to go on without the terminal.
+    watched = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) != signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in watched}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _exit_code(records: dict[str, Record]) -> int:
+def _exit_code(records: dict[str, Record], results: summary.Results) -> int:
     failed = [record for record in records.values() if record.status == "failed"]
     if not failed:
-        return 0
+        return REFUSED if results.refused else 0
     return INPUT_ERROR if all(record.exit_code == INPUT_ERROR for record in failed) else 1

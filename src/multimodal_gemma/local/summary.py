@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
 from typing import Any
 
 from multimodal_gemma import files
+from multimodal_gemma.local.folder import SUMMARY
 from multimodal_gemma.local.records import Record
 
-NAME = "summary.json"
 _SETTINGS = ("random", "popular", "adversarial")
 
 
@@ -28,6 +29,14 @@ class Results:
     folders: dict[str, Path]
 
     @property
+    def refused(self) -> str:
+        """Why the gate refused the version; "" if it did not."""
+        if self.registration.get("gate", "passed") == "passed":
+            return ""
+        failed = [rule for rule in self.registration.get("rules", []) if not rule["passed"]]
+        return "; ".join(f"{rule['name']}: {rule['reason']}" for rule in failed)
+
+    @property
     def pope(self) -> dict[str, dict[str, Any]]:
         """Scores by POPE setting, from the easiest to the hardest."""
         scores = self.metrics.get("pope") or {}
@@ -35,8 +44,13 @@ class Results:
 
     @property
     def vqa(self) -> dict[str, Any]:
-        """Scores of VQA v2."""
+        """Scores of the open questions."""
         return self.metrics.get("vqa") or {}
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What the questions of "pope" and "vqa" are called."""
+        return dict(self.metrics.get("names") or {"pope": "POPE-format questions", "vqa": "VQA-format questions"})
 
 
 _ARTIFACTS = {
@@ -70,7 +84,9 @@ def status_of(records: dict[str, Record]) -> str:
     return "failed" if any(record.status == "failed" for record in records.values()) else "succeeded"
 
 
-def write(folder: Path, records: dict[str, Record], results: Results, mlflow_uri: str, status: str) -> None:
+def write(
+    folder: Path, records: dict[str, Record], results: Results, mlflow_uri: str, status: str, preset: str
+) -> None:
     """Write summary.json of a run.
 
     Args:
@@ -79,10 +95,13 @@ def write(folder: Path, records: dict[str, Record], results: Results, mlflow_uri
         results: what they have shown.
         mlflow_uri: where its MLflow run is.
         status: "succeeded", "failed" or "interrupted".
+        preset: that was run.
     """
     registration = results.registration
     value = {
         "status": status,
+        "preset": preset,
+        "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "stages": [
             {
                 "name": record.name,
@@ -93,7 +112,8 @@ def write(folder: Path, records: dict[str, Record], results: Results, mlflow_uri
             }
             for record in records.values()
         ],
-        "scores": {"pope": results.pope, "vqa": results.vqa},
+        "scores": {"pope": results.pope, "pope_mean": results.metrics.get("pope_mean") or {}, "vqa": results.vqa},
+        "names": results.names,
         "registry": {key: registration.get(key) for key in ("name", "version", "alias", "gate")}
         if registration
         else {},
@@ -102,7 +122,7 @@ def write(folder: Path, records: dict[str, Record], results: Results, mlflow_uri
         "report": str(folder / "report.html"),
         "mlflow_uri": mlflow_uri,
     }
-    files.write_json(folder / NAME, value)
+    files.write_json(folder / SUMMARY, value)
 
 
 def _text(path: Path | None) -> str | None:

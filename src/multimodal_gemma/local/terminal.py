@@ -18,13 +18,18 @@ _STYLE = {"succeeded": "green", "reused": "cyan", "failed": "bold red", "skipped
 class Terminal:
     """Speaks to standard error while a run goes on, and to standard output about what came of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, command: str) -> None:
+        """Take the command that goes on with the run."""
+        self._command = command
         self._err = Console(file=sys.stderr, highlight=False, soft_wrap=True)
         self._out = Console(file=sys.stdout, highlight=False, soft_wrap=True)
 
-    def started(self, folder: Path, preset: str) -> None:
-        """Say which run begins and where it lies."""
-        self._err.print(f"[bold]run[/] preset {preset} in {folder}")
+    def started(self, folder: Path, preset: str, *, continued: bool) -> None:
+        """Say which run begins, or goes on, and where it lies."""
+        verb = "continues, as it was interrupted: " if continued else ""
+        self._err.print(f"[bold]run[/] {verb}preset {preset} in {folder}")
+        if continued:
+            self._err.print("  (a run of its own: give another --run-dir)")
 
     def begun(self, record: Record) -> None:
         """Say that a task begins."""
@@ -37,7 +42,7 @@ class Terminal:
     def finished(
         self, status: str, records: dict[str, Record], results: Results, folder: Path, mlflow_uri: str
     ) -> None:
-        """Print the table of stages, the scores, the version, and where everything is."""
+        """Print the table of stages, the scores, the version, where everything is, and what to do next."""
         self._out.print()
         self._out.print(_stages(records))
         failed = [record for record in records.values() if record.status == "failed"]
@@ -46,13 +51,29 @@ class Terminal:
         if results.pope or results.vqa:
             self._out.print(_scores(results))
         if results.registration:
-            self._out.print(_version(results.registration))
+            self._out.print(_version(results.registration), markup=False)
         self._out.print(f"run       {status}, {duration(sum(record.seconds for record in records.values()))}")
         for label, name in (("model", "model"), ("export", "export")):
             if name in results.folders:
                 self._out.print(f"{label:<9} {results.folders[name]}", markup=False)
         self._out.print(f"mlflow    {mlflow_uri}", markup=False)
         self._out.print(f"report    {folder / 'report.html'}", markup=False)
+        for line in self._next(status, results):
+            self._out.print(f"next      {line}", markup=False)
+
+    def _next(self, status: str, results: Results) -> list[str]:
+        """Return what a person can do now."""
+        if status == "interrupted":
+            return [f"the same command continues this run: {self._command}"]
+        if status == "failed":
+            return [f"once the cause is mended, continue this run: {self._command}"]
+        place = results.folders.get("export") or results.folders.get("model")
+        lines = [f"mmgemma ask PICTURE QUESTION --model {place}", "make demo"] if place else []
+        if results.refused:
+            registered = results.registration
+            lines.insert(0, f"the gate refused version {registered['version']}: {results.refused}")
+            lines.insert(1, f"train longer or on more data; or mmgemma promote {registered['version']} by hand")
+        return lines
 
     def _failure(self, record: Record) -> None:
         self._out.print(f"[bold red]{record.name} failed[/] (exit code {record.exit_code}). The last lines of its log:")
@@ -89,7 +110,7 @@ def _scores(results: Results) -> Table:
         table.add_column(name, justify="right")
     for setting, score in results.pope.items():
         table.add_row(
-            f"POPE {setting}",
+            f"{results.names['pope']}, {setting}",
             f"{score['accuracy']:.3f}",
             f"{score['majority_baseline']:.3f}",
             f"{score['f1']:.3f}",
@@ -98,7 +119,12 @@ def _scores(results: Results) -> Table:
         )
     if vqa := results.vqa:
         table.add_row(
-            "VQA v2", f"{vqa['accuracy']:.3f}", f"{vqa['majority_baseline']:.3f}", "", "", f"{vqa['count']:,}"
+            results.names["vqa"],
+            f"{vqa['accuracy']:.3f}",
+            f"{vqa['majority_baseline']:.3f}",
+            "",
+            "",
+            f"{vqa['count']:,}",
         )
     return table
 

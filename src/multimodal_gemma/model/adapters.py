@@ -21,6 +21,7 @@ from transformers import LlavaForConditionalGeneration
 
 from multimodal_gemma import files
 from multimodal_gemma.errors import InputError
+from multimodal_gemma.model import folders
 from multimodal_gemma.model.quiet import quiet
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def _add_lora(llava: LlavaForConditionalGeneration, model: ModelConfig, seed: in
         torch.manual_seed(seed)
         peft_model = get_peft_model(llava, settings)
     assert isinstance(peft_model, PeftModel)
-    peft_model.peft_config["default"].base_model_name_or_path = model.language
+    peft_model.peft_config["default"].base_model_name_or_path = folders.source_name(model.language)
     return peft_model.eval()  # new layers start in training mode, with dropout
 
 

@@ -16,6 +16,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     CLIPVisionModel,
+    GenerationConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
@@ -128,6 +129,8 @@ def assemble(
     _grow_embeddings(language, processor)
     text = language.config
     text.architectures = [type(language).__name__]
+    text._name_or_path = folders.source_name(model.language)  # not the folder that it was read from
+    vision.config._name_or_path = folders.source_name(model.vision)
     layers = vision.config.num_hidden_layers
     if not -layers - 1 <= model.vision_feature_layer <= -1:
         raise InputError(
@@ -154,9 +157,13 @@ def assemble(
     if projector is not None:
         start_projector(llava.model.multi_modal_projector, projector)
     llava.tie_weights()
-    llava.generation_config = language.generation_config
-    llava.generation_config.eos_token_id = _stop_tokens(language, processor)
-    llava.generation_config.pad_token_id = processor.tokenizer.pad_token_id
+    # Greedy, as it is scored: what the language model's own configuration draws from would answer otherwise.
+    llava.generation_config = GenerationConfig(
+        do_sample=False,
+        bos_token_id=language.generation_config.bos_token_id,
+        eos_token_id=_stop_tokens(language, processor),
+        pad_token_id=processor.tokenizer.pad_token_id,
+    )
     return llava.eval()
 
 

@@ -1,7 +1,9 @@
 """How a conversation becomes text: one template a family of language models, the same in training and in use.
 
 Each template marks with `{% generation %}` what the model learns: an answer and its end of turn. An image stands where
-its part stands in the message; text is rendered as it is, so a line break of the conversation stays.
+its part stands in the message. The line break between an image and the text behind it is the template's, whatever
+space the text brings, so that everybody who asks, by whichever library, asks as the model was trained and scored. A
+system message, for which the data have no place, opens the text of the first question.
 """
 
 from __future__ import annotations
@@ -13,28 +15,54 @@ from typing import Any, Protocol
 IMAGE = "<image>"
 
 _CONTENT = """\
-{%- macro content(message) -%}
+{%- macro content(message, preface='') -%}
+    {%- set said = namespace(image=false, before='', after='') -%}
     {%- if message['content'] is string -%}
-        {{ message['content'] }}
+        {%- set pieces = message['content'].split('<image>', 1) -%}
+        {%- set said.image = pieces | length == 2 -%}
+        {%- set said.before = pieces[0] -%}
+        {%- set said.after = pieces[1] if said.image else '' -%}
     {%- else -%}
         {%- for part in message['content'] -%}
-            {%- if part['type'] == 'image' -%}<image>{%- elif part['type'] == 'text' -%}{{ part['text'] }}{%- endif -%}
+            {%- if part['type'] == 'image' and not said.image -%}
+                {%- set said.image = true -%}
+            {%- else -%}
+                {%- set text = '<image>' if part['type'] == 'image' else part['text'] or '' -%}
+                {%- if said.image -%}
+                    {%- set said.after = said.after + text -%}
+                {%- else -%}
+                    {%- set said.before = said.before + text -%}
+                {%- endif -%}
+            {%- endif -%}
         {%- endfor -%}
+    {%- endif -%}
+    {%- if said.image -%}
+        {%- set behind = (('' if said.before else preface) + said.after | trim) | trim -%}
+        {{ (preface + said.before if said.before else '') + '<image>' + ('\\n' + behind if behind else '') }}
+    {%- else -%}
+        {{ preface + said.before }}
     {%- endif -%}
 {%- endmacro -%}
 """
 _ROLES = """\
-    {%- if message['role'] not in ('user', 'assistant') -%}
-        {{ raise_exception('roles are user and assistant, not ' + message['role']) }}
+    {%- if message['role'] == 'system' and not loop.first -%}
+        {{ raise_exception('a system message stands once, before the first question') }}
+    {%- elif message['role'] not in ('system', 'user', 'assistant') -%}
+        {{ raise_exception('roles are system, user and assistant, not ' + message['role']) }}
     {%- endif -%}
 """
 _TEMPLATE = """\
 {content}{start}
+{{%- set system = namespace(text='') -%}}
 {{%- for message in messages -%}}
-{roles}    {{%- if message['role'] == 'assistant' -%}}
+{roles}    {{%- if message['role'] == 'system' -%}}
+        {{%- set said = content(message) | trim -%}}
+        {{%- set system.text = said + '\\n\\n' if said else '' -%}}
+    {{%- elif message['role'] == 'assistant' -%}}
         {{{{ {answer_start} }}}}{{%- generation -%}}{{{{ {answer} }}}}{{%- endgeneration -%}}{{{{ {answer_end} }}}}
     {{%- else -%}}
         {{{{ {question} }}}}
+        {{%- set system.text = '' -%}}
     {{%- endif -%}}
 {{%- endfor -%}}
 {{%- if add_generation_prompt -%}}{{{{ {answer_start} }}}}{{%- endif -%}}
@@ -96,7 +124,7 @@ def family_of(vocabulary: Iterable[str], *, eos_token: str, starts_with_bos: boo
     if {"<start_of_turn>", "<end_of_turn>"} <= tokens:
         template = _template(
             start=_BOS,
-            question=r"'<start_of_turn>user\n' + content(message) + '<end_of_turn>\n'",
+            question=r"'<start_of_turn>user\n' + content(message, system.text) + '<end_of_turn>\n'",
             answer_start=r"'<start_of_turn>model\n'",
             answer="content(message) + '<end_of_turn>'",
             answer_end=r"'\n'",
@@ -105,7 +133,7 @@ def family_of(vocabulary: Iterable[str], *, eos_token: str, starts_with_bos: boo
     if {"<|im_start|>", "<|im_end|>"} <= tokens:
         template = _template(
             start="",
-            question=r"'<|im_start|>user\n' + content(message) + '<|im_end|>\n'",
+            question=r"'<|im_start|>user\n' + content(message, system.text) + '<|im_end|>\n'",
             answer_start=r"'<|im_start|>assistant\n'",
             answer="content(message) + '<|im_end|>'",
             answer_end=r"'\n'",
@@ -114,7 +142,7 @@ def family_of(vocabulary: Iterable[str], *, eos_token: str, starts_with_bos: boo
     if {"<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"} <= tokens:
         template = _template(
             start=_BOS,
-            question=r"'<|start_header_id|>user<|end_header_id|>\n\n' + content(message) + '<|eot_id|>'",
+            question=r"'<|start_header_id|>user<|end_header_id|>\n\n' + content(message, system.text) + '<|eot_id|>'",
             answer_start=r"'<|start_header_id|>assistant<|end_header_id|>\n\n'",
             answer="content(message) + '<|eot_id|>'",
             answer_end="''",
@@ -122,7 +150,7 @@ def family_of(vocabulary: Iterable[str], *, eos_token: str, starts_with_bos: boo
         return Family("llama-3", template, "<|eot_id|>")
     template = _template(
         start=_BOS if starts_with_bos else "",
-        question="'USER: ' + content(message) + ' '",
+        question="'USER: ' + content(message, system.text) + ' '",
         answer_start="'ASSISTANT:'",
         answer="' ' + content(message) + eos_token",
         answer_end="''",

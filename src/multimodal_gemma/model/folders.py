@@ -66,6 +66,13 @@ def read_config(folder: Path, part: str) -> dict[str, Any]:
     return config
 
 
+def source_name(location: str) -> str:
+    """Return what a base model is called in the files of a trained one: ORG/NAME of a hub, else its last name."""
+    if location.startswith("hf://"):
+        return location.removeprefix("hf://").partition("@")[0]
+    return location.rstrip("/").rpartition("/")[2]
+
+
 def require_weights(folder: Path, part: str) -> None:
     """Check that the folder holds weights in safetensors.
 

@@ -67,6 +67,26 @@ def build_processor(vision: Path, language: Path, image_fit: str = "stock") -> L
     )
 
 
+def save_processor(processor: LlavaProcessor, folder: Path) -> None:
+    """Save a processor for transformers 5 and 4 alike.
+
+    What 5 writes, 4.57 does not read: it looks for preprocessor_config.json, and wants the extra special tokens as a
+    dictionary. 5 reads both forms.
+    """
+    processor.save_pretrained(folder)
+    processor.image_processor.save_pretrained(folder)  # preprocessor_config.json
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    extra = config.get("extra_special_tokens")
+    if isinstance(extra, list) and extra:
+        config["additional_special_tokens"] = extra
+    if not isinstance(extra, dict):
+        config["extra_special_tokens"] = {}
+    for key in ("is_local", "local_files_only", "name_or_path"):  # of the folder that it was read from
+        config.pop(key, None)
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def end_of_turn(processor: LlavaProcessor) -> str:
     """Return the token that ends an answer in this processor's chat template."""
     tokenizer = processor.tokenizer

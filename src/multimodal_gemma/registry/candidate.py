@@ -23,6 +23,7 @@ class Candidate:
         metrics: its metrics.json.
         dataset: folder of the processed dataset, if it is at hand.
         dataset_manifest: its manifest.
+        benchmarks: what it was scored on, if it is at hand; for the pictures of a comparison.
     """
 
     model: Path
@@ -32,6 +33,7 @@ class Candidate:
     metrics: Mapping[str, Any]
     dataset: Path | None = None
     dataset_manifest: Manifest | None = None
+    benchmarks: Path | None = None
 
     @property
     def identity(self) -> str:

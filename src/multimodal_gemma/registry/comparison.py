@@ -10,20 +10,23 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from multimodal_gemma import files
 from multimodal_gemma.errors import InputError
-from multimodal_gemma.evaluation import statistics
-from multimodal_gemma.registry import comparison_report, gate, versions
+from multimodal_gemma.evaluation import questions, report
+from multimodal_gemma.evaluation.questions import Row
+from multimodal_gemma.registry import gate, versions
+from multimodal_gemma.reporting.page import Page
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-PREDICTIONS = "evaluation/predictions.jsonl"  # artifact of a run
-_SMALLEST_SHARE = 0.5  # of the candidate's questions; with fewer in common, hardly anything could be found worse
+    from multimodal_gemma.data.shards import ImageShards
 
-Row = dict[str, Any]
+PREDICTIONS = "evaluation/predictions.jsonl"  # artifact of a run
+_MOST = 20  # questions shown on either side
+_SMALLEST_SHARE = 0.5  # of the candidate's questions; with fewer in common, hardly anything could be found worse
 
 
 def check_compared(metrics: Sequence[str]) -> None:
@@ -48,6 +51,7 @@ def against(
     metrics: Sequence[str],
     confidence: float,
     benchmarks: str,
+    shards: ImageShards | None = None,
 ) -> gate.Champion:
     """Return the paired differences to a version of the model.
 
@@ -59,6 +63,7 @@ def against(
         metrics: what to compare; see `check_compared`.
         confidence: of the intervals.
         benchmarks: digest of what the candidate was scored on.
+        shards: its images, for the page; None: without pictures.
 
     Returns:
         The champion with differences, or with the reason why there can be none.
@@ -71,8 +76,8 @@ def against(
         )
     differences = {}
     for metric in metrics:
-        ours, theirs = _scores(candidate, metric), _scores(rows, metric)
-        common = [key for key in ours if key in theirs]
+        ours = questions.of(candidate, _benchmark(metric) or "")
+        common = questions.pairs(ours, rows)
         if not ours:
             continue
         if len(common) < _SMALLEST_SHARE * len(ours):
@@ -81,10 +86,10 @@ def against(
                 problem=f"version {version} has answered {len(common):,} of the {len(ours):,} questions of {metric}: "
                 "evaluate it on the same benchmarks, or promote this version by hand",
             )
-        differences[metric] = _difference(
-            [ours[key] for key in common], [theirs[key] for key in common], common, confidence
-        )
-    page = comparison_report.render(name, version, candidate, rows, confidence=confidence) or ""
+        found = questions.difference(common, confidence=confidence)
+        assert found.interval is not None
+        differences[metric] = gate.Difference(found.mean, *found.interval, len(common))
+    page = render(name, version, questions.pairs(candidate, rows), confidence=confidence, shards=shards)
     return gate.Champion(version, differences, best(client, name, version, benchmarks), page=page)
 
 
@@ -107,39 +112,11 @@ def best(client: MlflowClient, name: str, champion: str, benchmarks: str) -> dic
     return found
 
 
-def _difference(
-    ours: Sequence[Row], theirs: Sequence[Row], keys: Sequence[tuple[str, str]], confidence: float
-) -> gate.Difference:
-    """Pair the scores; each POPE setting weighs the same, as in their mean."""
-    sizes: dict[str, int] = {}
-    for benchmark, _ in keys:
-        sizes[benchmark] = sizes.get(benchmark, 0) + 1
-    estimate = statistics.clustered_mean(
-        [float(a["score"]) - float(b["score"]) for a, b in zip(ours, theirs, strict=True)],
-        [str(row["image"]) for row in ours],
-        confidence=confidence,
-        weights=[1 / sizes[benchmark] for benchmark, _ in keys],
-        bounds=(-1.0, 1.0),
-    )
-    return gate.Difference(estimate.mean, *estimate.interval, len(keys))
-
-
-def _scores(rows: Sequence[Row], metric: str) -> dict[tuple[str, str], Row]:
-    """Return the rows that a metric is the mean of, by benchmark, question and what was asked."""
-    benchmark = _benchmark(metric) or ""
-    chosen = {}
-    for row in rows:
-        if row["benchmark"] == benchmark or (benchmark == "pope/" and row["benchmark"].startswith("pope/")):
-            # Identifiers are only unique within a benchmark's file: another file may reuse them for other questions.
-            chosen[(row["benchmark"], f"{row['question_id']} {row['image']} {row['question']}")] = row
-    return chosen
-
-
 def _benchmark(metric: str) -> str | None:
     if metric == "vqa_accuracy":
         return "vqa"
     if metric == "pope_accuracy":
-        return "pope/"
+        return "pope"
     middle = metric.removeprefix("pope_").removesuffix("_accuracy")
     return f"pope/{middle}" if metric == f"pope_{middle}_accuracy" and "_" not in middle else None
 
@@ -172,3 +149,94 @@ def _predictions(client: MlflowClient, name: str, version: str) -> tuple[list[Ro
     if not all(missing <= row.keys() for row in rows):
         return [], f"{run} are of another format"
     return rows, ""
+
+
+def render(
+    name: str,
+    version: str,
+    pairs: Sequence[tuple[Row, Row]],
+    *,
+    confidence: float,
+    shards: ImageShards | None = None,
+) -> str:
+    """Return comparison.html: candidate and champion, benchmark by benchmark, with the questions that changed sides.
+
+    It is made when a model is registered and not when it is evaluated: what an evaluation says must not depend on who
+    happens to be champion at that moment.
+
+    Args:
+        name: the registered model.
+        version: the champion's number.
+        pairs: rows of the candidate and of the champion.
+        confidence: of the paired intervals.
+        shards: the benchmark's images; without them the page has no pictures.
+
+    Returns:
+        HTML, self-contained; "" if they have no question in common.
+    """
+    if not pairs:
+        return ""
+    page = Page(
+        "Candidate and champion",
+        f"{name}: the candidate beside version {version} on {len(pairs):,} questions that both have answered. "
+        f"Intervals cover {confidence:.0%}, paired by question and clustered by image: one that holds 0 is noise.",
+    )
+    rows = []
+    for benchmark in dict.fromkeys(ours["benchmark"] for ours, _ in pairs):
+        here = [(ours, theirs) for ours, theirs in pairs if ours["benchmark"] == benchmark]
+        found = questions.difference(here, confidence=confidence)
+        low, high = found.interval or (-1.0, 1.0)
+        rows.append(
+            (
+                benchmark,
+                f"{sum(ours['score'] for ours, _ in here) / len(here):.1%}",
+                f"{sum(theirs['score'] for _, theirs in here) / len(here):.1%}",
+                f"{100 * found.mean:+.1f}",
+                f"{100 * low:+.1f} to {100 * high:+.1f}",
+                sum(ours["score"] > theirs["score"] for ours, theirs in here),
+                sum(ours["score"] < theirs["score"] for ours, theirs in here),
+                len(here),
+            )
+        )
+    page.section("Scores", "Percent, and the difference in points.")
+    page.table(("benchmark", "candidate", "champion", "difference", "interval", "better", "worse", "questions"), rows)
+    _changed(page, "Lost", "What the champion gets right and the candidate does not.", pairs, shards, sign=-1)
+    _changed(page, "Won", "What the candidate gets right and the champion does not.", pairs, shards, sign=1)
+    return page.html()
+
+
+def _changed(
+    page: Page,
+    heading: str,
+    sentence: str,
+    pairs: Sequence[tuple[Row, Row]],
+    shards: ImageShards | None,
+    *,
+    sign: int,
+) -> None:
+    changed = [ours for ours, theirs in pairs if sign * (ours["score"] - theirs["score"]) >= 0.5]
+    if not changed:
+        return
+    said = {id(ours): theirs.get("prediction", "") for ours, theirs in pairs}
+    shown = report.draw(changed, _MOST)
+    page.section(heading, f"{sentence} {len(shown)} of {len(changed):,}, drawn by a hash.")
+    if shards is None:
+        page.table(
+            ("benchmark", "image", "question", "candidate", "champion"),
+            [(o["benchmark"], o["image"], o["question"], o.get("prediction", ""), said[id(o)]) for o in shown],
+        )
+        return
+    marks = ("good", "bad") if sign > 0 else ("bad", "good")
+    page.gallery(
+        [
+            report.item(
+                ours,
+                shards,
+                [
+                    (f"candidate: {ours['prediction'] or '(no words)'}", marks[0]),
+                    (f"champion: {said[id(ours)] or '(no words)'}", marks[1]),
+                ],
+            )
+            for ours in shown
+        ]
+    )

@@ -106,6 +106,7 @@ def decide(
     champion: Champion | None,
     margins: Mapping[str, float] | None = None,
     required: Sequence[str] = (),
+    rule: str = "not-worse",
 ) -> Decision:
     """Decide whether a candidate may become champion.
 
@@ -122,6 +123,8 @@ def decide(
         champion: None if there is none yet, which passes and says so.
         margins: furthest that a metric may lie below the best champion so far.
         required: metrics that must be there besides those of floors, compared and margins.
+        rule: "not-worse" is passed by an equal; "better" asks besides that one of `compared` is better beyond its
+            paired interval.
 
     Returns:
         The decision; its rules are in a fixed order.
@@ -130,6 +133,8 @@ def decide(
     rules = [_finite(metrics), _present(metrics, [*floors, *compared, *margins, *required])]
     rules += [_floor(name, metrics.get(name), floor) for name, floor in sorted(floors.items())]
     rules += _against(champion, compared)
+    if rule == "better" and champion is not None and not champion.problem:
+        rules.append(_better(champion))
     if champion is not None and not champion.problem:
         rules += [
             _near_best(name, metrics.get(name), margins[name], champion.best.get(name)) for name in sorted(margins)
@@ -194,6 +199,18 @@ def _not_worse(name: str, champion: Champion) -> Rule:
     if difference.high < 0:
         return Rule(rule, False, f"worse beyond the paired interval: {interval}")
     return Rule(rule, True, f"not worse beyond the paired interval: {interval}")
+
+
+def _better(champion: Champion) -> Rule:
+    ahead = sorted(name for name, found in champion.differences.items() if found.low > 0)
+    if ahead:
+        return Rule("better", True, f"better beyond the paired interval than version {champion.version}: {ahead[0]}")
+    return Rule(
+        "better",
+        False,
+        f"in no compared metric better beyond the paired interval than version {champion.version}, as "
+        "registry.rule=better asks",
+    )
 
 
 def _near_best(name: str, value: Any, margin: float, best: Best | None) -> Rule:

@@ -54,9 +54,11 @@ class VisionLanguageModel(mlflow.pyfunc.PythonModel):
         rows = zip(model_input["image"], model_input["question"], strict=True)
         return [self._answer(_decode(image, row), question, row, limit) for row, (image, question) in enumerate(rows)]
 
-    def _answer(self, image: Image.Image, question: str, row: int, limit: int) -> str:
+    def _answer(self, image: Image.Image, question: Any, row: int, limit: int) -> str:
         import torch
 
+        if not isinstance(question, str) or not question.strip():
+            raise ValueError(f"row {row}: there is no question. Give a text.")
         if self.processor.image_token in question:
             raise ValueError(
                 f"row {row}: the question holds the image placeholder {self.processor.image_token}. Leave it out."
@@ -72,11 +74,13 @@ class VisionLanguageModel(mlflow.pyfunc.PythonModel):
         return str(self.processor.decode(answer, skip_special_tokens=True)).strip()
 
 
-def _decode(text: str, row: int) -> Image.Image:
+def _decode(text: Any, row: int) -> Image.Image:
     """Return the RGB image behind base64 text, upright."""
+    if not isinstance(text, str) or not text:
+        raise ValueError(f"row {row}: there is no image. Send the file's bytes in base64.")
     encoded = text.partition(",")[2] if text.startswith("data:") else text
     try:
-        data = base64.b64decode(encoded, validate=True)
+        data = base64.b64decode("".join(encoded.split()), validate=True)  # `base64` breaks lines at 76 characters
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise ValueError(f"row {row}: the image has more than {MAX_PIXELS:,} pixels. Send a smaller one.")

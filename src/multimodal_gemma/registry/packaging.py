@@ -47,19 +47,24 @@ def ensure_logged(client: MlflowClient, folder: Path, model: Manifest, run_id: s
     run = client.get_run(run_id)
     experiment = run.info.experiment_id
     found = client.search_logged_models([experiment], filter_string=f"tags.`{versions.IDENTITY}` = '{identity}'")
-    own = [entry for entry in found if entry.source_run_id == run_id and str(entry.status) == "READY"]
-    ready = sorted(own, key=lambda entry: entry.creation_timestamp)
-    if ready:
+    own = sorted((entry for entry in found if entry.source_run_id == run_id), key=lambda one: one.creation_timestamp)
+    if ready := [entry for entry in own if str(entry.status) == "READY"]:
         return str(ready[0].model_id)
     manifest.verify(folder, "model")
     logs.get("registry").info("logging the model (%s)", _size(model))
-    # Made here and not by `log`, which would put it into whichever experiment the process has at the moment.
-    entry = client.create_logged_model(
-        experiment,
-        name="model",
-        source_run_id=run_id,
-        tags={versions.IDENTITY: identity, versions.MODEL_DIGEST: model.digest},
-        params=dict(run.data.params),
+    # One that an attempt before has left pending is filled. A new one is made here and not by `log`, which would put it
+    # into whichever experiment the process has at the moment.
+    pending = [entry for entry in own if str(entry.status) == "PENDING"]
+    entry = (
+        pending[0]
+        if pending
+        else client.create_logged_model(
+            experiment,
+            name="model",
+            source_run_id=run_id,
+            tags={versions.IDENTITY: identity, versions.MODEL_DIGEST: model.digest},
+            params=dict(run.data.params),
+        )
     )
     with _staged(folder, model) as staged, _quiet():
         Model.log(

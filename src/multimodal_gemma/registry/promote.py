@@ -64,7 +64,7 @@ def promote(registry: RegistryConfig, version: str | int, *, dry_run: bool = Fal
         if not dry_run and change.before != change.after:
             if gate != "passed":
                 client.set_model_version_tag(name, number, versions.BY_HAND, "true")
-            versions.crown(client, name, number)
+            versions.crown(client, name, number, over=change.before or None)
     return change
 
 

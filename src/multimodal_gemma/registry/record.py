@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _LONGEST_PARAMETER = 6000  # MLflow's limits
 _DIGEST_LENGTH = 36
 _BATCH = 100
+TABLE = "evaluation/predictions_table.json"  # artifact of a run
+_TABLE_COLUMNS = ("benchmark", "question_id", "image", "question", "prediction", "score", "p_yes")
 _PRIVATE = ("registry.tracking_uri",)  # may hold a password
 # Tags from the environment that images and pipelines set.
 _FROM_ENVIRONMENT = {"mmgemma.image": "MMGEMMA_IMAGE", "mmgemma.pipeline_digest": "MMGEMMA_PIPELINE_DIGEST"}
@@ -147,6 +149,37 @@ def metrics(
     ]
     for start in range(0, len(batch), _BATCH):
         client.log_batch(run_id, metrics=batch[start : start + _BATCH])
+
+
+def scores_markdown(metrics: Mapping[str, Any]) -> str:
+    """Return the scores of a metrics.json as a Markdown table, each beside what a constant answer would score."""
+    called = metrics["names"]
+    rows = ["| questions | accuracy | interval | majority answer | F1 |", "| --- | ---: | ---: | ---: | ---: |"]
+    for setting, score in (metrics.get("pope") or {}).items():
+        constant = max(score["tp"] + score["fn"], score["tn"] + score["fp"]) / max(score["count"], 1)
+        head = f"| {called['pope']}, {setting} | {score['accuracy']:.3f} | {_interval(score)} "
+        rows.append(f"{head}| {constant:.3f} | {score['f1']:.3f} |")
+    if vqa := metrics.get("vqa"):
+        head = f"| {called['vqa']} | {vqa['accuracy']:.3f} | {_interval(vqa)} "
+        rows.append(f"{head}| {vqa['majority_baseline']:.3f} | |")
+    return "\n".join(rows)
+
+
+def _interval(score: Mapping[str, Any]) -> str:
+    interval = score.get("interval")
+    return f"{interval[0]:.3f}-{interval[1]:.3f}" if interval else "-"
+
+
+def predictions(client: MlflowClient, run_id: str, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Log the answers as a table, by which MLflow's own view compares runs question by question."""
+    if TABLE in (entry.path for entry in client.list_artifacts(run_id, TABLE.partition("/")[0])):
+        return  # log_table would add the rows once more
+    columns: dict[str, list[Any]] = {name: [] for name in (*_TABLE_COLUMNS, "truth")}
+    for row in rows:
+        for name in _TABLE_COLUMNS:
+            columns[name].append(row.get(name))
+        columns["truth"].append(row.get("label") or ", ".join(sorted(set(row.get("answers", ())))))
+    client.log_table(run_id, data=columns, artifact_file=TABLE)
 
 
 def folder_files(client: MlflowClient, run_id: str, folder: Path, names: Iterable[str], destination: str) -> None:

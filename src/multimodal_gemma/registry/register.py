@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from multimodal_gemma import files, logs
+from multimodal_gemma.errors import InputError
+from multimodal_gemma.evaluation import questions
 from multimodal_gemma.registry import comparison, gate, packaging, record, runs, server, versions
 from multimodal_gemma.registry.candidate import Candidate, Registration
 
@@ -27,8 +29,10 @@ if TYPE_CHECKING:
     from multimodal_gemma.config.schema import Config
 
 COMPARISON = "comparison.html"  # beside decision.md, where there was a champion to be held against
+_DECISIONS = 5  # made anew where the champion changed while it was made
 _PAUSES = (1.0, 2.0, 4.0)  # seconds before a registration that met another one of the same run starts over
 _CURVES = ("curves.jsonl", "curves.html", "run_config.json")
+_EVALUATION_PAGES = ("metrics.json", "predictions.jsonl", "report.html")
 _DATASET_PAGES = ("report.html", "statistics.json")
 
 
@@ -58,11 +62,15 @@ def _find_or_make(client: MlflowClient, config: Config, candidate: Candidate, pi
     registry = config.registry
     version = versions.find(client, registry.name, candidate.identity)
     if version is not None and _is_settled(client, version, config):
+        # The training that led here again has begun a run of its own.
+        runs.end_in(client, registry, pipeline_run, "FINISHED")
         return _found(client, version)
     if version is not None:
         run_id = version.run_id
     else:
         run_id = runs.run_in(client, registry, pipeline_run or f"register-{candidate.identity[:12]}")
+    if version is not None and pipeline_run:
+        runs.end_in(client, registry, pipeline_run, "FINISHED")  # the version's own run is the one that goes on
     status = "FAILED"
     try:
         made = _make(client, config, candidate, version, run_id)
@@ -86,12 +94,23 @@ def _make(
         client, run_id, candidate.metrics["metrics"], model_id=version.tags[versions.LOGGED_MODEL], dataset=scored
     )
     number = str(version.version)
-    decision, page = _decide(client, config, candidate, number)
-    _write_down(client, run_id, name, number, decision, page)
-    if decision.passed:
-        versions.crown(client, name, number)
-    elif versions.aliases(client, name).get(versions.CHAMPION) != number:
-        client.set_registered_model_alias(name, versions.CHALLENGER, number)
+    for _ in range(_DECISIONS):
+        former = versions.aliases(client, name).get(versions.CHAMPION)
+        decision, page = _decide(client, config, candidate, number, former)
+        _write_down(client, run_id, name, number, decision, page)
+        if not decision.passed:
+            if versions.aliases(client, name).get(versions.CHAMPION) != number:
+                client.set_registered_model_alias(name, versions.CHALLENGER, number)
+            break
+        if versions.crown(client, name, number, over=former):
+            break
+        logs.get("register").info("%s got another champion meanwhile; version %s is held against it", name, number)
+    else:
+        raise InputError(
+            f"registry: the champion of {name} changed {_DECISIONS} times while version {number} was held against it. "
+            "Register it again when the others have ended; nothing is repeated."
+        )
+    _describe(client, candidate, version, decision)
     # Last: whoever finds this tag need not do anything of the above again.
     client.set_model_version_tag(name, number, versions.SETTLED, _terms(config))
     alias = versions.alias_of(versions.aliases(client, name), number)
@@ -126,17 +145,21 @@ def _record(client: MlflowClient, candidate: Candidate, run_id: str) -> tuple[st
         source={},
         profile=candidate.evaluation_manifest.counts,
     )
-    record.folder_files(client, run_id, candidate.evaluation, candidate.evaluation_manifest.files, "evaluation")
+    record.folder_files(client, run_id, candidate.evaluation, _EVALUATION_PAGES, "evaluation")
+    record.predictions(client, run_id, questions.read_rows(candidate.evaluation))
     record.folder_files(client, run_id, candidate.model, _CURVES, "training")
     if candidate.dataset is not None:
         record.folder_files(client, run_id, candidate.dataset, _DATASET_PAGES, "dataset")
     return scored
 
 
-def _decide(client: MlflowClient, config: Config, candidate: Candidate, number: str) -> tuple[gate.Decision, str]:
-    """Return the decision, and the comparison with the champion for people ("" without one)."""
+def _decide(
+    client: MlflowClient, config: Config, candidate: Candidate, number: str, former: str | None
+) -> tuple[gate.Decision, str]:
+    """Return the decision, and the comparison with the champion `former` for people ("" without one)."""
+    from multimodal_gemma.data.shards import ImageShards
+
     registry = config.registry
-    former = versions.aliases(client, registry.name).get(versions.CHAMPION)
     if former == number:
         # A registration that was killed after it crowned this version: the decision that did it stands.
         held = client.get_model_version(registry.name, number).tags.get(versions.DECISION)
@@ -144,7 +167,7 @@ def _decide(client: MlflowClient, config: Config, candidate: Candidate, number: 
             return decision_of(held), ""
     champion = None
     if former is not None:
-        rows = files.read_jsonl(candidate.evaluation / "predictions.jsonl", "predictions")
+        rows = questions.read_rows(candidate.evaluation)
         champion = comparison.against(
             client,
             registry.name,
@@ -153,6 +176,7 @@ def _decide(client: MlflowClient, config: Config, candidate: Candidate, number: 
             registry.compared,
             config.evaluation.confidence,
             candidate.benchmarks_digest,
+            ImageShards(candidate.benchmarks) if candidate.benchmarks is not None else None,
         )
     decision = gate.decide(
         candidate.metrics["metrics"],
@@ -162,6 +186,7 @@ def _decide(client: MlflowClient, config: Config, candidate: Candidate, number: 
         champion=champion,
         margins=registry.margins,
         required=registry.required,
+        rule=registry.rule,
     )
     return decision, champion.page if champion is not None else ""
 
@@ -183,6 +208,27 @@ def _write_down(client: MlflowClient, run_id: str, name: str, number: str, decis
         client.log_artifacts(run_id, scratch, "gate")
 
 
+def _describe(client: MlflowClient, candidate: Candidate, version: ModelVersion, decision: gate.Decision) -> None:
+    """Write for people: on the version and its run what it scored and why the gate said what it said."""
+    name, number, run_id = version.name, str(version.version), version.run_id
+    text = "\n\n".join(
+        [
+            f"**Gate {decision.word}**: {decision.reason}.",
+            record.scores_markdown(candidate.metrics),
+            f"Run `{run_id}` holds `evaluation/report.html`, `training/curves.html`, `gate/decision.md` and, where "
+            f"there was a champion, `gate/{COMPARISON}`; the table `{record.TABLE}` compares runs by question.",
+        ]
+    )
+    client.update_model_version(name, number, description=text)
+    record.tags(client, run_id, {"mlflow.note.content": f"Version {number} of {name}.\n\n{text}"})
+    client.update_registered_model(
+        name,
+        description="Small vision-language models that answer questions about pictures. The alias `champion` is the "
+        f"one to use: `mmgemma ask PICTURE QUESTION --model models:/{name}@champion`. `previous-champion` is kept for "
+        "`mmgemma rollback`; `challenger` is the latest that did not pass the gate.",
+    )
+
+
 def _version_tags(candidate: Candidate) -> dict[str, str]:
     tags = {
         versions.IDENTITY: candidate.identity,
@@ -193,13 +239,16 @@ def _version_tags(candidate: Candidate) -> dict[str, str]:
         versions.SCORES: json.dumps(gate.finite(candidate.metrics["metrics"]), sort_keys=True),
         versions.PREDICTIONS: files.sha256_file(candidate.evaluation / "predictions.jsonl"),
     }
+    for kind, section in (("pope", candidate.metrics.get("pope_mean")), ("vqa", candidate.metrics.get("vqa"))):
+        if section:
+            tags[f"{kind}_accuracy"] = f"{section['accuracy']:.3f} ({candidate.metrics['names'][kind]})"
     return {key: value for key, value in tags.items() if value}
 
 
 def _terms(config: Config) -> str:
     """Return what a decision was made under; under other terms it is made anew."""
     asked = dataclasses.asdict(config.registry)
-    terms = {name: asked[name] for name in ("floors", "compared", "margins", "required")}
+    terms = {name: asked[name] for name in ("floors", "compared", "margins", "required", "rule")}
     return files.digest_of([terms, config.evaluation.confidence])
 
 
@@ -232,7 +281,7 @@ def _end(client: MlflowClient, run_id: str, status: str) -> None:
     """End our own run; an injected one is ended by the platform that made it."""
     from mlflow.exceptions import MlflowException
 
-    if run_id == runs.injected_run():
+    if runs.injected_run():
         return
     # A failure is on its way up already: that its run cannot be marked as failed would only hide the reason.
     with contextlib.suppress(*([MlflowException] if status == "FAILED" else [])):

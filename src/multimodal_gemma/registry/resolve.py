@@ -67,6 +67,8 @@ def resolve_model(location: str, config: Config) -> Path:
     for inside in (path, path / "model", _of_run(path)):
         if inside is not None and (inside / "config.json").is_file():
             return inside
+    if path.is_symlink() and (earlier := _earlier(path)):
+        return earlier
     raise InputError(
         f"model: {path} holds no config.json, so it is no model folder. Give the folder that train or export wrote."
     )
@@ -83,6 +85,15 @@ def _of_run(folder: Path) -> Path | None:
     places = [stated.get("export"), stated.get("model")]
     candidates = [Path(place) / inside for place in places if isinstance(place, str) for inside in ("model", "")]
     return next((place for place in candidates if (place / "config.json").is_file()), None)
+
+
+def _earlier(latest: Path) -> Path | None:
+    """Return the model of the newest run beside one that has none (yet)."""
+    for folder in sorted((one for one in latest.parent.iterdir() if not one.is_symlink()), reverse=True):
+        if found := _of_run(folder):
+            logs.get("model").info("%s has no model (yet); taking that of %s", latest, folder.name)
+            return found
+    return None
 
 
 def parse(location: str) -> Reference:

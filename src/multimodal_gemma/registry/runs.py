@@ -1,8 +1,8 @@
 """One parent run in MLflow for each run of the pipeline.
 
 Training and registration happen in different processes, on a cluster on different machines. Both find the same run: the
-one that the platform injected, else the one that carries this pipeline run's name as a tag. It stays RUNNING until
-registration ends it.
+one that the platform made for the pipeline, else the one that carries this pipeline run's name as a tag. It stays
+RUNNING until registration ends it, or whoever sees the pipeline run end without one.
 """
 
 from __future__ import annotations
@@ -21,13 +21,17 @@ if TYPE_CHECKING:
 
     from multimodal_gemma.config.schema import RegistryConfig
 
-__all__ = ["PIPELINE_RUN", "end_failed", "ensure_run", "injected_run", "open_run", "run_in", "tracking_uri"]
+__all__ = ["PIPELINE_RUN", "end", "ensure_run", "injected_run", "open_run", "run_in", "tracking_uri"]
 
+_PARENT = "mlflow.parentRunId"  # MLflow's own tag of a nested run
 PIPELINE_RUN = "mmgemma.pipeline_run"  # the tag that ties a run to its pipeline run
 
 
 def injected_run() -> str:
-    """Return the id of the run that the platform made for this pipeline run, or ""."""
+    """Return the id of the run that the platform made for this task or pipeline run, or "".
+
+    The platform ends what it has made: nothing here does.
+    """
     return os.environ.get("MLFLOW_RUN_ID", "")
 
 
@@ -70,11 +74,15 @@ def run_in(client: MlflowClient, registry: RegistryConfig, pipeline_run: str, *,
     """As `ensure_run`, with a client at hand; a run that is made is called `name`, else like the pipeline run's id."""
     injected = injected_run()
     if injected:
-        # Its experiment is the platform's choice: none is set or made here.
-        _resume(client, client.get_run(injected))
+        # Its experiment is the platform's choice: none is set or made here. KFP's plugin makes a nested run for each
+        # task; what belongs together goes into the one that they have in common.
+        run = client.get_run(injected)
+        if parent := run.data.tags.get(_PARENT):
+            run = client.get_run(parent)
+        _refuse_deleted(run)
         if pipeline_run:
-            client.set_tag(injected, PIPELINE_RUN, pipeline_run)
-        return injected
+            client.set_tag(run.info.run_id, PIPELINE_RUN, pipeline_run)
+        return str(run.info.run_id)
     experiment = _experiment(client, registry)
     if not pipeline_run:
         return str(client.create_run(experiment).info.run_id)
@@ -89,12 +97,13 @@ def run_in(client: MlflowClient, registry: RegistryConfig, pipeline_run: str, *,
     return str(first.info.run_id)
 
 
-def end_failed(registry: RegistryConfig, pipeline_run: str) -> str:
-    """Say of a pipeline run that failed that its MLflow run did too, if it has one that is still RUNNING.
+def end(registry: RegistryConfig, pipeline_run: str, status: str) -> str:
+    """End the MLflow run of a pipeline run that came to its end without registration, if one is still RUNNING.
 
     Args:
         registry: the configuration's section.
         pipeline_run: the pipeline run's id.
+        status: "FAILED", or "KILLED" if somebody interrupted it.
 
     Returns:
         MLflow's run id; "" if there was nothing to end. A run that the platform injected is the platform's to end.
@@ -105,19 +114,30 @@ def end_failed(registry: RegistryConfig, pipeline_run: str) -> str:
     if injected_run() or not pipeline_run:
         return ""
     with server.connected(registry) as client:
-        experiment = client.get_experiment_by_name(registry.experiment)
-        run = _oldest(client, experiment.experiment_id, pipeline_run) if experiment is not None else None
-        if run is None or run.info.status != "RUNNING":
-            return ""
-        client.set_terminated(run.info.run_id, status="FAILED")
-        return str(run.info.run_id)
+        return end_in(client, registry, pipeline_run, status)
 
 
-def _resume(client: MlflowClient, run: Run) -> None:
+def end_in(client: MlflowClient, registry: RegistryConfig, pipeline_run: str, status: str) -> str:
+    """As `end`, with a client at hand."""
+    if injected_run() or not pipeline_run:
+        return ""
+    experiment = client.get_experiment_by_name(registry.experiment)
+    run = _oldest(client, experiment.experiment_id, pipeline_run) if experiment is not None else None
+    if run is None or run.info.status != "RUNNING":
+        return ""
+    client.set_terminated(run.info.run_id, status=status)
+    return str(run.info.run_id)
+
+
+def _refuse_deleted(run: Run) -> None:
     if run.info.lifecycle_stage == "deleted":
         raise InputError(
             f"registry: the run {run.info.run_id} was deleted in MLflow. Restore it there, or start a new pipeline run."
         )
+
+
+def _resume(client: MlflowClient, run: Run) -> None:
+    _refuse_deleted(run)
     if run.info.status != "RUNNING":
         client.update_run(run.info.run_id, status="RUNNING")
 

@@ -15,8 +15,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
+from multimodal_gemma import environment, locks
 from multimodal_gemma.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _VARIABLE, _REGISTRY_VARIABLE = "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"
 _HEALTH_TIMEOUT = 5.0  # seconds
+_OLDEST = 3  # major version of a server: 2 knows no logged models
+# What an artifact store is spoken to with; MLflow passes their exceptions on as they are.
+_STORES = {"boto3", "botocore", "s3transfer", "google", "azure", "paramiko", "pysftp"}
 # MLflow's defaults block about four minutes; a user's own setting of any of these stays.
 _PATIENCE = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
@@ -44,16 +48,22 @@ def tracking_uri(registry: RegistryConfig) -> str:
     return registry.tracking_uri or os.environ.get(_VARIABLE, "")
 
 
-def shown(uri: str) -> str:
-    """Return a tracking URI without the password that it may carry."""
-    return re.sub(r"(?<=://)([^:/@]+):[^@/]*@", r"\1:***@", uri)
+def shown(text: str) -> str:
+    """Return a tracking URI, or a text of another program, without the passwords and tokens that it may carry."""
+    secrets = [os.environ.get(name, "") for name in environment.CREDENTIALS if name != "MLFLOW_TRACKING_USERNAME"]
+    for uri in (os.environ.get(_VARIABLE, ""), text):
+        password = re.search(r"://[^:/@\s]+:([^@/\s]*)@", uri)
+        secrets += [password[1], unquote(password[1])] if password else []
+    for secret in sorted(filter(None, secrets), key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
 
 
 def check(registry: RegistryConfig) -> None:
-    """Find out cheaply whether runs can be recorded later: MLflow is named, and a server gives a sign of life.
+    """Find out cheaply whether runs can be recorded later: MLflow is named, and a server answers and is new enough.
 
     Raises:
-        InputError: no MLflow is named, or its server cannot be reached.
+        InputError: no MLflow is named, or its server cannot be reached or is too old.
     """
     uri = tracking_uri(registry)
     _check_scheme(uri)
@@ -97,7 +107,13 @@ def connected(registry: RegistryConfig) -> Iterator[MlflowClient]:
     try:
         mlflow.set_tracking_uri(uri)
         mlflow.set_registry_uri(uri)
-        yield MlflowClient(tracking_uri=uri, registry_uri=uri)
+        path = sqlite_file(uri)
+        # The first to come makes the tables; two at once would both try.
+        with locks.in_turn(path.parent) if path else contextlib.nullcontext():
+            client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+            if path:
+                client.search_registered_models(max_results=1)
+        yield client
     except MlflowException as error:
         raise InputError(refusal(uri, error)) from error
     except requests.exceptions.RequestException as error:  # the artifact store, behind the server or beside it
@@ -108,6 +124,25 @@ def connected(registry: RegistryConfig) -> Iterator[MlflowClient]:
     except SQLAlchemyError as error:
         raise InputError(
             f"registry: the database {shown(uri)} failed: {first_line(error)}. Check it, then run again."
+        ) from error
+    except ModuleNotFoundError as error:
+        if error.name not in _STORES:
+            raise
+        raise InputError(
+            f"registry: the artifact store of MLflow at {shown(uri)} needs the package {error.name}, which is not "
+            "installed. Install it, or let the server pass artifacts on (mlflow server --serve-artifacts)."
+        ) from None
+    except OSError as error:
+        raise InputError(
+            f"registry: the artifact store of MLflow at {shown(uri)} does not take {error.filename or 'a file'} "
+            f"({error.strerror or first_line(error)}). Check its place, then run again; nothing is repeated."
+        ) from error
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in _STORES:
+            raise
+        raise InputError(
+            f"registry: the artifact store of MLflow at {shown(uri)} refuses: {first_line(error)}. Check its bucket "
+            "and the credentials, then run again; nothing is repeated."
         ) from error
     finally:
         mlflow.set_tracking_uri(before)
@@ -204,12 +239,14 @@ def _check_scheme(uri: str) -> None:
 
 
 def _check_health(uri: str) -> None:
-    """Ask the server for a sign of life; any answer at all is one, as a proxy may guard /health."""
+    """Ask the server which version it is; any answer at all is a sign of life, as a proxy may guard this address."""
     import requests
 
     insecure = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("1", "true")
     try:
-        requests.get(f"{uri.rstrip('/')}/health", timeout=_HEALTH_TIMEOUT, verify=not insecure, allow_redirects=False)
+        answer = requests.get(
+            f"{uri.rstrip('/')}/version", timeout=_HEALTH_TIMEOUT, verify=not insecure, allow_redirects=False
+        )
     except requests.exceptions.SSLError:
         raise InputError(
             f"registry: the certificate of MLflow at {shown(uri)} is not trusted. "
@@ -225,6 +262,12 @@ def _check_health(uri: str) -> None:
             f"registry: MLflow at {shown(uri)} cannot be reached. Start it, or correct registry.tracking_uri "
             "(MLFLOW_TRACKING_URI)."
         ) from None
+    stated = re.fullmatch(r"(\d+)\.\d+[\w.]*", answer.text.strip()) if answer.ok else None
+    if stated and int(stated[1]) < _OLDEST:
+        raise InputError(
+            f"registry: MLflow at {shown(uri)} is version {stated[0]}, which knows no logged models. Use a server of "
+            f"version {_OLDEST} or later."
+        )
 
 
 def _prepare_sqlite(uri: str) -> None:
@@ -251,5 +294,6 @@ def _prepare_sqlite(uri: str) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's text, without its full stop; the type's name if it has none."""
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+    """Return the first line of an error's text, without secrets and full stop; the type's name if it has none."""
+    lines = shown(str(error)).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

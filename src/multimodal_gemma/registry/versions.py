@@ -129,10 +129,22 @@ def create(client: MlflowClient, name: str, model_id: str, run_id: str, tags: di
     return made
 
 
-def crown(client: MlflowClient, name: str, version: str) -> None:
-    """Make `version` the champion and keep the former one for a rollback; doing it twice changes nothing."""
+def crown(client: MlflowClient, name: str, version: str, *, over: str | None) -> bool:
+    """Make `version` the champion and keep the former one for a rollback; doing it twice changes nothing.
+
+    Args:
+        client: MLflow's.
+        name: the registered model.
+        version: the new champion.
+        over: the champion that it was held against; None if there was none.
+
+    Returns:
+        Whether it is champion now: not if the title has passed to another version in the meantime.
+    """
     held = aliases(client, name)
     former = held.get(CHAMPION)
+    if former not in (over, version):
+        return False
     if former != version:
         if former is not None:
             client.set_model_version_tag(name, version, PREVIOUS_OF, former)
@@ -140,6 +152,7 @@ def crown(client: MlflowClient, name: str, version: str) -> None:
         client.set_registered_model_alias(name, CHAMPION, version)
     if held.get(CHALLENGER) == version:
         client.delete_registered_model_alias(name, CHALLENGER)
+    return True
 
 
 def alias_of(held: dict[str, str], version: str) -> str:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_WIDTH = 4.8  # inches: on a phone the text of a wider chart would be too small to read
 ACCENT = "#3b5bdb"
 PALETTE = (ACCENT, "#e8590c", "#2b8a3e", "#862e9c", "#495057", "#c2255c")
 _STYLE = {
@@ -58,7 +59,7 @@ def lines(
         if len(series) > 1:
             axes.legend(frameon=False)
 
-    return _svg(draw, 6.4, 2.8)
+    return _svg(draw, _WIDTH, 2.6)
 
 
 def histogram(
@@ -75,7 +76,7 @@ def histogram(
         if marks:
             axes.legend(frameon=False)
 
-    return _svg(draw, 6.4, 2.4)
+    return _svg(draw, _WIDTH, 2.2)
 
 
 def bars(
@@ -83,7 +84,7 @@ def bars(
     values: Sequence[float],
     x_label: str,
     *,
-    intervals: Sequence[tuple[float, float]] | None = None,
+    intervals: Sequence[Sequence[float]] | None = None,
     baselines: Sequence[float] | None = None,
 ) -> str:
     """Draw horizontal bars, first label on top, with optional intervals (low, high) and baseline ticks."""
@@ -103,7 +104,32 @@ def bars(
         axes.grid(axis="y", visible=False)
         axes.set_xlabel(x_label)
 
-    return _svg(draw, 6.4, 0.7 + 0.32 * max(len(labels), 2))
+    return _svg(draw, _WIDTH, 0.7 + 0.32 * max(len(labels), 2))
+
+
+def calibration(bins: Sequence[tuple[float, float, int]]) -> str:
+    """Draw the share of yes over P(yes) beside the diagonal; a dot's area says how many questions it stands for.
+
+    Args:
+        bins: mean P(yes), share of yes, number of questions.
+    """
+
+    def draw(axes: Axes) -> None:
+        most = max(count for _, _, count in bins)
+        axes.plot([0, 1], [0, 1], color=PALETTE[4], linewidth=1, linestyle="--", label="perfect")
+        axes.scatter(
+            [mean for mean, _, _ in bins],
+            [share for _, share, _ in bins],
+            s=[12 + 260 * count / most for _, _, count in bins],
+            color=ACCENT,
+            alpha=0.8,
+            label="observed",
+        )
+        axes.set_xlabel("P(yes)")
+        axes.set_ylabel("share of yes")
+        axes.legend(frameon=False, markerscale=0.5)
+
+    return _svg(draw, _WIDTH, 3.2)
 
 
 def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str], title: str) -> str:

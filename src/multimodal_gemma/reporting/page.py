@@ -1,54 +1,23 @@
 """A report page, built from a few kinds of block.
 
-Self-contained and without scripts, so it shows in KFP's sandboxed frame, in MLflow, in a mail and on a phone. All
-that a caller passes is escaped, except SVG and HTML that the project drew itself.
+Self-contained and without scripts, so it shows in KFP's sandboxed frame, in MLflow, in a mail and on a phone. The
+template (page.html.j2) escapes all that a caller passes, except SVG and HTML that the project drew itself.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import html
+import functools
+import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Self
+from importlib import resources
+from typing import TYPE_CHECKING, Any, Self
 
 from multimodal_gemma.reporting import pictures
 
 if TYPE_CHECKING:
+    from jinja2 import Template
     from PIL.Image import Image
-
-_CSS = """
-:root{--ink:#212529;--soft:#5c636a;--line:#dee2e6;--accent:#3b5bdb;--good:#2b8a3e;--bad:#c92a2a;--paper:#fff;--tint:#f8f9fa}
-*{box-sizing:border-box}
-body{margin:0;background:var(--paper);color:var(--ink)}
-body{font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
-main{max-width:60rem;margin:0 auto;padding:1.5rem 1rem 4rem}
-h1{font-size:1.7rem;line-height:1.2;margin:.2rem 0 .4rem}
-h2{font-size:1.2rem;margin:2.4rem 0 .2rem;padding-top:.6rem;border-top:1px solid var(--line)}
-p{margin:.3rem 0 .8rem}.lead,.sentence,figcaption{color:var(--soft)}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(9.5rem,1fr));gap:.7rem;margin:1rem 0}
-.card{background:var(--tint);border:1px solid var(--line);border-radius:.5rem;padding:.6rem .8rem}
-.card b{display:block;font-size:1.5rem;line-height:1.25;overflow-wrap:anywhere}
-.card span{color:var(--soft);font-size:.85rem;display:block}
-.card.good b{color:var(--good)}.card.bad b{color:var(--bad)}
-.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;margin:.6rem 0;font-size:.93rem}
-th,td{padding:.32rem .6rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
-th{font-weight:600;color:var(--soft);white-space:nowrap}td.number,th.number{text-align:right;font-variant-numeric:tabular-nums}
-td.number{white-space:nowrap}
-caption{caption-side:bottom;text-align:left;color:var(--soft);font-size:.85rem;padding-top:.3rem}
-.figures{display:flex;flex-wrap:wrap;gap:1rem;align-items:flex-start}.figures figure{flex:1 1 14rem}
-figure{margin:.6rem 0}figcaption{font-size:.85rem}
-.gallery{display:grid;grid-template-columns:repeat(auto-fill,minmax(13rem,1fr));gap:.9rem;margin:.8rem 0}
-.item{border:1px solid var(--line);border-radius:.5rem;overflow:hidden;background:var(--tint);font-size:.88rem}
-.item img{display:block;width:100%;height:auto}.item div{padding:.5rem .7rem}
-.item p{margin:.15rem 0;overflow-wrap:anywhere}
-.thumbs{display:flex;flex-wrap:wrap;gap:.25rem}.thumbs img{height:72px;width:auto;border-radius:.2rem}
-.good{color:var(--good)}.bad{color:var(--bad)}
-pre{background:#212529;color:#f1f3f5;padding:.8rem;border-radius:.5rem;overflow-x:auto;font-size:.82rem;line-height:1.4}
-@media (prefers-color-scheme:dark){
-:root{--ink:#e9ecef;--soft:#adb5bd;--line:#373b3f;--paper:#16181a;--tint:#1f2225;--accent:#91a7ff}
-:root{--good:#69db7c;--bad:#ff8787}
-figure{background:#fff;border-radius:.4rem;padding:.3rem}figcaption{color:#5c636a}}
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +27,7 @@ class GalleryItem:
     Attributes:
         image: shown at most 320 pixels wide.
         caption: a line in bold.
-        lines: (text, class) pairs; class is "good", "bad" or "".
+        lines: (text, class) pairs; class is "good", "bad" or "", and colours what the text says in words.
     """
 
     image: Image
@@ -66,44 +35,47 @@ class GalleryItem:
     lines: Sequence[tuple[str, str]] = ()
 
 
+@dataclasses.dataclass(frozen=True)
+class Link:
+    """A cell of a table that leads somewhere; without an address it is its text alone."""
+
+    text: str
+    address: str = ""
+
+
+Cell = str | int | float | Link
+
+
 class Page:
     """Collects blocks in reading order; `html()` returns the page."""
 
     def __init__(self, title: str, lead: str) -> None:
-        self._title = title
-        self._blocks = [f"<h1>{_text(title)}</h1><p class='lead'>{_text(lead)}</p>"]
+        self._title, self._lead = title, lead
+        self._blocks: list[dict[str, Any]] = []
+        self._charts = 0
+
+    def _add(self, kind: str, **content: Any) -> Self:
+        self._blocks.append({"kind": kind, **content})
+        return self
 
     def section(self, heading: str, sentence: str = "") -> Self:
         """Start a section; the sentence says what to see in it."""
-        said = f"<p class='sentence'>{_text(sentence)}</p>" if sentence else ""
-        return self.raw(f"<h2>{_text(heading)}</h2>{said}")
+        return self._add("section", heading=heading, sentence=sentence)
 
     def paragraph(self, text: str) -> Self:
         """Add a paragraph of plain text."""
-        return self.raw(f"<p>{_text(text)}</p>")
+        return self._add("paragraph", text=text)
 
     def cards(self, cards: Sequence[tuple[str, str, str]], *, classes: Sequence[str] = ()) -> Self:
         """Add cards of (label, value, note); a class "good" or "bad" a card colours its value."""
         marks = [*classes, *[""] * (len(cards) - len(classes))]
-        inner = "".join(
-            f"<div class='card {mark}'><span>{_text(label)}</span><b>{_text(value)}</b><span>{_text(note)}</span></div>"
-            for (label, value, note), mark in zip(cards, marks, strict=True)
-        )
-        return self.raw(f"<div class='cards'>{inner}</div>")
+        return self._add("cards", cards=list(zip(cards, marks, strict=True)))
 
-    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str | int | float]], caption: str = "") -> Self:
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[Cell]], caption: str = "") -> Self:
         """Add a table; a column whose every cell is a number is right-aligned."""
         numeric = [bool(rows) and all(_is_number(row[index]) for row in rows) for index in range(len(columns))]
-        mark = [" class='number'" if flag else "" for flag in numeric]
-        head = "".join(f"<th{mark[index]}>{_text(name)}</th>" for index, name in enumerate(columns))
-        body = "".join(
-            "<tr>" + "".join(f"<td{mark[index]}>{_text(_cell(cell))}</td>" for index, cell in enumerate(row)) + "</tr>"
-            for row in rows
-        )
-        said = f"<caption>{_text(caption)}</caption>" if caption else ""
-        return self.raw(
-            f"<div class='scroll'><table>{said}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-        )
+        cells = [[_cell(cell) for cell in row] for row in rows]
+        return self._add("table", columns=columns, rows=cells, numeric=numeric, caption=caption)
 
     def figure(self, svg: str, caption: str = "") -> Self:
         """Add a chart that `charts` drew."""
@@ -111,62 +83,74 @@ class Page:
 
     def figures(self, figures: Sequence[tuple[str, str]]) -> Self:
         """Add (svg, caption) charts side by side where the page is wide enough."""
-        inner = "".join(
-            f"<figure>{svg}{f'<figcaption>{_text(caption)}</figcaption>' if caption else ''}</figure>"
-            for svg, caption in figures
-        )
-        return self.raw(f"<div class='figures'>{inner}</div>")
+        from markupsafe import Markup
+
+        drawn = []
+        for svg, caption in figures:
+            self._charts += 1
+            # Every chart calls its parts alike: on one page an id stands once.
+            own = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>c{self._charts}-", svg)
+            drawn.append((Markup(own), caption))
+        return self._add("figures", figures=drawn)
 
     def gallery(self, items: Sequence[GalleryItem]) -> Self:
         """Add pictures with their captions and lines."""
-        inner = "".join(
-            f"<div class='item'><img alt='{_text(item.caption)}' src='{pictures.data_uri(item.image, max_side=320)}'>"
-            f"<div><p><b>{_text(item.caption)}</b></p>"
-            + "".join(f"<p class='{mark}'>{_text(line)}</p>" for line, mark in item.lines)
-            + "</div></div>"
+        shown = [
+            {
+                "source": pictures.data_uri(item.image, max_side=320),
+                "caption": item.caption,
+                "lines": item.lines,
+            }
             for item in items
-        )
-        return self.raw(f"<div class='gallery'>{inner}</div>")
+        ]
+        return self._add("gallery", items_=shown)
 
     def thumbnails(self, images: Sequence[Image]) -> Self:
         """Add a contact sheet: many small pictures without words."""
-        inner = "".join(f"<img alt='' src='{pictures.data_uri(image, max_side=96, quality=70)}'>" for image in images)
-        return self.raw(f"<div class='thumbs'>{inner}</div>")
+        return self._add("thumbnails", sources=[pictures.data_uri(image, max_side=96, quality=70) for image in images])
 
-    def pre(self, text: str) -> Self:
-        """Add text as it stands, e.g. the end of a log."""
-        return self.raw(f"<pre>{_text(text)}</pre>")
+    def pre(self, text: str, *, summary: str = "") -> Self:
+        """Add text as it stands, e.g. the end of a log; with a summary it is folded behind that."""
+        return self._add("pre", text=text, summary=summary)
 
     def raw(self, markup: str) -> Self:
         """Add markup that the project itself made."""
-        self._blocks.append(markup)
-        return self
+        from markupsafe import Markup
+
+        return self._add("raw", markup=Markup(markup))
 
     def html(self) -> str:
         """Return the whole page."""
-        return (
-            "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
-            "<meta name='viewport' content='width=device-width,initial-scale=1'>"
-            f"<title>{_text(self._title)}</title><style>{_CSS}</style></head><body><main>"
-            + "\n".join(self._blocks)
-            + "</main></body></html>\n"
-        )
+        from markupsafe import Markup
+
+        css = Markup(_text("page.css"))
+        return _template().render(title=self._title, lead=self._lead, css=css, blocks=self._blocks) + "\n"
 
 
-def _text(value: str) -> str:
-    return html.escape(value, quote=True)
+@functools.cache
+def _template() -> Template:
+    from jinja2 import Environment
+
+    made = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return made.from_string(_text("page.html.j2"))
 
 
-def _is_number(cell: str | int | float) -> bool:
+def _text(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _is_number(cell: Cell) -> bool:
     """Tell whether a cell reads as a figure: 12, 0.93, "93.1%", "0.91-0.95", "1,024", "12 s" or an empty "-"."""
+    if isinstance(cell, Link):
+        return False
     if isinstance(cell, int | float):
         return True
     return cell in {"-", ""} or ((cell[:1].isdigit() or cell[:2] in {"+0", "-0", "+1", "-1"}) and len(cell) <= 24)
 
 
-def _cell(cell: str | int | float) -> str:
+def _cell(cell: Cell) -> Link:
+    if isinstance(cell, Link):
+        return cell
     if isinstance(cell, bool | str):
-        return str(cell)
-    if isinstance(cell, int):
-        return f"{cell:,}"
-    return f"{cell:.3f}"
+        return Link(str(cell))
+    return Link(f"{cell:,}" if isinstance(cell, int) else f"{cell:.3f}")

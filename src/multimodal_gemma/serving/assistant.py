@@ -16,6 +16,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStr
 
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.evaluation import loading
+from multimodal_gemma.evaluation.asking import YesOrNo
 from multimodal_gemma.evaluation.prompts import Prompter, stop_tokens
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Assistant:
 
     def __init__(self, model: Any, processor: Any, settings: ServingConfig) -> None:
         self._model, self._processor, self._settings = model, processor, settings
-        self._prompter = Prompter(processor, line_break=True)
+        self._prompter = Prompter(processor)
         self._stops = stop_tokens(model, processor)
         self._one_at_a_time = threading.Lock()
         text = model.config.get_text_config()
@@ -114,6 +115,13 @@ class Assistant:
     def answer(self, image: Image, question: str, sampling: Sampling) -> str:
         """Return a whole answer, see `stream`."""
         return "".join(self.stream(image, question, sampling)).strip()
+
+    @torch.inference_mode()
+    def p_yes(self, image: Image, question: str) -> float | None:
+        """Return how sure the model is that the answer is yes, see `asking.YesOrNo`; history is not looked at."""
+        with self._one_at_a_time, loading.threads_for(self._model):
+            logits = self._model(**self._inputs(image, question, (), 1)).logits[:, -1]
+        return YesOrNo(self._processor.tokenizer).probability(logits)[0]
 
     def check(self, question: str) -> None:
         """Check a question before anything is computed.

@@ -6,8 +6,8 @@ that was sent last; what cannot be read or asked is said in the chat, and is no 
 
 from __future__ import annotations
 
-import html
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     from multimodal_gemma.config.schema import Config
     from multimodal_gemma.serving.assistant import Assistant, Turn
 
+_KEPT = 3600  # seconds that an upload lies on the disk
 _REFUSED = "Not answered"  # title of a reply that is no answer of the model
-_QUESTIONS = ("Describe the image concisely.", "Is there a ball in the image?", "What color is the box?")
+_QUESTION = "Describe the image concisely."
+_SURE = "P(yes) "  # is added to an answer, and is no part of what the model is told later
+_YES_OR_NO = re.compile(r"(yes|no)\b", re.IGNORECASE)
 _LOOKS = """
 footer{display:none!important}
 @media (max-width:600px){.gradio-container{padding:.4rem!important}.gradio-container h1{font-size:1.25rem!important}}
@@ -55,13 +58,13 @@ def run(config: Config, location: str, *, host: str, port: int, examples: Path |
         launch(build(assistant, config, shown, name=location), config, host=host, port=port, wait=True)
 
 
-def build(assistant: Assistant, config: Config, examples: Sequence[Path], *, name: str) -> Any:
+def build(assistant: Assistant, config: Config, examples: Sequence[tuple[Path, str]], *, name: str) -> Any:
     """Return the page, a gradio Blocks.
 
     Args:
         assistant: the loaded model.
         config: sections serving and data.
-        examples: pictures to offer.
+        examples: pictures to offer, each with a question.
         name: what the model is called on the page.
     """
     import gradio as gr
@@ -75,10 +78,9 @@ def build(assistant: Assistant, config: Config, examples: Sequence[Path], *, nam
 
     def reply(message: dict[str, Any], history: list[dict[str, Any]], *chosen: float) -> Iterator[Any]:
         try:
-            for text in _answer(assistant, config, message, history, chosen):
-                yield html.escape(text, quote=False)  # the chat renders markup, and a model may say anything
+            yield from _answer(assistant, config, message, history, chosen)
         except InputError as error:
-            yield gr.ChatMessage(content=html.escape(str(error), quote=False), metadata={"title": _REFUSED})
+            yield gr.ChatMessage(content=str(error), metadata={"title": _REFUSED})
 
     box = gr.MultimodalTextbox(
         sources=["upload"],
@@ -89,15 +91,17 @@ def build(assistant: Assistant, config: Config, examples: Sequence[Path], *, nam
         stop_btn=True,
     )
     # The parameters of an example stay as they are set: None leaves their columns out.
-    asked = [
-        [{"text": text, "files": [str(path)]}, None, None, None]
-        for path, text in zip(examples, _cycle(examples), strict=True)
-    ]
+    asked = [[{"text": text, "files": [str(path)]}, None, None, None] for path, text in examples]
     return gr.ChatInterface(
         reply,
         multimodal=True,
         textbox=box,
-        chatbot=gr.Chatbot(show_label=False, placeholder="Send a picture with a question.", buttons=["copy"]),
+        chatbot=gr.Chatbot(
+            show_label=False,
+            placeholder="Send a picture with a question.",
+            buttons=["copy"],
+            render_markdown=False,  # what a model says is text: no picture of its choosing is fetched, no link is made
+        ),
         additional_inputs=parameters,
         additional_inputs_accordion=gr.Accordion("Parameters", open=False),
         examples=asked or None,
@@ -110,6 +114,7 @@ def build(assistant: Assistant, config: Config, examples: Sequence[Path], *, nam
         flagging_mode="never",
         analytics_enabled=False,
         save_history=False,
+        delete_cache=(_KEPT, _KEPT),
     )
 
 
@@ -167,12 +172,15 @@ def _answer(
     if not sent:
         raise InputError("picture: there is none yet. Add one with the button beside the text.")
     picture = pictures.from_file(Path(sent), config.data, name="the picture")
-    said = f"*{picture.note}*\n\n" if picture.note and files else ""
+    said = f"({picture.note})\n\n" if picture.note and files else ""
     tokens, temperature, top_p = chosen
     sampling = Sampling(int(tokens), float(temperature), float(top_p))
     for piece in assistant.stream(picture.image, question, sampling, history=turns):
         said += piece
         yield said
+    sure = assistant.p_yes(picture.image, question) if _YES_OR_NO.match(said.strip()) else None
+    if sure is not None:
+        yield f"{said}\n\n{_SURE}{sure:.2f}"
 
 
 def _past(history: Sequence[dict[str, Any]]) -> tuple[str, list[Turn]]:
@@ -182,7 +190,7 @@ def _past(history: Sequence[dict[str, Any]]) -> tuple[str, list[Turn]]:
     for message in history:
         parts = message["content"] if isinstance(message["content"], list) else [message["content"]]
         texts = [part if isinstance(part, str) else part.get("text", "") for part in parts]
-        text = "\n".join(part for part in texts if part)
+        text = "\n".join(part for part in texts if part).partition(f"\n\n{_SURE}")[0]
         places = [part["file"]["path"] for part in parts if isinstance(part, dict) and part.get("file")]
         refused = (message.get("metadata") or {}).get("title") == _REFUSED
         if message["role"] == "user":
@@ -190,15 +198,15 @@ def _past(history: Sequence[dict[str, Any]]) -> tuple[str, list[Turn]]:
             if places:
                 picture, turns, question = places[-1], [], text
         elif text and question and not refused:
-            turns.append((question, html.unescape(text)))
+            turns.append((question, text))
             question = ""
         elif refused:
             question = ""
     return picture, turns
 
 
-def _given(folder: Path, config: Config) -> list[Path]:
-    """Return the pictures at the top of a folder."""
+def _given(folder: Path, config: Config) -> list[tuple[Path, str]]:
+    """Return the pictures at the top of a folder, each to be described."""
     if not folder.is_dir():
         raise InputError(f"demo: {folder} does not exist. Give a folder of pictures.")
     found = []
@@ -208,23 +216,24 @@ def _given(folder: Path, config: Config) -> list[Path]:
         except InputError as error:
             logs.get("demo").warning("no example: %s", error)
             continue
-        found.append(path)
+        found.append((path, _QUESTION))
     if not found:
         raise InputError(f"demo: {folder} holds no usable picture. Give a folder of pictures.")
     return found
 
 
-def _drawn(folder: Path) -> list[Path]:
-    """Draw scenes of the sample: what there is to show without a photograph."""
+def _drawn(folder: Path) -> list[tuple[Path, str]]:
+    """Draw scenes of the sample, what there is to show without a photograph, and ask about what is in them."""
     from multimodal_gemma.sample.drawing import to_jpeg
     from multimodal_gemma.sample.scenes import generate_distinct
 
-    paths = []
-    for number, scene in enumerate(generate_distinct(11, len(_QUESTIONS), "held_out"), start=1):
-        paths.append(folder / f"scene-{number}.jpg")
-        paths[-1].write_bytes(to_jpeg(scene))
-    return paths
-
-
-def _cycle(examples: Sequence[Path]) -> list[str]:
-    return [_QUESTIONS[number % len(_QUESTIONS)] for number in range(len(examples))]
+    asked = []
+    for number, scene in enumerate(generate_distinct(11, 3, "held_out")):
+        path = folder / f"scene-{number + 1}.jpg"
+        path.write_bytes(to_jpeg(scene))
+        kind = scene.objects[0].kind
+        article = "an" if kind[0] in "aeiou" else "a"
+        asked.append(
+            (path, (_QUESTION, f"Is there {article} {kind} in the image?", f"What color is the {kind}?")[number])
+        )
+    return asked

@@ -34,9 +34,9 @@ def guarded() -> Iterator[None]:
     """Start log lines, and end a user's mistake as one sentence on standard error and exit code 2."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    environment.prepare()
     logs.setup()
     try:
+        environment.prepare()
         yield
     except InputError as error:
         sys.stderr.write(f"{ERROR_MARK}{error}\n")

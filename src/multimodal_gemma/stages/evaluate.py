@@ -6,6 +6,7 @@ Takes any stock image-text-to-text folder, ours or not, so that a model can be c
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from multimodal_gemma.config.schema import Config
 from multimodal_gemma.stages.summary import Summary
 
 KIND = "evaluation"
-FORMAT = 2  # of what is written; another one makes a finished folder outdated
+REPORT = "report.html"
+FORMAT = 3  # of what is written; another one makes a finished folder outdated
 _log = logs.get("evaluate")
 
 
@@ -37,7 +39,7 @@ def run(config: Config, model: Path, benchmarks: Path, output: Path, *, dataset:
         InputError: the model cannot be asked, files are faulty, images are missing or were trained on, or another
             evaluation is at work in the folder.
     """
-    from multimodal_gemma.evaluation import contamination, loading, predictions, questions, scoring
+    from multimodal_gemma.evaluation import asking, contamination, loading, questions, scoring
 
     model_digest = loading.digest(model)
     asked_of = manifest.read(benchmarks, "benchmarks")
@@ -62,18 +64,26 @@ def run(config: Config, model: Path, benchmarks: Path, output: Path, *, dataset:
     )
     with locks.only_writer(output, "evaluate"):
         answers, validation = _answers(config, model, benchmarks, output, asked, inputs, dataset)
-        rows = predictions.rows(asked, answers)
+        rows = questions.rows(asked, answers)
         metrics = {
             "schema_version": scoring.SCHEMA_VERSION,
             "model_digest": model_digest,
             "benchmarks_digest": asked_of.digest,
+            "names": questions.names(benchmarks),
             "contamination": {"status": status.status, "images": status.images},
             **scoring.score(rows, confidence=config.evaluation.confidence, validation=validation),
         }
-        _write(config, benchmarks, output, rows, metrics, status.sentence)
+        _write(config, model, benchmarks, output, rows, metrics, status.sentence)
         counts = {"questions": len(rows), "images": len({row["image"] for row in rows})}
-        (output / "answers.partial.jsonl").unlink(missing_ok=True)
-        written = manifest.write(output, KIND, config=shaping, inputs=inputs, counts=counts)
+        (output / asking.KEPT).unlink(missing_ok=True)
+        written = manifest.write(
+            output,
+            KIND,
+            config=shaping,
+            inputs=inputs,
+            counts=counts,
+            exclude=lambda name: name == REPORT,  # says when it was made
+        )
     _log.info(f"{len(rows):,} questions about {counts['images']:,} images scored: {_headline(metrics)}")
     return Summary("evaluate", output, written.digest, metrics["metrics"], _facts(metrics))
 
@@ -91,7 +101,6 @@ def _answers(
     from multimodal_gemma.data.decode import Limits
     from multimodal_gemma.data.shards import ImageShards
     from multimodal_gemma.evaluation import asking, loading, questions
-    from multimodal_gemma.evaluation.resume import AnswerStore
 
     settings = config.evaluation
     by_image, shards = questions.distinct(asked), ImageShards(benchmarks)
@@ -107,7 +116,7 @@ def _answers(
     distinct = sum(map(len, by_image.values()))
     _log.info(f"{len(asked):,} questions, {distinct:,} of them distinct, about {len(by_image):,} images")
     identity = {**inputs, "settings": dataclasses.asdict(settings)}
-    with AnswerStore(output, identity) as store, loading.threads_for(loaded):
+    with asking.AnswerStore(output, identity) as store, loading.threads_for(loaded):
         if store.answers:
             _log.info(f"continuing: {len(store.answers):,} of {len(by_image):,} images are answered")
         limits = Limits(config.data.max_image_bytes, config.data.max_image_pixels)
@@ -134,15 +143,40 @@ def _validation(config: Config, model: Path, loaded: Any, processor: Any, datase
 
 
 def _write(
-    config: Config, benchmarks: Path, output: Path, rows: list[dict[str, Any]], metrics: dict[str, Any], seen: str
+    config: Config,
+    model: Path,
+    benchmarks: Path,
+    output: Path,
+    rows: list[dict[str, Any]],
+    metrics: dict[str, Any],
+    seen: str,
 ) -> None:
     from multimodal_gemma.data.shards import ImageShards
-    from multimodal_gemma.evaluation import predictions, report
+    from multimodal_gemma.evaluation import questions, report
 
-    files.write_jsonl(output / predictions.NAME, rows)
+    files.write_jsonl(output / questions.PREDICTIONS, rows)
     files.write_json(output / "metrics.json", metrics)
-    page = report.render(rows, metrics, ImageShards(benchmarks), seen, confidence=config.evaluation.confidence)
-    files.write_text(output / "report.html", page)
+    page = report.render(
+        rows,
+        metrics,
+        ImageShards(benchmarks),
+        seen,
+        confidence=config.evaluation.confidence,
+        model=_called(model),
+        date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+    )
+    files.write_text(output / REPORT, page)
+
+
+def _called(model: Path) -> str:
+    """Return what a model was made of, where its folder says so, else the folder's name."""
+    from multimodal_gemma.model.folders import source_name
+
+    if not (model / manifest.NAME).is_file():
+        return model.name
+    made = manifest.read(model, "model").config.get("model", {})
+    parts = [source_name(str(made[part])) for part in ("language", "vision") if made.get(part)]
+    return " with ".join(parts) or model.name
 
 
 def _facts(metrics: dict[str, Any]) -> dict[str, str]:
@@ -150,10 +184,11 @@ def _facts(metrics: dict[str, Any]) -> dict[str, str]:
 
 
 def _headline(metrics: dict[str, Any]) -> str:
-    flat = metrics["metrics"]
+    flat, called = metrics["metrics"], metrics["names"]
     parts = []
     if "pope_accuracy" in flat:
-        parts.append(f"POPE accuracy {flat['pope_accuracy']:.3f}, yes-ratio {flat['pope_yes_ratio']:.2f}")
+        parts.append(f"{called['pope']} {flat['pope_accuracy']:.3f}, yes-ratio {flat['pope_yes_ratio']:.2f}")
     if "vqa_accuracy" in flat:
-        parts.append(f"VQA {flat['vqa_accuracy']:.3f} (majority {flat['vqa_majority_baseline']:.3f})")
+        majority = flat["vqa_majority_baseline"]
+        parts.append(f"{called['vqa']} {flat['vqa_accuracy']:.3f} (majority answer {majority:.3f})")
     return "; ".join(parts)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multimodal_gemma import files, locks, logs, manifest
 from multimodal_gemma.errors import InputError
-from multimodal_gemma.export import adapter, card, int8, licences, publish, space, verify, weights
+from multimodal_gemma.export import adapter, card, int8, publish, space, verify, weights
 from multimodal_gemma.stages.summary import Summary
 
 if TYPE_CHECKING:
     from multimodal_gemma.config.schema import Config
 
 KIND = "export"
-FORMAT = 3  # raised when the same inputs make other files
+FORMAT = 4  # raised when the same inputs make other files
 _MODEL, _ADAPTER = "model", "adapter"
 _CHECKSUMS = "SHA256SUMS"
 # What training leaves beside the stock files; a server has no use for it.
@@ -59,6 +60,8 @@ def run(
     if benchmarks is not None and int8.FOLDER in config.export.formats:
         inputs["benchmarks"] = manifest.read(benchmarks, "benchmarks").digest
     shaping = dataclasses.asdict(config.export)
+    shaping["terms"] = files.sha256_file(Path(config.export.terms)) if Path(config.export.terms).is_file() else ""
+    del shaping["private"]
     if space.FOLDER not in config.export.formats:  # a Space names what it shows; the other formats know no place
         del shaping["publish"]
     section: dict[str, Any] = {
@@ -97,11 +100,17 @@ def run(
             formats=tuple(config.export.formats),
             in_8_bits=in_8_bits,
         )
+        _require_terms(config, story)
         files.write_text(output / "README.md", card.write(story))
+        files.write_text(output / publish.HUB_CARD, card.write(story, hub=publish.HUB_NAME))
         if space.FOLDER in config.export.formats:
-            licence = licences.identifier(story.language, story.gemma)
+            licence = card.identifier(story.language, story.gemma)
             space.write(output / space.FOLDER, name=story.name, published=config.export.publish, licence=licence)
-        files.write_text(output / "NOTICE", licences.notice(story.language, story.vision, story.data, story.gemma))
+        enclosed = bool(story.gemma and config.export.terms)
+        if enclosed:
+            files.write_text(output / card.TERMS, Path(config.export.terms).read_text(encoding="utf-8"))
+        parts = (story.language, story.vision, story.data)
+        files.write_text(output / "NOTICE", card.notice(*parts, story.gemma, enclosed=enclosed))
         _checksums(output)
         verify.run(output)
         for folder in (output, *(path for path in output.rglob("*") if path.is_dir())):
@@ -124,11 +133,23 @@ def _require_formats(config: Config) -> None:
     publish.check(config.export.publish)
 
 
+def _require_terms(config: Config, story: card.Story) -> None:
+    """Refuse a copy of Gemma's terms that is none, and to publish a Gemma without one."""
+    place = config.export.terms
+    if place and not (Path(place).is_file() and "Gemma Terms of Use" in Path(place).read_text("utf-8", "replace")):
+        raise InputError(f"export: export.terms={place} is no copy of the Gemma Terms of Use. Save {card.GEMMA_TERMS}.")
+    if story.gemma and config.export.publish and not place:
+        raise InputError(
+            f"export: a Gemma may be passed on only with a copy of its terms. Save {card.GEMMA_TERMS} as a text file "
+            "and name it in export.terms."
+        )
+
+
 def _published(config: Config, output: Path) -> dict[str, str]:
     """Publish a finished export where the configuration names a place; return where it is."""
     if not config.export.publish:
         return {}
-    return {"published": publish.publish(output, config.export.publish)}
+    return {"published": publish.publish(output, config.export.publish, private=config.export.private)}
 
 
 def _write_int8(config: Config, output: Path, benchmarks: Path | None, evaluation: Path) -> dict[str, Any]:
@@ -137,7 +158,13 @@ def _write_int8(config: Config, output: Path, benchmarks: Path | None, evaluatio
     found = int8.record(output)
     if benchmarks is None:
         return found
-    return {**found, "scores": int8.scores(output / int8.FOLDER, benchmarks, evaluation, config)}
+    from multimodal_gemma.evaluation import questions
+    from multimodal_gemma.stages import evaluate
+
+    with tempfile.TemporaryDirectory() as scratch:
+        evaluate.run(config, output / int8.FOLDER, benchmarks, Path(scratch))
+        rows = questions.read_rows(Path(scratch)), questions.read_rows(evaluation)
+    return {**found, "scores": int8.compare(*rows, confidence=config.evaluation.confidence)}
 
 
 def _registered(registration: Path | None, inputs: dict[str, str]) -> dict[str, Any]:
@@ -168,7 +195,7 @@ def _clear(output: Path) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
         (output / manifest.NAME).unlink(missing_ok=True)
-        for name in (_MODEL, _ADAPTER, int8.FOLDER, space.FOLDER, verify.REFERENCES):
+        for name in (_MODEL, _ADAPTER, int8.FOLDER, space.FOLDER, verify.REFERENCES, Path(publish.HUB_CARD).parts[0]):
             if (output / name).is_dir():
                 shutil.rmtree(output / name)
     except OSError as error:

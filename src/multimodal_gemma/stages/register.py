@@ -18,7 +18,14 @@ KIND = "registration"
 
 
 def run(
-    config: Config, model: Path, evaluation: Path, output: Path, *, dataset: Path | None = None, run_id: str = ""
+    config: Config,
+    model: Path,
+    evaluation: Path,
+    output: Path,
+    *,
+    dataset: Path | None = None,
+    benchmarks: Path | None = None,
+    run_id: str = "",
 ) -> Summary:
     """Register a model.
 
@@ -28,6 +35,7 @@ def run(
         evaluation: the evaluation artifact of that very model.
         output: folder for registration.json and decision.md.
         dataset: the processed dataset, whose report is kept with the run; None leaves that out.
+        benchmarks: what the model was scored on, for the pictures of the comparison; None leaves them out.
         run_id: the pipeline run's id, which ties training and registration to one run of MLflow.
 
     Returns:
@@ -36,7 +44,7 @@ def run(
     Raises:
         InputError: an artifact is unfinished or does not belong to the others, or MLflow cannot be reached or refuses.
     """
-    candidate = _candidate(model, evaluation, dataset)
+    candidate = _candidate(model, evaluation, dataset, benchmarks)
     from multimodal_gemma.registry.register import register
 
     made = register(config, candidate, run_id)
@@ -58,7 +66,7 @@ def run(
     )
 
 
-def _candidate(model: Path, evaluation: Path, dataset: Path | None) -> Candidate:
+def _candidate(model: Path, evaluation: Path, dataset: Path | None, benchmarks: Path | None) -> Candidate:
     """Read the artifacts, and refuse those that do not belong together."""
     from multimodal_gemma.registry.candidate import Candidate
 
@@ -76,7 +84,10 @@ def _candidate(model: Path, evaluation: Path, dataset: Path | None) -> Candidate
     learned_from = model_manifest.inputs.get("dataset")
     if dataset_manifest is not None and learned_from not in (None, dataset_manifest.digest):
         raise InputError(f"register: {model} did not learn from {dataset}. Give the dataset that it was trained on.")
-    return Candidate(model, model_manifest, evaluation, evaluation_manifest, metrics, dataset, dataset_manifest)
+    if benchmarks is not None and manifest.read(benchmarks, "benchmarks").digest != metrics.get("benchmarks_digest"):
+        raise InputError(f"register: {model} was not scored on {benchmarks}. Give the benchmarks that it answered.")
+    known = (dataset, dataset_manifest, benchmarks)
+    return Candidate(model, model_manifest, evaluation, evaluation_manifest, metrics, *known)
 
 
 def _write(config: Config, candidate: Candidate, made: Registration, output: Path) -> manifest.Manifest:

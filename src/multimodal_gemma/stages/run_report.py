@@ -69,7 +69,7 @@ def end_run(status: Mapping[str, Any], preset: str, overrides: Sequence[str], ru
     log = logs.get("report")
     try:
         config = configuration.compose(preset, [*as_overrides({"registry_tracking_uri": tracking_uri}), *overrides])
-        ended = runs.end_failed(config.registry, run_id)
+        ended = runs.end(config.registry, run_id, "FAILED")
     except InputError as error:  # a report that fails would hide how the run ended
         log.info(f"the run in MLflow was not ended. {error}")
         return ""

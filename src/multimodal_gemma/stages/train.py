@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multimodal_gemma import files, locks, logs, manifest
-from multimodal_gemma.config.flat import flatten
+from multimodal_gemma.config.flat import flatten, portable
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.stages.summary import Summary
 
@@ -95,15 +95,15 @@ def run(config: Config, dataset: Path, models: Path, output: Path, *, run_id: st
 
 def _shaping(config: Config) -> dict[str, Any]:
     training = {key: value for key, value in dataclasses.asdict(config.training).items() if key not in _WATCHING}
-    return {"model": dataclasses.asdict(config.model), "training": training}
+    return {"model": portable(dataclasses.asdict(config.model)), "training": training}
 
 
 def _open_output(config: Config, output: Path) -> None:
     """Find out before hours of work that the folder can be written; a model that lies there counts as gone from now."""
     from multimodal_gemma.training import failures
 
-    told = dataclasses.asdict(config)
-    del told["registry"]["tracking_uri"]  # may hold a password, and a model folder is passed on
+    told = portable(dataclasses.asdict(config))  # a model folder is passed on, and says nothing of this machine
+    del told["registry"]["tracking_uri"], told["training"]["cache_folder"]
     files.write_json(output / "run_config.json", told)
     (output / failures.REPLAY).unlink(missing_ok=True)
     (output / manifest.NAME).unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, on_main_process
 
 from multimodal_gemma import files, logs
-from multimodal_gemma.config.flat import flatten
+from multimodal_gemma.config.flat import flatten, portable
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.registry import server
 
@@ -237,5 +237,5 @@ def parameters(config: Config) -> dict[str, str]:
     """
     told = {"preset": config.preset}
     for section in ("model", "training"):
-        told |= flatten({section: dataclasses.asdict(getattr(config, section))})
+        told |= flatten(portable({section: dataclasses.asdict(getattr(config, section))}))
     return told

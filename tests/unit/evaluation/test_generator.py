@@ -13,7 +13,7 @@ from PIL import Image
 
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.evaluation.generator import SuffixGenerator, obstacle
-from multimodal_gemma.evaluation.prompts import Prompter, common_prefix, stop_tokens
+from multimodal_gemma.evaluation.prompts import common_prefix, stop_tokens
 from multimodal_gemma.evaluation.stock import StockGenerator
 from tests.unit.evaluation import tiny
 
@@ -24,7 +24,7 @@ def stock_answer(
     model: Any, processor: Any, image: Image.Image, question: str, stops: Sequence[int] = (2, 5)
 ) -> tuple[tuple[int, ...], torch.Tensor]:
     """Tokens and first logits of stock generate for one question, by transformers alone."""
-    content = [{"type": "image", "image": image}, {"type": "text", "text": f"\n{question}"}]
+    content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": content}],
         add_generation_prompt=True,
@@ -96,7 +96,6 @@ def test_stock_generator_gives_the_same_answers() -> None:
     model, processor, images = tiny.llava("llama"), tiny.processor(), tiny.images(2)
     fast = list(SuffixGenerator(model, processor, suffix=" ?", max_new_tokens=NEW).answer(asked(images)))
     slow = StockGenerator(model, processor, suffix=" ?", max_new_tokens=NEW, batch_tokens=120)
-    slow._prompter = Prompter(processor, suffix=" ?", line_break=True)
     for ours, stock in zip(fast, slow.answer(asked(images)), strict=True):
         assert [answer.tokens for answer in ours] == [answer.tokens for answer in stock]
         assert [answer.p_yes for answer in ours] == pytest.approx([answer.p_yes for answer in stock], abs=1e-5)
@@ -124,14 +123,6 @@ def test_the_end_of_turn_stops_an_answer_even_where_the_generation_configuration
     model, processor = tiny.llava("llama"), tiny.processor()
     model.generation_config.eos_token_id = 2
     assert stop_tokens(model, processor) == [2, 5]
-
-
-def test_the_line_break_of_llava_data_is_added_only_where_the_template_has_none() -> None:
-    processor = tiny.processor()
-    assert "<image>\ndog ?" in Prompter(processor, line_break=True).render("dog ?")
-    assert "<image>dog ?" in Prompter(processor).render("dog ?")
-    processor.chat_template = processor.chat_template.replace("'<image>'", "'<image>\n'")
-    assert "<image>\ndog ?" in Prompter(processor, line_break=True).render("dog ?")
 
 
 def test_a_question_that_contains_the_image_token_is_refused() -> None:

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from multimodal_gemma.evaluation import scoring, validation
-from multimodal_gemma.evaluation.calibration import best_threshold
-from multimodal_gemma.evaluation.statistics import perplexity
+from multimodal_gemma.evaluation.statistics import best_threshold, perplexity
 from tests.unit.evaluation import tiny
 
 TOKENS = 16  # an image's

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from multimodal_gemma.errors import InputError
-from multimodal_gemma.evaluation.normalization import normalize
-from multimodal_gemma.evaluation.vqa import majority_answer, majority_baseline, vqa_accuracy
+from multimodal_gemma.evaluation.vqa import majority_answer, majority_baseline, normalized, vqa_accuracy
 
 
 def test_every_golden_accuracy_of_the_official_scorer_is_reproduced(shared: Path) -> None:
@@ -60,7 +59,7 @@ def test_unanimous_answers_are_compared_as_they_stand_unless_asked_otherwise() -
     ],
 )
 def test_normalisation_keeps_the_official_quirks(text: str, expected: str) -> None:
-    assert normalize(text) == expected
+    assert normalized(text) == expected
 
 
 def test_majority_baseline_answers_every_question_alike() -> None:

@@ -36,7 +36,7 @@ WORDS = "user model is there a an the in image ? dog cat car snowboard what colo
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<image>", "<start_of_turn>", "<end_of_turn>"]
 TEMPLATE = """{{ bos_token }}{% for message in messages -%}
 <start_of_turn>{{ 'model' if message.role == 'assistant' else 'user' }}
-{% for part in message.content -%}{{ '<image>' if part.type == 'image' else part.text }}{%- endfor %}<end_of_turn>
+{% for part in message.content -%}{{ '<image>\n' if part.type == 'image' else part.text }}{%- endfor %}<end_of_turn>
 {% endfor %}{% if add_generation_prompt %}<start_of_turn>model
 {% endif %}"""
 QUESTIONS = [

@@ -9,7 +9,7 @@ import pytest
 
 from multimodal_gemma import files, manifest
 from multimodal_gemma.errors import InputError
-from multimodal_gemma.export import hub, publish
+from multimodal_gemma.export import publish
 from tests.servers.hub_api import HubServer, commit_id
 from tests.unit.evaluation import tiny
 
@@ -23,7 +23,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
         monkeypatch.setenv("HF_TOKEN", made.token)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)  # what the hub itself has beside LFS
-        monkeypatch.setattr(hub.verify, "run", lambda _: None)  # tests/unit/export/test_verify.py has it
+        monkeypatch.setattr(publish.verify, "run", lambda _: None)  # tests/unit/export/test_verify.py has it
         yield made
 
 
@@ -32,7 +32,8 @@ def export(tmp_path: Path) -> Path:
     folder = tmp_path / "export"
     tiny.save(folder / "model")
     files.write_text(folder / "README.md", "---\nlicense: gemma\n---\n# model\n")
-    files.write_text(folder / "adapter" / "README.md", "# What was trained\n")
+    files.write_text(folder / "hub" / "README.md", '# model\nfrom_pretrained("ORG/NAME")\n')
+    files.write_text(folder / "adapter" / "README.md", 'from_pretrained("model")\n')
     files.write_text(folder / "references" / "answers.json", "[]")
     files.write_text(folder / "space" / "app.py", "")
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
@@ -49,7 +50,20 @@ def test_the_model_stands_where_from_pretrained_looks_for_it(server: HubServer, 
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         assert content[name] == (export / "model" / name).read_bytes()
     assert {"README.md", "adapter/README.md"} <= set(content)
-    assert not [name for name in content if name.startswith(("model/", "references/", "space/"))]
+    assert not [name for name in content if name.startswith(("model/", "references/", "space/", "hub/"))]
+    assert content["README.md"] == b'# model\nfrom_pretrained("team/model")\n'
+    assert content["adapter/README.md"] == b'from_pretrained("team/model")\n'
+    assert server.private == {"team/model": True}
+
+
+def test_what_is_not_of_this_export_goes_with_the_same_commit(server: HubServer, export: Path) -> None:
+    publish.publish(export, NAME, private=False)
+    (export / "adapter" / "README.md").unlink()
+    manifest.write(export, "export", config={}, inputs={"registration": "f" * 64})
+    publish.publish(export, NAME)
+    before, after = server.commits["team/model"]
+    assert set(before) - set(after) == {"adapter/README.md"}
+    assert server.private == {"team/model": False}
 
 
 def test_publishing_again_sends_no_large_file_again(server: HubServer, export: Path) -> None:

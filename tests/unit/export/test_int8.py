@@ -126,15 +126,6 @@ def test_the_card_states_the_difference_that_evaluation_itself_measures(
         )
 
 
-def test_a_part_of_the_images_is_compared_on_the_same_questions(made: tuple[Path, Path, Path]) -> None:
-    folder, benchmarks, evaluation = made
-    config = settings()
-    config.export.int8_images = 2
-    found = int8.scores(folder / "int8", benchmarks, evaluation, config)
-    assert {row["images"] for row in found.values()} == {2}
-    assert found == int8.scores(folder / "int8", benchmarks, evaluation, config)
-
-
 def test_the_same_model_makes_the_same_bytes(made: tuple[Path, Path, Path], tmp_path: Path) -> None:
     int8.write(made[0] / "model", tmp_path / "again")
     for path in (made[0] / "int8").iterdir():

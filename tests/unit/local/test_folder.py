@@ -32,7 +32,6 @@ def test_a_folder_is_free_after_its_run_was_killed(tmp_path):
 def test_two_runs_of_the_same_second_get_different_folders(tmp_path, monkeypatch):
     monkeypatch.setattr(folder.time, "strftime", lambda form: "20260101-000000")
     first = folder.choose(tmp_path, "sample")
-    first.mkdir()
     assert first.name == "20260101-000000-sample"
     assert folder.choose(tmp_path, "sample").name == "20260101-000000-sample-2"
 

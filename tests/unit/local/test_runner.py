@@ -57,9 +57,7 @@ def test_stages_learn_the_run_the_registry_and_the_pipeline_that_they_belong_to(
     seen = (runs / "latest" / "artifacts" / "learn" / "model" / "seen").read_text().splitlines()
     assert seen[0] == (runs / "latest").resolve().name
     assert seen[1] == f"sqlite:///{runs}/mlflow/mlflow.db"
-    digest = subprocess.run(
-        ["sha256sum", compiled], capture_output=True, text=True, check=True, timeout=300
-    ).stdout.split()[0]
+    digest = subprocess.run(["sha256sum", compiled], capture_output=True, text=True, check=True).stdout.split()[0]
     assert seen[2] == digest
     assert "MMGEMMA_PIPELINE_DIGEST" not in os.environ  # nothing is left behind in this process
 
@@ -153,7 +151,8 @@ def test_the_users_own_mlflow_is_used_and_its_password_not_shown(compiled, runs,
     assert "secret" not in capfd.readouterr().out
 
 
-def test_an_ended_run_ends_its_stage_and_leaves_a_summary(compiled, runs):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_however_a_run_ends_its_stage_ends_too_and_the_same_command_continues_it(compiled, runs, number, capfd):
     code = (
         "import sys, pathlib\nfrom multimodal_gemma.local import runner\n"
         "runner.run('sample', ['training.epochs=5'], pathlib.Path(sys.argv[1]), compiled=pathlib.Path(sys.argv[2]))\n"
@@ -165,15 +164,67 @@ def test_an_ended_run_ends_its_stage_and_leaves_a_summary(compiled, runs):
     for line in process.stderr:
         if line.startswith(b"sleeping as "):
             break
-    stage = int(line.split()[-1])
-    process.send_signal(signal.SIGTERM)
+    stage = Path(f"/proc/{int(line.split()[-1])}/status")
+    first = (runs / "latest").resolve()
+    assert run_folder.state(first) == "running"
+    process.send_signal(number)
     process.communicate(timeout=60)
     assert process.returncode != 0
-    state = Path(f"/proc/{stage}/status")
-    assert not state.exists() or "State:\tZ" in state.read_text()  # gone, or a corpse that nobody has collected
-    summary = json.loads((runs / "latest" / "summary.json").read_text())
-    assert summary["status"] == "interrupted"
-    assert statuses(summary)["learn"] == "failed"
+    deadline = time.monotonic() + 20
+    while stage.exists() and "State:\tZ" not in stage.read_text():  # gone, or a corpse that nobody has collected
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert run_folder.state(first) == "interrupted"
+    if number != signal.SIGKILL:
+        summary = json.loads((first / "summary.json").read_text())
+        assert summary["status"] == "interrupted"
+        assert statuses(summary)["learn"] == "failed"
+    code, summary = execute(compiled, runs, "training.epochs=5")
+    assert (code, summary["status"]) == (0, "succeeded")
+    assert (runs / "latest").resolve() == first
+    assert "continues, as it was interrupted" in capfd.readouterr().err
+    execute(compiled, runs, "training.epochs=5")  # what has ended is not continued
+    assert (runs / "latest").resolve() != first
+
+
+def test_two_runs_at_once_on_a_fresh_folder_both_end_well(compiled, runs):
+    code = (
+        "import sys, pathlib\nfrom multimodal_gemma.local import runner\n"
+        "sys.exit(runner.run('sample', [], pathlib.Path(sys.argv[1]), compiled=pathlib.Path(sys.argv[2])))\n"
+    )
+    begun = [subprocess.Popen([sys.executable, "-c", code, runs, compiled], stderr=subprocess.PIPE) for _ in range(2)]
+    said = [process.communicate(timeout=240)[1] for process in begun]
+    assert [process.returncode for process in begun] == [0, 0], said
+    assert [run_folder.state(folder) for folder in run_folder.newest(runs)] == ["succeeded"] * 2
+
+
+def test_a_refused_version_is_exit_code_3_and_its_reason_is_told(capsys, tmp_path):
+    from multimodal_gemma.local.records import Record
+    from multimodal_gemma.local.summary import Results
+    from multimodal_gemma.local.terminal import Terminal
+
+    rules = [{"name": "floor", "passed": False, "reason": "0.1 is below 0.5"}]
+    registered = {"name": "m", "version": "7", "alias": "challenger", "gate": "failed", "rules": rules}
+    results = Results({}, registered, {"model": tmp_path})
+    records = {"learn": Record("learn", status="succeeded")}
+    assert runner._exit_code(records, results) == 3
+    assert runner._exit_code(records, Results({}, {**registered, "gate": "passed"}, {})) == 0
+    Terminal("the command").finished("succeeded", records, results, tmp_path, "sqlite://")
+    out = capsys.readouterr().out
+    assert "the gate refused version 7: floor: 0.1 is below 0.5" in out
+    assert f"mmgemma ask PICTURE QUESTION --model {tmp_path}" in out
+
+
+def test_all_runs_stand_side_by_side(compiled, runs, capfd):
+    from multimodal_gemma.local import overview
+
+    execute(compiled, runs)
+    execute(compiled, runs, "training.epochs=2")
+    assert [row.cells[0] for row in overview.rows(runs)] == ["failed", "succeeded"]
+    page = (runs / "index.html").read_text()
+    for folder in run_folder.newest(runs):
+        assert f'<a href="{folder.name}/report.html">' in page
+    assert str(runs / "index.html") in overview.show(runs)
 
 
 def test_a_progress_bar_is_logged_in_its_last_state(tmp_path):

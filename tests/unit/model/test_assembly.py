@@ -102,8 +102,12 @@ def test_adapters_never_touch_the_vision_encoder(gemma):
     assert not llava.training
 
 
-def test_generation_ends_at_the_end_of_a_turn(gemma):
+def test_generation_is_greedy_and_ends_at_the_end_of_a_turn(gemma):
     llava, _, processor = join(gemma, toys.configuration().model)
+    assert llava.generation_config.to_diff_dict().keys() <= {
+        "bos_token_id", "do_sample", "eos_token_id", "pad_token_id", "transformers_version"
+    }  # fmt: skip
+    assert llava.generation_config.do_sample is False
     stops = llava.generation_config.eos_token_id
     assert {processor.tokenizer.eos_token_id, processor.tokenizer.convert_tokens_to_ids("<end_of_turn>")} <= set(stops)
     assert llava.generation_config.pad_token_id == processor.tokenizer.pad_token_id

@@ -12,7 +12,7 @@ from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.model import chat
-from multimodal_gemma.model.processor import build_processor, end_of_turn
+from multimodal_gemma.model.processor import build_processor, end_of_turn, save_processor
 from tests.unit.training import toys
 
 SPARE = {
@@ -75,6 +75,72 @@ def test_turns_are_written_as_the_family_writes_them(joined):
     prompt = processor.apply_chat_template([ASKED], add_generation_prompt=True)
     assert TEXTS[family].startswith(prompt)
     assert TEXTS[family][len(prompt) :].startswith("red")
+
+
+def asked(*texts: str, image: int | None = 0) -> dict[str, object]:
+    parts = [{"type": "text", "text": text} for text in texts]
+    if image is not None:
+        parts.insert(image, {"type": "image"})
+    return {"role": "user", "content": parts}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        asked("Which?"),
+        asked("\nWhich?"),
+        asked(" \n Which? \n"),
+        asked("Whi", "ch?"),
+        {"role": "user", "content": "<image>Which?"},
+        {"role": "user", "content": "<image>\n Which?"},
+    ],
+)
+def test_whatever_space_a_caller_leaves_around_the_question_the_prompt_is_the_one_of_training(joined, message):
+    family, _, processor = joined
+    prompt = processor.apply_chat_template([message], add_generation_prompt=True)
+    assert TEXTS[family].startswith(prompt)
+    assert "Which?" in prompt
+
+
+def test_text_before_an_image_and_a_message_of_an_image_alone_stay_what_they_are(joined):
+    _, _, processor = joined
+    assert "One.\n<image>\nTwo" in processor.apply_chat_template([asked("One.\n", " Two", image=1)])
+    assert "One.\n<image><" in processor.apply_chat_template([asked("One.\n", image=1)])
+    assert "\n<image><" in processor.apply_chat_template([asked()])
+    assert "\n  Which? <" in processor.apply_chat_template([asked("  Which? ", image=None)])
+
+
+def test_a_system_message_opens_the_text_of_the_first_question(joined):
+    family, _, processor = joined
+    system = {"role": "system", "content": " Be brief. "}
+    told = processor.apply_chat_template([system, ASKED, ANSWERED])
+    assert told == TEXTS[family].replace("<image>\nWhich?", "<image>\nBe brief.\n\nWhich?")
+    without_image = processor.apply_chat_template([system, asked("Hi", image=None), ANSWERED, ASKED])
+    assert "\nBe brief.\n\nHi<" in without_image
+    assert without_image.count("Be brief.") == 1
+    before = processor.apply_chat_template([system, asked("Look: ", image=1)])
+    assert "\nBe brief.\n\nLook: <image><" in before
+    silent = processor.apply_chat_template([{"role": "system", "content": ""}, ASKED, ANSWERED])
+    assert silent == TEXTS[family]
+
+
+@pytest.mark.parametrize("messages", [["system", "system", "user"], ["user", "system"], ["user", "tool"]])
+def test_a_second_system_message_or_an_unknown_role_is_refused_in_words(joined, messages):
+    _, _, processor = joined
+    with pytest.raises(Exception, match="a system message stands once, before the first|not tool"):
+        processor.apply_chat_template([{"role": role, "content": "x"} for role in messages])
+
+
+def test_it_is_saved_in_the_form_that_transformers_4_reads_too(joined, tmp_path):
+    family, _, processor = joined
+    save_processor(processor, tmp_path)
+    stated = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert stated["extra_special_tokens"] == {}
+    assert json.loads((tmp_path / "preprocessor_config.json").read_text())["image_mean"]
+    again = AutoProcessor.from_pretrained(tmp_path)
+    assert again.apply_chat_template([ASKED, ANSWERED]) == TEXTS[family]
+    assert again.tokenizer(TEXTS[family]).input_ids == processor.tokenizer(TEXTS[family]).input_ids
+    assert again.tokenizer.extra_special_tokens == processor.tokenizer.extra_special_tokens
 
 
 def test_the_answer_and_its_end_of_turn_are_learnt_and_nothing_else(joined):

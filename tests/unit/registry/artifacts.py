@@ -93,6 +93,7 @@ def evaluation_folder(
         "schema_version": 1,
         "model_digest": manifest.read(model, "model").digest,
         "benchmarks_digest": "e" * 64,
+        "names": {"pope": "POPE", "vqa": "VQA v2"},
         "contamination": {"status": contamination, "images": []},
         "pope": dict.fromkeys(SETTINGS, setting),
         "vqa": {"accuracy": accuracy, "majority_baseline": 0.3, "count": count, "interval": interval},

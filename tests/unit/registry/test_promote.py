@@ -20,8 +20,8 @@ def name(config: Config) -> Iterator[str]:
         client.create_registered_model(name)
         for gate in ("passed", "passed", "failed"):
             client.create_model_version(name, "mlflow-artifacts:/x", tags={"gate": gate})
-        versions.crown(client, name, "1")
-        versions.crown(client, name, "2")
+        versions.crown(client, name, "1", over=versions.aliases(client, name).get("champion"))
+        versions.crown(client, name, "2", over=versions.aliases(client, name).get("champion"))
         client.set_registered_model_alias(name, versions.CHALLENGER, "3")
         yield name
 

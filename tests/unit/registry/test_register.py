@@ -168,9 +168,9 @@ def test_a_killed_registration_continues(
     place = {"ensure_logged": packaging, "create": versions, "crown": versions}.get(step, module)
     real = getattr(place, step)
 
-    def dies(*arguments: Any) -> None:
+    def dies(*arguments: Any, **named: Any) -> None:
         if when == "after":
-            real(*arguments)
+            real(*arguments, **named)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -185,6 +185,83 @@ def test_a_killed_registration_continues(
         run = client.get_run(made.facts["run_id"])
         assert run.info.status == "FINISHED"
         assert len(run.outputs.model_outputs) == 1
+
+
+def test_a_better_champion_that_came_between_decision_and_crown_keeps_the_title(
+    config: Config, submit: Any, scored: Scored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from multimodal_gemma.registry import register as module
+
+    submit(scored(0.5))
+    real, better = module._write_down, scored(0.95)
+    worse = scored(0.7)
+
+    def overtaken(*arguments: Any) -> None:
+        real(*arguments)
+        monkeypatch.setattr(module, "_write_down", real)
+        submit(better)  # decides and crowns while the first is about to
+
+    monkeypatch.setattr(module, "_write_down", overtaken)
+    made = submit(worse)
+    assert made.facts["gate"] == "failed"
+    assert "worse beyond the paired interval" in made.facts["reason"]
+    assert held(config) == {"champion": "3", "challenger": "2", "previous-champion": "1"}
+    with server.connected(config.registry) as client:
+        assert client.get_model_version(config.registry.name, "2").tags["gate"] == "failed"
+
+
+def test_a_training_that_leads_to_a_known_version_ends_its_own_run(config: Config, submit: Any, scored: Scored) -> None:
+    submit(scored(0.8), "first")
+    second = runs.ensure_run(config.registry, "second")  # as its training does
+    again = submit(scored(0.8), "second")
+    assert again.cached
+    with server.connected(config.registry) as client:
+        assert client.get_run(second).info.status == "FINISHED"
+        assert client.get_run(again.facts["run_id"]).info.status == "FINISHED"
+    config.registry.floors = {"pope_accuracy": 0.1}  # decided anew, in the version's own run
+    third = runs.ensure_run(config.registry, "third")
+    submit(scored(0.8), "third")
+    with server.connected(config.registry) as client:
+        assert client.get_run(third).info.status == "FINISHED"
+
+
+def test_an_attempt_that_was_killed_leaves_no_pending_model(
+    config: Config, submit: Any, scored: Scored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.models import Model
+
+    def dies(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Model, "log", dies)  # the logged model is made, its files are not there yet
+        with pytest.raises(KeyboardInterrupt):
+            submit(scored(0.9), "pipeline")
+    submit(scored(0.9), "pipeline")
+    with server.connected(config.registry) as client:
+        experiment = client.get_experiment_by_name(config.registry.experiment).experiment_id
+        assert [str(model.status) for model in client.search_logged_models([experiment])] == ["READY"]
+
+
+def test_better_asks_for_more_than_an_equal(config: Config, submit: Any, scored: Scored) -> None:
+    config.registry.rule = "better"
+    assert submit(scored(0.6)).facts["gate"] == "passed"  # the first
+    equal = submit(scored(0.62, seed=0))
+    assert equal.facts["gate"] == "failed"
+    assert "as registry.rule=better asks" in equal.facts["reason"]
+    assert submit(scored(0.95)).facts["gate"] == "passed"
+
+
+def test_an_artifact_store_that_refuses_is_one_sentence(
+    config: Config, submit: Any, scored: Scored, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    store.write_text("a file where the folder should be")
+    with server.connected(config.registry) as client:
+        client.create_experiment("refusing", artifact_location=store.as_uri())
+    config.registry.experiment = "refusing"
+    with pytest.raises(InputError, match="the artifact store of MLflow at .* does not take"):
+        submit(scored(0.8))
 
 
 def test_other_floors_are_asked_of_the_same_version(config: Config, submit: Any, scored: Scored) -> None:
@@ -261,11 +338,18 @@ def test_the_run_remembers_where_it_came_from(
 def test_an_injected_run_is_left_to_its_owner(
     config: Config, submit: Any, scored: Scored, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    injected = runs.ensure_run(config.registry, "")
-    monkeypatch.setenv("MLFLOW_RUN_ID", injected)
-    assert submit(scored(0.8), "kfp").facts["run_id"] == injected
+    """KFP's plugin makes a run for the pipeline and in it one for each task, of which each task is told its own."""
+    parent = runs.ensure_run(config.registry, "")
     with server.connected(config.registry) as client:
-        assert client.get_run(injected).info.status == "RUNNING"
+        experiment = client.get_run(parent).info.experiment_id
+        nested = [client.create_run(experiment, tags={"mlflow.parentRunId": parent}).info.run_id for _ in range(2)]
+    monkeypatch.setenv("MLFLOW_RUN_ID", nested[0])
+    assert runs.ensure_run(config.registry, "kfp") == parent  # as training does
+    monkeypatch.setenv("MLFLOW_RUN_ID", nested[1])
+    assert submit(scored(0.8), "kfp").facts["run_id"] == parent
+    with server.connected(config.registry) as client:
+        assert [client.get_run(run).info.status for run in (parent, *nested)] == ["RUNNING"] * 3
+        assert client.get_run(parent).data.metrics["pope_accuracy"] == pytest.approx(0.8)
 
 
 def test_checkpoints_are_not_shipped_and_the_model_comes_back_whole(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,13 +36,32 @@ def test_a_retried_pipeline_runs_again_in_its_finished_run(config: Config) -> No
 def test_a_pipeline_that_failed_ends_its_run_as_failed(config: Config) -> None:
     run = runs.ensure_run(config.registry, "broken")
     other = runs.ensure_run(config.registry, "another")
-    assert runs.end_failed(config.registry, "broken") == run
+    assert runs.end(config.registry, "broken", "KILLED") == run
     with server.connected(config.registry) as client:
-        assert client.get_run(run).info.status == "FAILED"
+        assert client.get_run(run).info.status == "KILLED"
         assert client.get_run(other).info.status == "RUNNING"
         client.set_terminated(other)
-    assert runs.end_failed(config.registry, "another") == ""  # it has ended well
-    assert runs.end_failed(config.registry, "never begun") == ""
+    assert runs.end(config.registry, "another", "FAILED") == ""  # it has ended well
+    assert runs.end(config.registry, "never begun", "FAILED") == ""
+
+
+FIRST_USE = """
+import sys
+from multimodal_gemma.config.schema import RegistryConfig
+from multimodal_gemma.registry import runs
+print(runs.ensure_run(RegistryConfig(tracking_uri=sys.argv[1]), sys.argv[2]))
+"""
+
+
+def test_two_at_once_may_be_the_first_to_use_a_database(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/new/mlflow.db"
+    begun = [
+        subprocess.Popen([sys.executable, "-c", FIRST_USE, uri, name], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for name in ("one", "another")
+    ]
+    ended = [(process.communicate(timeout=180), process.returncode) for process in begun]
+    assert [code for _, code in ended] == [0, 0], ended
+    assert len({out for (out, _), _ in ended}) == 2
 
 
 @pytest.mark.parametrize("name", ["it's", 'so "called"', "x y/z"])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from multimodal_gemma import environment
 from multimodal_gemma.config.schema import RegistryConfig
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.registry import runs, server
@@ -98,8 +99,29 @@ def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) ->
     assert path.read_text() == "not a database, " * 100
 
 
-def test_a_password_is_never_shown() -> None:
+def test_a_server_of_mlflow_2_is_refused_before_anything_is_trained(answering: Callable[[int, str], str]) -> None:
+    with pytest.raises(InputError, match="is version 2.14.3, which knows no logged models"):
+        server.check(RegistryConfig(tracking_uri=answering(200, "2.14.3")))
+    server.check(RegistryConfig(tracking_uri=answering(200, "3.17.2")))
+    server.check(RegistryConfig(tracking_uri=answering(200, "<html>a proxy's page</html>")))
+
+
+def test_a_password_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert server.shown("postgresql://me:secret@db/mlflow") == "postgresql://me:***@db/mlflow"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:p%40ss%2Fw%3Ard@host")
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "t0ken")
+    said = ValueError("Invalid header 'Bearer t0ken' for http://me:p%40ss%2Fw%3Ard@host or p@ss/w:rd\nmore")
+    assert server.first_line(said) == "Invalid header 'Bearer ***' for http://me:***@host or ***"
+
+
+def test_a_line_break_at_a_credentials_end_is_removed_and_one_inside_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "t0ken\r\n")
+    environment.prepare()
+    assert os.environ["MLFLOW_TRACKING_TOKEN"] == "t0ken"
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3\ncret")
+    with pytest.raises(InputError, match="AWS_SECRET_ACCESS_KEY holds a line break") as error:
+        environment.prepare()
+    assert "cret" not in str(error.value)
 
 
 def test_configuration_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

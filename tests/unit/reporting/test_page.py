@@ -10,7 +10,7 @@ import xml.etree.ElementTree as ElementTree
 from PIL import Image
 
 from multimodal_gemma.reporting import charts, pictures
-from multimodal_gemma.reporting.page import GalleryItem, Page
+from multimodal_gemma.reporting.page import GalleryItem, Link, Page
 
 
 def test_quoted_text_stays_text() -> None:
@@ -31,8 +31,26 @@ def test_nothing_is_fetched_from_elsewhere() -> None:
 
 def test_figures_are_right_aligned_and_words_are_not() -> None:
     html = Page("t", "l").table(["name", "share"], [["yes", 0.5], ["no", 0.25]]).html()
-    assert "<td class='number'>0.500</td>" in html
+    assert '<td class="number">0.500</td>' in html
     assert "<td>yes</td>" in html
+
+
+def test_ids_are_unique_and_still_meet_their_references() -> None:
+    page = Page("t", "l")
+    for _ in range(2):
+        page.figure(charts.lines({"loss": ([1, 2], [2, 1])}, "step", "loss"))
+    html = page.html()
+    ids = re.findall(r'\bid="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+    used = re.findall(r'(?:href="#|url\(#)([^")]+)', html)
+    assert used
+    assert set(used) <= set(ids)
+
+
+def test_a_link_is_a_link_and_its_address_is_quoted() -> None:
+    html = Page("t", "l").table(["run"], [[Link("<one>", 'a"b/report.html')], [Link("two")]]).html()
+    assert '<a href="a&#34;b/report.html">&lt;one&gt;</a>' in html
+    assert "<td>two</td>" in html
 
 
 def test_a_picture_is_reduced_and_keeps_its_shape() -> None:

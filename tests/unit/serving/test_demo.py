@@ -35,7 +35,7 @@ def turn(role: str, text: str = "", picture: str = "", refused: bool = False) ->
 def test_a_conversation_is_about_the_picture_that_was_sent_last() -> None:
     history = [
         turn("user", picture="one.png"), turn("user", "dog ?"), turn("assistant", "yes"),
-        turn("user", picture="two.png"), turn("user", "cat ?"), turn("assistant", "no"),
+        turn("user", picture="two.png"), turn("user", "cat ?"), turn("assistant", "no\n\nP(yes) 0.04"),
         turn("user", "<image>"), turn("assistant", "it holds <image>", refused=True),
         turn("user", "car ?"), turn("assistant", "no"),
     ]  # fmt: skip
@@ -76,12 +76,36 @@ def test_what_cannot_be_asked_is_one_sentence_without_a_path(
 
 def test_examples_are_pictures(tmp_path: Path, config: Config, picture: Path) -> None:
     (tmp_path / "words.txt").write_text("words")
-    assert demo._given(tmp_path, config) == [picture]
+    assert [path for path, _ in demo._given(tmp_path, config)] == [picture]
     with pytest.raises(InputError, match="does not exist"):
         demo._given(tmp_path / "nowhere", config)
     drawn = demo._drawn(tmp_path)
     assert len(drawn) == 3
-    assert set(drawn) <= set(demo._given(tmp_path, config))
+    assert {path for path, _ in drawn} <= {path for path, _ in demo._given(tmp_path, config)}
+
+
+def test_an_example_asks_about_what_is_in_its_picture(tmp_path: Path) -> None:
+    from multimodal_gemma.sample.scenes import generate_distinct
+
+    for scene, (_, question) in list(zip(generate_distinct(11, 3, "held_out"), demo._drawn(tmp_path), strict=True))[1:]:
+        assert f" {scene.objects[0].kind}" in question
+
+
+def test_what_a_model_says_is_shown_as_text_and_uploads_do_not_stay(assistant: Assistant, config: Config) -> None:
+    pytest.importorskip("gradio")
+    page = demo.build(assistant, config, [], name="x")
+    (chat,) = [block for block in page.blocks.values() if type(block).__name__ == "Chatbot"]
+    assert chat.render_markdown is False  # ![](https://…) in an answer fetches nothing
+    assert page.delete_cache == (3600, 3600)
+
+
+def test_a_yes_or_no_comes_with_its_probability(
+    assistant: Assistant, config: Config, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = {"text": "dog ?", "files": [str(picture)]}
+    monkeypatch.setattr(assistant, "stream", lambda *_, **__: iter(["Yes", ", it is"]))
+    *_, last = demo._answer(assistant, config, message, [], CHOSEN)
+    assert last == f"Yes, it is\n\nP(yes) {assistant.p_yes(tiny.images(1)[0], 'dog ?'):.2f}"
 
 
 def test_a_taken_port_is_one_sentence(assistant: Assistant, babbler: Path, capsys: pytest.CaptureFixture[str]) -> None:

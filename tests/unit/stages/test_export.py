@@ -162,10 +162,15 @@ def test_another_user_can_read_it(exported: Path) -> None:
 def test_the_card_tells_the_run(exported: Path, made: Made) -> None:
     text = (exported / "README.md").read_text()
     front = yaml.safe_load(text.split("---")[1])
+    (index,) = front.pop("model-index")
+    told = {
+        (row["dataset"]["name"], row["dataset"].get("config"), row["metrics"][0]["type"]) for row in index["results"]
+    }
+    assert {("POPE", "random", "accuracy"), ("POPE", "random", "f1"), ("VQA v2", None, "accuracy")} <= told
     assert front == {"license": "apache-2.0", "library_name": "transformers", "pipeline_tag": "image-text-to-text"}
     assert "# tiny" in text
     assert "version 3" in text
-    assert "| POPE random, accuracy | 0.800 [0.750, 0.850] | 0.500 | 60 |" in text
+    assert "| POPE, random, accuracy | 0.800 [0.750, 0.850] | 0.500 | 60 |" in text
     assert "| VQA v2, accuracy | 0.800 [0.750, 0.850] | 0.300 | 60 |" in text
     assert "No image of the training split is in a benchmark." in text
     assert manifest.read(made[0]).digest in text
