@@ -164,7 +164,9 @@ def test_the_card_tells_the_run(exported: Path, made: Made) -> None:
     front = yaml.safe_load(text.split("---")[1])
     (index,) = front.pop("model-index")
     told = {
-        (row["dataset"]["name"], row["dataset"].get("config"), row["metrics"][0]["type"]) for row in index["results"]
+        (row["dataset"]["name"], row["dataset"].get("config"), metric["type"])
+        for row in index["results"]
+        for metric in row["metrics"]
     }
     assert {("POPE", "random", "accuracy"), ("POPE", "random", "f1"), ("VQA v2", None, "accuracy")} <= told
     assert front == {"license": "apache-2.0", "library_name": "transformers", "pipeline_tag": "image-text-to-text"}
