@@ -208,20 +208,13 @@ def once(api: Api, create: Callable[[], str], find: Callable[[], str | None]) ->
         create: sends the request, never again once it may have arrived; returns the id.
         find: returns the id of what an earlier request made, though its answer was lost.
     """
-    last: Exception | None = None
-    for attempt in range(_TRIES):
-        time.sleep(attempt * api.patience.pause)
-        try:
-            return create()
-        except Doubtful as doubt:
-            last = doubt
-            if made := find():
-                return made
-    raise InputError(f"kfp: {api.host} did not take the request ({last}). Try again later.")
+    return _made(api, find, create, look=False)[0]
 
 
-def _made(api: Api, find: Callable[[], str | None], create: Callable[[], str]) -> tuple[str, bool]:
-    """Find or create; in doubt, and when somebody else was quicker, look again.
+def _made(
+    api: Api, find: Callable[[], str | None], create: Callable[[], str], *, look: bool = True
+) -> tuple[str, bool]:
+    """Find (if it is looked for at all) or create; in doubt, and when somebody else was quicker, look again.
 
     Returns:
         The id, and whether it was created just now.
@@ -229,7 +222,7 @@ def _made(api: Api, find: Callable[[], str | None], create: Callable[[], str]) -
     last: Exception | None = None
     for attempt in range(_TRIES):
         time.sleep(attempt * api.patience.pause)
-        if found := find():
+        if (look or last) and (found := find()):
             return found, isinstance(last, Doubtful)
         try:
             return create(), True
