@@ -110,7 +110,7 @@ def look(dataset: ProcessedDataset, tokenizer: Tokenizer, split: str, row: int) 
 
 def spread(dataset: ProcessedDataset, count: int) -> list[Look]:
     """Look at some conversations, drawn evenly over the dataset, a sixth of them held out."""
-    tokenizer = _tokenizer(dataset)
+    tokenizer = tokenizer_of(dataset)
     held = {name: len(dataset.split(name)) for name in ("train", "val")}
     share = {"val": min(held["val"], count // 6)}
     share["train"] = min(held["train"], count - share["val"])
@@ -130,7 +130,7 @@ def show(dataset: ProcessedDataset, split: str, row: int) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    seen = look(dataset, _tokenizer(dataset), split, row)
+    seen = look(dataset, tokenizer_of(dataset), split, row)
     out = Console(highlight=False, soft_wrap=True)
     coloured = out.is_terminal and out.color_system is not None
     out.print(Text(f"{split} {row}   id {seen.id}   {seen.file_name or 'no picture'}   {seen.figures}", "bold"))
@@ -147,7 +147,7 @@ def show(dataset: ProcessedDataset, split: str, row: int) -> None:
     out.print(Text("learnt: green" if coloured else f"learnt: between {_OPEN} and {_CLOSE}", "dim"))
 
 
-def _tokenizer(dataset: ProcessedDataset) -> Tokenizer:
+def tokenizer_of(dataset: ProcessedDataset) -> Tokenizer:
     """Return the bare tokenizer: the processor around it takes seconds to import."""
     from tokenizers import Tokenizer
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from multimodal_gemma.config.schema import Config
 
 PHOTO = 19_336_861_798 / 118_287  # bytes: train2017.zip over its images; a JPEG does not shrink in it
+_AS_JPEG = 0.2  # of the bytes of pixels, docs/data.md
 _CONVERSATION = 229e6 / 157_712  # bytes: llava_instruct_150k.json as the Hub lists it
 _QUESTIONS = 0.2e9  # bytes of VQA v2's questions and annotations of val2014, unpacked
 _POPE_IMAGES = 500  # of its published files
@@ -58,7 +59,8 @@ def of(config: Config, shapes: Shapes, conversations: int, images: int, *, train
     """
     raw = images * PHOTO + conversations * _CONVERSATION
     side = shapes.patch * math.isqrt(shapes.image_tokens)
-    processed = images * 3.0 * side**2 + conversations * _TEXT_BYTES
+    pixels = 3.0 * side**2 * (_AS_JPEG if config.data.pixels == "jpeg" else 1)
+    processed = images * pixels + conversations * _TEXT_BYTES
     asked = min(config.benchmarks.vqa_questions or _VAL_IMAGES, _VAL_IMAGES) if config.benchmarks.vqa else 0
     pope = _POPE_IMAGES if config.benchmarks.pope else 0
     benchmarks = (asked + pope) * PHOTO + (_QUESTIONS if asked else 0)
