@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import itertools
 import json
 import re
 import subprocess
@@ -26,7 +27,6 @@ SMALL = (
     "training.max_steps=3",
     "training.validations_per_epoch=1",
     "registry.floors=null",
-    "registry.name=multimodal-gemma-scenarios",
 )
 # One that trains long enough to be disturbed, and leaves a checkpoint every few seconds.
 LONG = (
@@ -40,7 +40,7 @@ PRETENDED = (
     f"resources.node_selector={{{SELECTOR}:pretended}}",
     f"resources.tolerations=[{{key:{SELECTOR},operator:Exists,effect:NoSchedule}}]",
 )
-# One that trains on two nodes; each gets half of what a training pod gets.
+# One that trains on two nodes; they and the pod that waits for them fit where one training pod fits.
 NODES = (
     *LONG,
     "training.seed=106",
@@ -48,7 +48,7 @@ NODES = (
     "nodes.work_uri=s3://mlpipeline/scenarios/work",
     "nodes.memory=2Gi",
 )
-REFUSED = ("registry.name=multimodal-gemma-refused", "registry.floors={pope_accuracy:1.01}")
+REFUSED = ("registry.floors={pope_accuracy:1.01}",)
 TOO_LARGE = (*SMALL, "resources.cpu=4096", "resources.memory=4Gi")
 CHECKPOINTS = (*SMALL, "training.checkpoint_uri=s3://mlpipeline/scenarios/checkpoints")
 Found = TypeVar("Found")
@@ -139,6 +139,11 @@ class Cluster:
         """Return the values of a Secret."""
         found = self.kubectl.found("secret", name, namespace)
         return found and {key: base64.b64decode(value).decode() for key, value in (found.get("data") or {}).items()}
+
+    def kfp(self, path: str) -> Any:
+        """Ask the API of Kubeflow Pipelines, by the API server's proxy."""
+        door = "/api/v1/namespaces/kubeflow/services/ml-pipeline:8888/proxy/apis/v2beta1"
+        return json.loads(self.kubectl("get", "--raw", f"{door}/{path}"))
 
     def mlflow(self, path: str, **query: str) -> Any:
         """Ask MLflow's API, from inside its own pod, as the user of the runs."""
@@ -246,6 +251,7 @@ class Runs:
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
+        self._names = (f"scenarios-{int(time.time())}-{number}" for number in itertools.count())
 
     def command(self, verb: str, *arguments: str) -> list[str]:
         """Return a command line of ours that reaches this cluster."""
@@ -253,11 +259,13 @@ class Runs:
         return [*MMGEMMA, verb, *self.cluster.door, *profile, *arguments]
 
     def options(self, *overrides: str, params: Sequence[str] = ()) -> list[str]:
-        """Return what every run of the scenarios is told."""
+        """Return what every run is told; each registers under a name of its own, so that no champion is in its way."""
         given = [part for one in params for part in ("--param", one)]
         parameters = ("--params", str(REPOSITORY / "pipelines" / "parameters" / "kind.yaml"))
         cpu = f"resources.cpu={self.cluster.cpu}"
-        own = () if any(one.startswith("resources.cpu=") for one in overrides) else (cpu, "resources.memory=4Gi")
+        own = [] if any(one.startswith("resources.cpu=") for one in overrides) else [cpu, "resources.memory=4Gi"]
+        if not any(one.startswith("registry.name=") for one in overrides):
+            own.append(f"registry.name={next(self._names)}")
         return ["--service-account", "multimodal-gemma", *parameters, *given, *own, *overrides]
 
     def run(self, *overrides: str, params: Sequence[str] = ()) -> Ended:
@@ -285,7 +293,7 @@ class Runs:
 
     def mmgemma(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run another command of ours."""
-        return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, cwd=REPOSITORY)
+        return subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False, cwd=REPOSITORY)
 
     def pods(self, run: str, task: str = "") -> list[dict[str, Any]]:
         """Return the pods of a run's tasks, or of one task, the oldest first; the platform's drivers are left out."""

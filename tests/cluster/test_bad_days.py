@@ -131,7 +131,7 @@ def test_a_stopped_run_is_called_stopped_and_leaves_no_pod_at_work(runs: Runs) -
 
 @pytest.mark.runs(2)
 def test_a_run_that_failed_goes_on_where_it_failed(cluster: Cluster, runs: Runs) -> None:
-    run = runs.start(*LONG, "training.seed=105", "registry.name=scenarios-retried")
+    run = runs.start(*LONG, "training.seed=105")
     runs.at_work(run, "train-model")
     with cluster.without_mlflow():
         failed = runs.follow(run)
@@ -141,7 +141,6 @@ def test_a_run_that_failed_goes_on_where_it_failed(cluster: Cluster, runs: Runs)
     ended = runs.retry(run)
     assert ended.code == 0, ended.reasons
     assert {pod["metadata"]["uid"] for pod in runs.pods(run, "preprocess-dataset")} == before
-    assert ended.states["report-run"] == "succeeded"
 
 
 @pytest.mark.runs(2)
@@ -150,7 +149,7 @@ def test_two_nodes_train_together_and_outlive_the_loss_of_one(cluster: Cluster, 
         pytest.skip("this cluster has no Kubeflow Trainer")
     kubectl = cluster.kubectl
     kubectl("apply", "-k", str(REPOSITORY / "manifests" / "overlays" / cluster.overlay / "trainer"))
-    run = runs.start(*NODES, f"nodes.cpu={int(float(cluster.cpu) * 500)}m")
+    run = runs.start(*NODES, f"nodes.cpu={int(float(cluster.cpu) * 250)}m")
     waiting = runs.at_work(run, "train-model", r"train: .*loss ")
     (job,) = set(re.findall(r"submitted TrainJob ([\w-]+)", runs.log(waiting)))
     until("a checkpoint", lambda: re.search(CHECKPOINTED, runs.log(waiting)), 20)

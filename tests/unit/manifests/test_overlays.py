@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from multimodal_gemma import __version__
-from tests.unit.manifests.pods import pods
+from tests.unit.manifests.cluster_policies import selects
+from tests.unit.manifests.pods import SOMEBODY_ELSES, Pod, made_by_kubeflow, pods
 from tests.unit.manifests.rendering import CLUSTERS, MANIFESTS, cluster, the
 
 REPOSITORY = Path(__file__).parents[3]
@@ -101,6 +102,35 @@ def test_a_rank_may_write_what_its_scratch_volume_holds() -> None:
         (scratch,) = [volume["emptyDir"]["sizeLimit"] for volume in rank["volumes"] if volume["name"] == "scratch"]
         limit = rank["containers"][0]["resources"]["limits"]["ephemeral-storage"]
         assert int(limit.removesuffix("Gi")) > int(scratch.removesuffix("Gi")), name
+
+
+def test_every_task_of_the_compiled_pipelines_carries_the_label_that_policies_select() -> None:
+    (label,) = the(cluster("kind"), "NetworkPolicy", "runs-default-deny")["spec"]["podSelector"]["matchLabels"].items()
+    for path in (REPOSITORY / "pipelines" / "compiled").glob("*.yaml"):
+        spec, platform = yaml.safe_load_all(path.read_text())
+        executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+        for executor in spec["deploymentSpec"]["executors"]:
+            labels = executors.get(executor, {}).get("podMetadata", {}).get("labels", {})
+            assert label in labels.items(), f"{path.name}: {executor}"
+
+
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_mlflow_answers_our_runs_and_nobody_elses(name: str) -> None:
+    objects = cluster(name)
+    (rule,) = the(objects, "NetworkPolicy", "mlflow-clients")["spec"]["ingress"]
+
+    def admitted(pod: Pod) -> bool:
+        names = {"kubernetes.io/metadata.name": pod.namespace}
+        return any(
+            selects(peer["namespaceSelector"], names) and selects(peer["podSelector"], pod.labels)
+            for peer in rule["from"]
+        )
+
+    (task, *_) = made_by_kubeflow(objects)
+    assert admitted(task)
+    assert all(admitted(pod) for pod in pods(objects) if pod.name == "multimodal-gemma/node")
+    assert not admitted(SOMEBODY_ELSES)
+    assert not admitted(Pod("the same label elsewhere", "default", task.labels, None))
 
 
 def test_no_secret_is_committed() -> None:

@@ -97,4 +97,10 @@ def test_a_store_accepts_the_lifecycle_rules_and_none_touches_what_the_cache_poi
         store.put_bucket_lifecycle_configuration(Bucket="mlpipeline", LifecycleConfiguration=rules)
         kept = store.get_bucket_lifecycle_configuration(Bucket="mlpipeline")["Rules"]
     expiring = {rule["Filter"]["Prefix"] for rule in kept if "Expiration" in rule}
-    assert expiring == {"work/jobs/", "work/artifacts/"}
+    assert not any("v2/artifacts/".startswith(prefix) or prefix.startswith("v2/") for prefix in expiring)
+    # What the parameters' file for GKE writes to, and nothing else.
+    told = yaml.safe_load((MANIFESTS.parent / "pipelines" / "parameters" / "gke-a100.yaml").read_text())["overrides"]
+    places = {line.partition("=s3://mlpipeline/")[2] for line in told if "=s3://" in line}
+    assert places
+    assert {place for place in places if not any(prefix.startswith(f"{place}/") for prefix in expiring)} == set()
+    assert all(prefix.startswith(tuple(f"{place}/" for place in places)) for prefix in expiring)
