@@ -133,6 +133,8 @@ def _table(heading: str, items: Any) -> list[str]:
 
 
 def _meaning(name: str, kind: str) -> str:
+    if kind == "String" and name in ("train", "evaluate"):
+        return f"plan of {name}_model, JSON, as plan: what a later run has to share to take its result over"
     if kind == "String" and name in ("models", "dataset", "benchmarks"):
         return f"plan of download_{name}, JSON, as plan"
     return _MEANINGS[name]

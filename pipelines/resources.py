@@ -53,6 +53,16 @@ def accelerated(task: PipelineTask, plans: dict[str, PipelineParameterChannel], 
     return task
 
 
+def reusable(task: PipelineTask) -> PipelineTask:
+    """Let a later run that would do the same take this task's result instead.
+
+    A parameter that names the run would make every run another, so the task reads its run's id from its pod's label:
+    the environment is no part of the cache's key.
+    """
+    task.set_caching_options(True)
+    return kubernetes.use_field_path_as_env(task, "MMGEMMA_RUN_ID", "metadata.labels['pipeline/runid']")
+
+
 def with_hub_token(task: PipelineTask, secret: Text) -> PipelineTask:
     """Let a task download gated models: the key `token` of an optional Secret becomes HF_TOKEN."""
     return kubernetes.use_secret_as_env(task, secret, {"token": "HF_TOKEN"}, optional=True)

@@ -22,7 +22,7 @@ from components.register_model.component import register_model
 from components.report_run.component import report_run
 from components.train_model.component import train_model
 from pipelines import form
-from pipelines.resources import accelerated, busy, light, with_hub_token, with_object_store, with_registry
+from pipelines.resources import accelerated, busy, light, reusable, with_hub_token, with_object_store, with_registry
 
 WEEK = 7 * 24 * 3600  # seconds
 ONLY_IF = {"export-model": ("register-model", "passed")}  # a task, whose output it waits for, and with which value
@@ -68,19 +68,19 @@ def training(**asked):
         processed.set_caching_options(True)
         busy(processed, memory="16Gi", hours=12)
 
-        trained = train_model(plan=plans["plan"], dataset=processed.outputs["dataset"], models=models.outputs["models"])
-        trained.set_caching_options(False)
-        accelerated(trained, plans, hours=48)
+        trained = train_model(
+            plan=plans["train"], dataset=processed.outputs["dataset"], models=models.outputs["models"]
+        )
+        accelerated(reusable(trained), plans, hours=48)
         with_object_store(with_registry(trained, registry), store)  # the store: training.checkpoint_uri
 
         evaluated = evaluate_model(
-            plan=plans["plan"],
+            plan=plans["evaluate"],
             model=trained.outputs["model"],
             benchmarks=benchmarks.outputs["benchmarks"],
             dataset=processed.outputs["dataset"],
         )
-        evaluated.set_caching_options(False)
-        accelerated(evaluated, plans, hours=12)
+        accelerated(reusable(evaluated), plans, hours=12)
 
         registered = register_model(
             plan=plans["plan"],

@@ -23,7 +23,15 @@ def preflight(
 ) -> NamedTuple(
     "Plans",
     [
-        *[("plan", str), ("models", str), ("dataset", str), ("benchmarks", str), ("preprocess", str)],
+        *[
+            ("plan", str),
+            ("train", str),
+            ("evaluate", str),
+            ("models", str),
+            ("dataset", str),
+            ("benchmarks", str),
+            ("preprocess", str),
+        ],
         *[("accelerator", str), ("train_count", str), ("train_cpu", str), ("train_memory", str)],
         *[("train_nodes", dict), ("train_taints", list), ("evaluate_count", str), ("evaluate_cpu", str)],
         *[("evaluate_memory", str), ("evaluate_nodes", dict), ("evaluate_taints", list)],

@@ -51,6 +51,14 @@ _CODE = {
     "benchmarks": _DOWNLOAD_CODE,
     "preprocess": ("data", "model", "files.py", "manifest.py", "stages/preprocess.py"),
 }
+# What shapes the work that a later run may take over whole: sections, and code. The rest (another floor of the gate,
+# another place to export to) trains nothing again.
+_TRAINING = ("preset", "model", "training", "nodes", "data")
+_TRAINING_CODE = ("config", "data", "model", "training", "files.py", "manifest.py")
+_WORK = {
+    "train": (_TRAINING, (*_TRAINING_CODE, *(f"stages/train{part}.py" for part in ("", "_node", "_nodes", "_rank")))),
+    "evaluate": ((*_TRAINING, "evaluation", "benchmarks"), (*_TRAINING_CODE, "evaluation", "stages/evaluate.py")),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +66,9 @@ class Plans:
     """What the preflight hands to the stages, in the order of the component's outputs.
 
     Attributes:
-        plan: configuration and run, for every stage that is not cached; JSON, as the four below.
+        plan: configuration and run, for every stage that is not cached; JSON, as the six below.
+        train: plan of train-model.
+        evaluate: plan of evaluate-model.
         models: plan of download-models.
         dataset: plan of download-dataset.
         benchmarks: plan of download-benchmarks.
@@ -77,6 +87,8 @@ class Plans:
     """
 
     plan: str
+    train: str
+    evaluate: str
     models: str
     dataset: str
     benchmarks: str
@@ -119,6 +131,7 @@ def run(asked: Mapping[str, Any]) -> Plans:
     _log.info(f"preset {config.preset} with {count} overrides is valid; its sources and MLflow answer")
     return Plans(
         plan=json.dumps(plan, sort_keys=True),
+        **{stage: _work_plan(stage, plan) for stage in _WORK},
         **plans,
         accelerator=config.resources.accelerator,
         **_pod("train", train),
@@ -192,6 +205,20 @@ def shaping(stage: str, config: Config) -> dict[str, dict[str, Any]]:
         section: {key: value for key, value in everything[section].items() if key not in ignored}
         for section, ignored in _TOLD[stage].items()
     }
+
+
+def _work_plan(stage: str, plan: Mapping[str, Any]) -> str:
+    """Return the plan of a stage whose result a later run may take over: without that run's own names.
+
+    In a pod the task knows its run by the pod's label; elsewhere nothing is taken over, and the plan names the run.
+    """
+    sections, code = _WORK[stage]
+    kept = {name: value for name, value in plan["config"].items() if name in sections}
+    registry = plan["config"].get("registry", {})
+    if logged := {key: registry[key] for key in ("tracking_uri", "experiment") if key in registry}:
+        kept["registry"] = logged
+    named = {} if "KFP_POD_NAME" in os.environ else {key: plan[key] for key in ("run_id", "mlflow") if key in plan}
+    return json.dumps({"config": kept, "code": code_digest(code), **named}, sort_keys=True)
 
 
 def _cached_plan(stage: str, config: Config) -> str:

@@ -31,6 +31,7 @@ from multimodal_gemma.stages import component
 
 TRIES = {"download": 4, "preprocess": 2, "train": 3, "evaluate": 3, "record": 4, "register": 4, "export": 4, "fetch": 4}
 TRIES["preflight"] = 3
+RUN_ID = "MMGEMMA_RUN_ID"  # environment: the pipeline run, for work whose plan must not name it
 LIMIT = "MMGEMMA_TRIES"  # environment: at most so many, e.g. 1 on a laptop, where a person waits for the failure
 PAUSES = (10.0, 30.0, 90.0)  # seconds before the second, third and fourth try
 _MEMORY = Path("/sys/fs/cgroup")  # of the container itself, on cgroup v2
@@ -194,7 +195,7 @@ def _call(stage: str, plan: str, arguments: Mapping[str, Any]) -> Any:
     if not plan:
         return work(**taken)
     if "run_id" in wanted:
-        taken["run_id"] = json.loads(plan).get("run_id", "")
+        taken["run_id"] = json.loads(plan).get("run_id") or os.environ.get(RUN_ID, "")
     return work(configuration.from_json(json.dumps(json.loads(plan)["config"])), **taken)
 
 

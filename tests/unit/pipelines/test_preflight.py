@@ -33,7 +33,7 @@ def data(tmp_path) -> Path:
     return tmp_path
 
 
-def plans(data: Path, *overrides: str) -> dict[str, str]:
+def plans(data: Path, *overrides: str, run_id: str = "") -> dict[str, str]:
     places = [
         f"data.conversations={data}/conversations.json",
         f"data.images={data}/images",
@@ -43,7 +43,7 @@ def plans(data: Path, *overrides: str) -> dict[str, str]:
         f"model.vision={data}/vision",
         f"model.language={data}/language",
     ]
-    return dataclasses.asdict(preflight.run({"preset": "sample", "overrides": [*places, *overrides]}))
+    return dataclasses.asdict(preflight.run({"preset": "sample", "overrides": [*places, *overrides], "run_id": run_id}))
 
 
 def told(plan: str) -> configuration.Config:
@@ -75,6 +75,26 @@ def changed(data: Path, *overrides: str) -> set[str]:
 )
 def test_a_key_invalidates_exactly_what_it_shapes(data, override, stages):
     assert changed(data, override) == stages
+
+
+@pytest.mark.parametrize(
+    ("override", "again"),
+    [
+        ("registry.floors=null", set()),  # what one mends when the gate or MLflow was the mistake
+        ("registry.name=other", set()),
+        ("export.dtype=float32", set()),
+        ("evaluation.max_new_tokens=3", {"evaluate"}),
+        ("training.projector_lr=0.01", {"train", "evaluate"}),
+        ("model.lora.rank=4", {"train", "evaluate"}),
+    ],
+)
+def test_a_later_run_on_a_cluster_trains_again_only_what_would_differ(data, monkeypatch, override, again):
+    monkeypatch.setenv("KFP_POD_NAME", "a-pod")
+    before, after = (plans(data, *more, run_id=run) for run, more in (("one", []), ("two", [override])))
+    assert {stage for stage in ("train", "evaluate") if before[stage] != after[stage]} == again
+    assert "one" not in before["train"]
+    monkeypatch.delenv("KFP_POD_NAME")
+    assert json.loads(plans(data, run_id="one")["train"])["run_id"] == "one"  # nothing is taken over on a laptop
 
 
 @pytest.mark.parametrize(
