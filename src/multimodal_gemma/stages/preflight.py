@@ -131,7 +131,8 @@ def run(asked: Mapping[str, Any]) -> Plans:
     _log.info(f"preset {config.preset} with {count} overrides is valid; its sources and MLflow answer")
     return Plans(
         plan=json.dumps(plan, sort_keys=True),
-        **{stage: _work_plan(stage, plan) for stage in _WORK},
+        train=_work_plan("train", plan),
+        evaluate=_work_plan("evaluate", plan),
         **plans,
         accelerator=config.resources.accelerator,
         **_pod("train", train),
