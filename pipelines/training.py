@@ -87,6 +87,7 @@ def training(**asked):
             dataset=processed.outputs["dataset"],
             model=trained.outputs["model"],
             evaluation=evaluated.outputs["evaluation"],
+            benchmarks=benchmarks.outputs["benchmarks"],
         )
         registered.set_caching_options(False)
         registered.set_env_variable("MMGEMMA_IMAGE", image_of("trainer"))  # what the model was made with

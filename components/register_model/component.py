@@ -11,14 +11,16 @@ def register_model(
     dataset: Input[Dataset],
     model: Input[Model],
     evaluation: Input[Artifact],
+    benchmarks: Input[Dataset],
     registration: Output[Artifact],
     comparison: Output[HTML],
 ) -> str:
     """Log a model with its scores, create its version, and return the gate's word: passed or failed."""
     from multimodal_gemma.stages import component
 
-    inputs = {"model": model.path, "evaluation": evaluation.path, "dataset": dataset.path}
-    summary = component.work("register", plan, output=registration.path, **inputs)
+    inputs = {"model": model.path, "evaluation": evaluation.path, "output": registration.path}
+    beside = {"dataset": dataset.path, "benchmarks": benchmarks.path}
+    summary = component.work("register", plan, **inputs, **beside)
     summary.describe(registration)
     component.publish(registration.path, "comparison.html", comparison.path)
     return summary.facts["gate"]

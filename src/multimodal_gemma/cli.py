@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from multimodal_gemma import __version__, environment, logs
+from multimodal_gemma import __version__, environment, files, logs
 from multimodal_gemma.cluster import commands as cluster
 from multimodal_gemma.config import compose, presets, to_json
 from multimodal_gemma.config.schema import Config
@@ -28,6 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         result: int = args.command(args)
     except InputError as error:
         print(f"mmgemma: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"mmgemma: {files.unwritable(Path(error.filename or 'a file'), error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("mmgemma: interrupted; the same command continues.", file=sys.stderr)
@@ -269,16 +275,16 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _promote(args: argparse.Namespace) -> int:
-    from multimodal_gemma.registry import promote
+    from multimodal_gemma.registry import versions
 
-    print(promote.promote(_compose(args).registry, args.version, dry_run=args.dry_run))
+    print(versions.promote(_compose(args).registry, args.version, dry_run=args.dry_run))
     return 0
 
 
 def _rollback(args: argparse.Namespace) -> int:
-    from multimodal_gemma.registry import promote
+    from multimodal_gemma.registry import versions
 
-    print(promote.rollback(_compose(args).registry, dry_run=args.dry_run))
+    print(versions.rollback(_compose(args).registry, dry_run=args.dry_run))
     return 0
 
 

@@ -24,7 +24,7 @@ from PIL import Image
 from multimodal_gemma import manifest
 from multimodal_gemma.config.schema import Config, RegistryConfig
 from multimodal_gemma.errors import InputError
-from multimodal_gemma.registry import promote, server, versions
+from multimodal_gemma.registry import server, versions
 from multimodal_gemma.registry.resolve import resolve_model
 from multimodal_gemma.stages import register
 from tests.unit.registry import artifacts
@@ -115,7 +115,7 @@ def test_from_registration_to_answers_to_rollback_on_a_server(
     fetched = resolve_model(f"models:/{NAME}@champion", config)
     assert manifest.verify(fetched, "model").digest == manifest.read(model).digest
 
-    assert promote.rollback(config.registry).after == "1"
+    assert versions.rollback(config.registry).after == "1"
     with server.connected(config.registry) as client:
         assert versions.aliases(client, NAME)["champion"] == "1"
 

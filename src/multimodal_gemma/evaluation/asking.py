@@ -6,6 +6,7 @@ model and settings the answers belong to.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -117,7 +118,8 @@ class AnswerStore:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stream.close()
+        with contextlib.suppress(OSError):  # a full disk, which was said when the answers did not go in
+            self._stream.close()
 
     def add(self, image: str, answers: dict[str, Answer]) -> None:
         """Keep the answers to all questions about one image."""

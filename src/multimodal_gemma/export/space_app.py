@@ -1,4 +1,4 @@
-"""A chat about pictures. The variable MODEL names another model: a folder, or ORG/NAME of the Hugging Face hub.
+"""A chat about pictures. The variable MODEL names another model: a folder, or ORG/NAME[@REVISION] of the hub.
 
 It needs gradio, torch, transformers and Pillow, and runs on a CPU as on a GPU. A conversation is about the picture that
 was sent last; one person is answered at a time.
@@ -56,8 +56,10 @@ def as_file(path: str) -> dict[str, Any]:
 
 def page(name: str) -> gr.ChatInterface:
     """Load a model and return the page that asks it."""
-    processor = AutoProcessor.from_pretrained(name)
-    model = AutoModelForImageTextToText.from_pretrained(name, dtype="auto").to(DEVICE).eval()
+    place, _, revision = name.partition("@")
+    pinned = {"revision": revision or "main"}  # of a repository; a folder has none
+    processor = AutoProcessor.from_pretrained(place, **pinned)
+    model = AutoModelForImageTextToText.from_pretrained(place, dtype="auto", **pinned).to(DEVICE).eval()
     reserved = {str(token) for token in processor.tokenizer.added_tokens_decoder.values() if token.special}
 
     def reply(message: dict[str, Any], history: list[dict[str, Any]], longest: float) -> Iterator[str]:

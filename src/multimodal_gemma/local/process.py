@@ -57,7 +57,7 @@ def stream(command: list[str], environment: dict[str, str], record: Record) -> i
     assert record.log is not None
     reading, writing = _terminal() if sys.stderr.isatty() else os.pipe()
     lifeline, alive = os.pipe()
-    with record.log.open("wb") as sink:
+    with record.log.open("wb", buffering=0) as sink:
         lock = threading.Lock()
         with subprocess.Popen(
             ["sh", "-c", _KEPT, "sh", *command],
@@ -100,7 +100,7 @@ def _terminal() -> tuple[int, int]:
 
 def _log(source: IO[bytes], sink: IO[bytes], lock: threading.Lock) -> None:
     for line in source:
-        with lock:
+        with lock, contextlib.suppress(OSError):  # a full disk must not stop whoever speaks
             sink.write(line)
 
 
@@ -133,9 +133,8 @@ def _pieces(source: int) -> Iterator[bytes]:
 def _keep(line: bytes, sink: IO[bytes], lock: threading.Lock, record: Record) -> None:
     """Log a line; of one that was painted over and over, its last state."""
     last = line.rstrip(b"\r").rpartition(b"\r")[2]
-    with lock:
+    with lock, contextlib.suppress(OSError):
         sink.write(last + b"\n")
-        sink.flush()
     text = last.decode("utf-8", errors="replace").rstrip()
     if text:
         record.said.append(text)

@@ -226,15 +226,15 @@ def _changed(
             [(o["benchmark"], o["image"], o["question"], o.get("prediction", ""), said[id(o)]) for o in shown],
         )
         return
-    marks = ("good", "bad") if sign > 0 else ("bad", "good")
+    marks = (("right", "good"), ("wrong", "bad")) if sign > 0 else (("wrong", "bad"), ("right", "good"))
     page.gallery(
         [
             report.item(
                 ours,
                 shards,
                 [
-                    (f"candidate: {ours['prediction'] or '(no words)'}", marks[0]),
-                    (f"champion: {said[id(ours)] or '(no words)'}", marks[1]),
+                    (f"candidate, {marks[0][0]}: {ours['prediction'] or '(no words)'}", marks[0][1]),
+                    (f"champion, {marks[1][0]}: {said[id(ours)] or '(no words)'}", marks[1][1]),
                 ],
             )
             for ours in shown

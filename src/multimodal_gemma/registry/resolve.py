@@ -2,7 +2,8 @@
 
 A folder is itself, an export its `model/`, a run what it exported. `models:/NAME@champion` and `models:/NAME/3` are
 fetched from the registry once, `s3://` prefixes and repositories of a hub from there; all are checked and kept in a
-cache.
+cache. Of a store only configuration, tokenizer and safetensors are taken: other formats run code when they are read.
+One that holds an export has its SHA256SUMS too, and every file is compared with it.
 """
 
 from __future__ import annotations
@@ -12,19 +13,24 @@ import os
 import re
 import shutil
 import tempfile
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from multimodal_gemma import files, logs, manifest
 from multimodal_gemma.errors import InputError
-from multimodal_gemma.registry import remote, server, versions
+from multimodal_gemma.registry import server, versions
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from multimodal_gemma.config.schema import Config
+    from multimodal_gemma.config.schema import Config, DataConfig
+    from multimodal_gemma.data.sources import Source
 
+_TAKEN = ("*.json", "*.jinja", "*.safetensors", "*.model", "*.spm", "merges.txt", "vocab.txt")
+_SUMS = "SHA256SUMS"
+_SMALL = 1_000_000  # bytes of a list of checksums
 _GIVE = "Give a model folder, models:/NAME@ALIAS, s3://BUCKET/PREFIX or ORG/NAME of a hub."
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
 _REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[^/@]+))")
@@ -56,13 +62,13 @@ def resolve_model(location: str, config: Config) -> Path:
     if location.startswith("models:"):
         return _registered(parse(location), config)
     if location.startswith(("s3://", "hf://")):
-        return remote.fetch(location, config.data, cache_folder() / "models")
+        return fetch_folder(location, config.data, cache_folder() / "models")
     if "://" in location and not location.startswith("file://"):
         raise InputError(f"model: {location} cannot be loaded from here. {_GIVE}")
     path = Path(unquote(urlsplit(location).path)) if location.startswith("file://") else Path(location).expanduser()
     if not location or not path.is_dir():
         if _HUB_NAME.fullmatch(location) and not path.parent.is_dir():
-            return remote.fetch(f"hf://{location}", config.data, cache_folder() / "models")
+            return fetch_folder(f"hf://{location}", config.data, cache_folder() / "models")
         raise InputError(f"model: {location or 'no folder'} does not exist. {_GIVE}")
     for inside in (path, path / "model", _of_run(path)):
         if inside is not None and (inside / "config.json").is_file():
@@ -192,5 +198,75 @@ def _fetch(uri: str, destination: Path, digest: str) -> None:
         raise InputError(
             f"model: the files of {uri} cannot be had ({server.first_line(error)}). Register it again."
         ) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def fetch_folder(location: str, data: DataConfig, cache: Path) -> Path:
+    """Return a local copy of a model folder.
+
+    Args:
+        location: `s3://BUCKET/PREFIX` or `hf://ORG/NAME@REVISION`, of a model folder or of an export.
+        data: what may be asked; names the largest file.
+        cache: copies are kept here, by what the place says it holds.
+
+    Raises:
+        InputError: no model lies there, a file cannot be had, or one differs from its checksum.
+    """
+    from multimodal_gemma.data import sources
+
+    source = sources.open(location, data)
+    try:
+        destination = cache / files.digest_of([location, source.fingerprint()])
+        if (destination / "config.json").is_file():
+            return destination
+        there = source.names()
+        inside = next((part for part in ("", "model/") if f"{part}config.json" in there), None)
+        if inside is None:
+            raise InputError(f"model: {location} holds no config.json, so no model lies there. Check the place.")
+        wanted = [name for name in there if name.startswith(inside) and _taken(name.removeprefix(inside))]
+        sums = _sums(source, there)
+        if lacking := sorted(name for name in sums if _taken(name.removeprefix(inside)) and name not in there):
+            raise InputError(f"model: {location} lacks {lacking[0]}, which its {_SUMS} names. Publish the model again.")
+        _copy(source, wanted, inside, sums, destination, data.max_file_bytes)
+    except sources.Unavailable as error:
+        raise InputError(f"model: {location} cannot be had ({error}). Check the place and run again.") from None
+    return destination
+
+
+def _taken(name: str) -> bool:
+    return "/" not in name and any(fnmatch(name, pattern) for pattern in _TAKEN)
+
+
+def _sums(source: Source, there: list[str]) -> dict[str, str]:
+    """Return the sha256 of each file as the place states it; empty if it states none."""
+    if _SUMS not in there:
+        return {}
+    lines = source.read(_SUMS, _SMALL).decode("utf-8", errors="replace").splitlines()
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+
+
+def _copy(
+    source: Source, wanted: list[str], inside: str, sums: dict[str, str], destination: Path, max_bytes: int
+) -> None:
+    """Fetch beside the destination, check, and only then give the folder its name."""
+    logs.get("registry").info("fetching %s files of %s into %s", len(wanted), source.uri, destination)
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".fetch-", dir=destination.parent))
+    except OSError as error:
+        raise files.unwritable(destination.parent, error) from error
+    try:
+        for name in wanted:
+            path = scratch / name.removeprefix(inside)
+            source.fetch(name, path, max_bytes)
+            if name in sums and files.sha256_file(path) != sums[name]:
+                raise InputError(
+                    f"model: {name} of {source.uri} differs from its sha256 in {_SUMS}. Publish the model again."
+                )
+        if not destination.exists():
+            scratch.replace(destination)
+    except OSError as error:
+        raise files.unwritable(destination, error) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -145,7 +145,7 @@ def _is_number(cell: Cell) -> bool:
         return False
     if isinstance(cell, int | float):
         return True
-    return cell in {"-", ""} or ((cell[:1].isdigit() or cell[:2] in {"+0", "-0", "+1", "-1"}) and len(cell) <= 24)
+    return cell in {"-", ""} or (cell.lstrip("+-")[:1].isdigit() and len(cell) <= 24)
 
 
 def _cell(cell: Cell) -> Link:

@@ -79,7 +79,7 @@ def run(config: Config, location: str, folder: Path, output: Path, *, question: 
 
     def readable() -> Iterator[tuple[Image, Sequence[str]]]:
         for path in paths:
-            name = path.relative_to(folder).as_posix()
+            name = _printable(path.relative_to(folder))
             try:
                 picture = pictures.from_file(path, config.data)
             except InputError as error:
@@ -113,6 +113,11 @@ def run(config: Config, location: str, folder: Path, output: Path, *, question: 
         f"{answered:,}", f"{len(rows):,}", seconds, f"{len(rows) - answered:,}", output / PAGE,
     )  # fmt: skip
     return Described(output / PAGE, output / ROWS, answered, len(rows) - answered)
+
+
+def _printable(path: Path) -> str:
+    r"""Return a name as text; bytes that are no UTF-8 are told as such, e.g. caf\xe9.jpg."""
+    return os.fsencode(path).decode("utf-8", errors="backslashreplace")
 
 
 def _files(folder: Path, output: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from multimodal_gemma.stages.summary import Summary
 
 if TYPE_CHECKING:
     from multimodal_gemma.config.schema import Config
-    from multimodal_gemma.registry.candidate import Candidate, Registration
+    from multimodal_gemma.registry.register import Candidate, Registration
 
 KIND = "registration"
 
@@ -68,7 +68,7 @@ def run(
 
 def _candidate(model: Path, evaluation: Path, dataset: Path | None, benchmarks: Path | None) -> Candidate:
     """Read the artifacts, and refuse those that do not belong together."""
-    from multimodal_gemma.registry.candidate import Candidate
+    from multimodal_gemma.registry.register import Candidate
 
     model_manifest = manifest.read(model, "model")
     evaluation_manifest = manifest.verify(evaluation, "evaluation")

@@ -9,7 +9,7 @@ import pytest
 from multimodal_gemma.config.schema import Config
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.registry import server, versions
-from multimodal_gemma.registry.promote import promote, rollback
+from multimodal_gemma.registry.versions import promote, rollback
 
 
 @pytest.fixture

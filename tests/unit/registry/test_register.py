@@ -15,7 +15,7 @@ import pytest
 from multimodal_gemma import manifest
 from multimodal_gemma.config.schema import Config
 from multimodal_gemma.errors import InputError
-from multimodal_gemma.registry import packaging, promote, runs, server, versions
+from multimodal_gemma.registry import packaging, runs, server, versions
 from multimodal_gemma.registry.resolve import resolve_model
 from multimodal_gemma.stages import register as stage
 from multimodal_gemma.stages.summary import Summary
@@ -281,7 +281,7 @@ def test_a_row_of_losses_within_the_noise_ends_at_the_margin(config: Config, sub
     assert "more than 0.08 below the best champion so far: 0.7000 to 0.8000 of version 1" in said[2].facts["reason"]
     assert "worse beyond" not in said[2].facts["reason"]
     # A person may accept the new level; from then on it is what counts.
-    promote.promote(config.registry, "3")
+    versions.promote(config.registry, "3")
     assert submit(scored(0.65, seed=5)).facts["gate"] == "passed"
 
 

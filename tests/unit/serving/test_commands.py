@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -96,3 +97,19 @@ def test_a_folder_without_pictures_leaves_nothing_behind(
     assert cli.main(arguments) == 2
     assert "mmgemma: describe: " in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_names_that_are_no_utf8_are_described_and_told(babbler: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    tiny.images(1)[0].save(tmp_path / "picture.png")
+    try:
+        shutil.copyfile(tmp_path / "picture.png", os.fsencode(folder) + b"/caf\xe9.png")
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    output = tmp_path / "out"
+    command = ["describe", str(folder), "--output", str(output), "--model", str(babbler), *TINY]
+    assert cli.main(command) == 0
+    (row,) = files.read_jsonl(output / "descriptions.jsonl", "descriptions")
+    assert row["file"] == "caf\\xe9.png"
+    assert "caf\\xe9.png" in (output / "index.html").read_text()

@@ -387,3 +387,20 @@ def test_validation_data_are_measured_only_for_the_model_that_learnt_beside_them
         "source": "training", "loss": 3.0, "perplexity": pytest.approx(math.e**3), "threshold": None,
     }  # fmt: skip
     assert "pope_threshold" not in other["metrics"]
+
+
+def test_a_disk_that_is_full_is_said_when_an_answer_is_kept(tmp_path: Path) -> None:
+    store = asking.AnswerStore(tmp_path, {"model": "x"})
+    store._stream.close()
+    store._stream = open("/dev/full", "a", encoding="utf-8")  # noqa: SIM115, PTH123
+    with pytest.raises(InputError, match="the disk is full"), store:
+        store.add("a.jpg", {"dog ?": asking.Answer("yes", 0.9)})
+
+
+def test_separators_of_lines_in_questions_and_answers_do_not_cut_a_row(tmp_path: Path) -> None:
+    odd = "is it\u2028red\u2029or\x85blue ?"
+    with asking.AnswerStore(tmp_path, {"model": "x"}) as store:
+        store.add("a.jpg", {odd: asking.Answer("yes\u2028no", None)})
+    assert asking.AnswerStore(tmp_path, {"model": "x"}).answers == {"a.jpg": {odd: asking.Answer("yes\u2028no", None)}}
+    files.write_jsonl(tmp_path / questions.PREDICTIONS, [{"question": odd}])
+    assert questions.read_rows(tmp_path) == [{"question": odd}]
