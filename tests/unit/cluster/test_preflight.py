@@ -281,6 +281,18 @@ def test_nodes_that_may_not_be_looked_at_stop_nothing(server, tmp_path) -> None:
     assert look(server, tmp_path)["node"].state == "unknown"
 
 
+def test_a_quota_of_training_nodes_does_not_count_for_a_run_without_them(server, tmp_path) -> None:
+    scope = {"scopeName": "PriorityClass", "operator": "In", "values": ["multimodal-gemma-training"]}
+    spec = {"scopeSelector": {"matchExpressions": [scope]}}
+    server.put(
+        "/api/v1/namespaces/ml/resourcequotas/ranks",
+        {"spec": spec, "status": {"hard": {"pods": "8"}, "used": {"pods": "8"}}},
+    )
+    assert look(server, tmp_path)["quota"].state == "ok"
+    server.patch("/api/v1/namespaces/ml/resourcequotas/ranks", {"spec": {"scopeSelector": None}})
+    assert "8 of 8 pods" in look(server, tmp_path)["quota"].told
+
+
 def test_a_quota_that_is_used_up_is_told_with_its_figures(server, tmp_path) -> None:
     hard, used = {"requests.nvidia.com/gpu": "8", "limits.memory": "640Gi"}, {"requests.nvidia.com/gpu": "8"}
     server.put("/api/v1/namespaces/ml/resourcequotas/accelerators", {"status": {"hard": hard, "used": used}})

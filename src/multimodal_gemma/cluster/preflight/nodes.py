@@ -155,6 +155,8 @@ def quota(cluster: Namespace, needs: Needs) -> Finding:
         if needs.count:
             asked[f"{kind}.{needs.accelerator}"] = str(needs.count)
     for item in quotas:
+        if (item.get("spec") or {}).get("scopeSelector") and not needs.train_job:
+            continue  # of a priority class, which only the nodes of a TrainJob have
         status = item.get("status") or {}
         for name, hard in (status.get("hard") or {}).items():
             used = (status.get("used") or {}).get(name, "0")
