@@ -1,6 +1,6 @@
-"""Write how a run ended, whether it succeeded or not."""
+"""Write the page of a run, whether it succeeded or not."""
 
-from kfp.dsl import Markdown, Output, PipelineTaskFinalStatus
+from kfp.dsl import HTML, Output, PipelineTaskFinalStatus
 
 from components.images import component_of
 
@@ -13,15 +13,10 @@ def report_run(
     run_id: str,
     run_name: str,
     status: PipelineTaskFinalStatus,
-    report: Output[Markdown],
+    report: Output[HTML],
 ):
-    """Write how a run ended and what it was asked for, and tidy up what it left."""
-    from dataclasses import asdict
+    """Write the page of a run, and tidy up what the run left."""
+    asked = {**locals()}
+    from multimodal_gemma.stages import component
 
-    from multimodal_gemma.stages import component, run_report
-
-    with component.guarded():
-        ended = asdict(status)
-        component.write(run_report.markdown(ended, preset, overrides), report.path)
-        run_report.end_run(ended, preset, overrides, run_id, registry_tracking_uri)
-        run_report.clean_up(run_id)
+    component.report(asked)

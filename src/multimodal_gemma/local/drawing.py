@@ -6,26 +6,24 @@ import html
 from collections.abc import Mapping, Sequence
 
 from multimodal_gemma.local.graph import Task
-from multimodal_gemma.local.records import Record
-from multimodal_gemma.local.terminal import duration
+from multimodal_gemma.reporting.run_page import Step, duration
 
-_WIDTH, _HEIGHT = 158, 48  # of a box, in pixels
+_WIDTH, _HEIGHT = 172, 48  # of a box, in pixels
 _ACROSS, _DOWN = 18, 28  # between boxes
 _COLOURS = {  # outline and fill
     "succeeded": ("#2b8a3e", "#ebfbee"),
     "reused": ("#1971c2", "#e7f5ff"),
     "failed": ("#c92a2a", "#fff5f5"),
-    "skipped": ("#868e96", "#f8f9fa"),
-    "waiting": ("#868e96", "#f8f9fa"),
 }
+_IDLE = ("#868e96", "#f8f9fa")  # what did not run, or not to its end
 
 
-def svg(tasks: Sequence[Task], records: Mapping[str, Record]) -> str:
+def svg(tasks: Sequence[Task], steps: Mapping[str, Step]) -> str:
     """Draw the graph from top to bottom.
 
     Args:
         tasks: of the pipeline, each after those that it needs.
-        records: how each went.
+        steps: how each went, by name.
 
     Returns:
         An inline <svg>; arrows that follow from others are left out.
@@ -38,7 +36,7 @@ def svg(tasks: Sequence[Task], records: Mapping[str, Record]) -> str:
         for task in tasks
         for need in _direct(task, tasks)
     )
-    boxes = "".join(_box(places[task.name], records[task.name]) for task in tasks)
+    boxes = "".join(_box(places[task.name], steps[task.name]) for task in tasks)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
         f'style="width:100%;max-width:{width * 1.1:.0f}px" '
@@ -77,15 +75,15 @@ def _places(tasks: Sequence[Task]) -> dict[str, tuple[int, int]]:
     return places
 
 
-def _box(place: tuple[int, int], record: Record) -> str:
-    line, fill = _COLOURS[record.status]
+def _box(place: tuple[int, int], step: Step) -> str:
+    line, fill = _COLOURS.get(step.status, _IDLE)
     x, y = place
-    told = record.status if record.status in ("skipped", "waiting") else f"{record.status}, {duration(record.seconds)}"
-    dash = ' stroke-dasharray="4 3"' if record.status in ("skipped", "waiting") else ""
+    told = step.status if step.seconds is None else f"{step.status}, {duration(step.seconds)}"
+    dash = "" if step.status in _COLOURS else ' stroke-dasharray="4 3"'
     return (
         f'<rect x="{x}" y="{y}" width="{_WIDTH}" height="{_HEIGHT}" rx="6" fill="{fill}" '
         f'stroke="{line}" stroke-width="1.5"{dash}/>'
-        f'<text x="{x + 10}" y="{y + 20}" font-size="13" fill="#212529">{html.escape(record.name)}</text>'
+        f'<text x="{x + 10}" y="{y + 20}" font-size="13" fill="#212529">{html.escape(step.name)}</text>'
         f'<text x="{x + 10}" y="{y + 38}" font-size="12" fill="{line}">{html.escape(told)}</text>'
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 from multimodal_gemma import files
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.local import folder as run_folder
-from multimodal_gemma.local.terminal import duration
+from multimodal_gemma.reporting.run_page import duration
 
 PAGE = "index.html"
 _COLUMNS = ("run", "status", "POPE accuracy", "VQA accuracy", "version", "gate", "time")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
 
 from multimodal_gemma import config as configuration
 from multimodal_gemma import files
@@ -12,13 +12,15 @@ from multimodal_gemma.local import drawing
 from multimodal_gemma.local.graph import Task
 from multimodal_gemma.local.records import Record
 from multimodal_gemma.local.summary import Results
-from multimodal_gemma.local.terminal import duration
-from multimodal_gemma.reporting import charts
+from multimodal_gemma.reporting import charts, run_page
 from multimodal_gemma.reporting.page import Page
+from multimodal_gemma.reporting.run_page import RunPage, Step
+from multimodal_gemma.stages import run_report
 
 _EXAMPLES = 12
 _TYPES = 12  # of questions, the commonest ones
 _ANSWERS = ("yes", "no")
+_SHOWN = ("model", "export")  # folders that people go to
 
 
 def render(
@@ -27,7 +29,8 @@ def render(
     tasks: Sequence[Task],
     results: Results,
     config: Config,
-    name: str,
+    folder: Path,
+    mlflow_uri: str,
 ) -> str:
     """Return the page.
 
@@ -37,92 +40,77 @@ def render(
         tasks: the graph that they belong to.
         results: what the finished ones have shown; sections without results are left out.
         config: the whole configuration.
-        name: of the run.
+        folder: of the run.
+        mlflow_uri: where its MLflow run is.
     """
-    total = sum(record.seconds for record in records.values())
-    page = Page(f"Run {name}", f"Preset {config.preset}; {status} after {duration(total)}.")
-    cards = _cards(status, results)
-    page.cards([card for card, _ in cards], classes=[mark for _, mark in cards])
-    _graph(page, records, tasks)
-    _failures(page, records)
+    steps = [_step(record) for record in records.values()]
+    failed = next((record for record in records.values() if record.status == "failed"), None)
+    outcome, verdict, reason = _judge(status, failed, results)
+    links = {"MLflow": mlflow_uri, **{str(name): str(path) for name, path in results.folders.items() if name in _SHOWN}}
+    if failed is not None:
+        links["log"] = str(failed.log)
+    page = RunPage(
+        name=folder.name,
+        outcome=outcome,
+        verdict=verdict,
+        reason=reason,
+        advice="" if outcome in ("passed", "done", "refused") else "The same command continues this run.",
+        scores=run_page.scores(results.metrics, {}),
+        contamination=(results.metrics.get("contamination") or {}).get("status", ""),
+        facts=run_report.facts(config),
+        graph=drawing.svg(tasks, {step.name: step for step in steps}),
+        steps=steps,
+        links=links,
+        commands=_commands(results),
+        said=[] if failed is None or failed.sentence else failed.last_lines(30) or ["It wrote nothing."],
+        details=_details(results, config),
+    )
+    return run_page.render(page)
+
+
+def _step(record: Record) -> Step:
+    return Step(record.name, record.status, record.seconds if record.status not in ("skipped", "waiting") else None)
+
+
+def _judge(status: str, failed: Record | None, results: Results) -> tuple[str, str, str]:
+    """Return outcome, verdict and reason."""
+    if failed is not None:
+        return "failed", f"{failed.name} failed.", failed.sentence or f"It ended with exit code {failed.exit_code}."
+    if status == "interrupted":
+        return "stopped", "The run was interrupted.", ""
+    registered = results.registration
+    if not registered:
+        return "done", "The run succeeded.", ""
+    version = f"version {registered['version']} of {registered['name']}"
+    if registered["gate"] == "passed":
+        return "passed", f"The model passed the gate: {version} is {registered.get('alias') or 'registered'}.", ""
+    return "refused", f"The gate refused the model: {version} is no champion.", run_page.refusals(registered["rules"])
+
+
+def _commands(results: Results) -> dict[str, str]:
+    model = results.folders.get("export") or results.folders.get("model")
+    if model is None:
+        return {}
+    place = model / "model" if "export" in results.folders else model
+    return {"ask the model": f"mmgemma ask PICTURE 'What is this?' --model {place}", "try it": "make demo"}
+
+
+def _details(results: Results, config: Config) -> Page:
+    """Return the sections behind the numbers."""
+    page = Page("", "")
     _scores(page, results)
     _curves(page, results)
     _examples(page, results)
     _dataset(page, results)
     _decision(page, results)
     page.section("Configuration", "Every key of this run, as its stages received it.").pre(_indented(config))
-    return page.html()
-
-
-def _cards(status: str, results: Results) -> list[tuple[tuple[str, str, str], str]]:
-    cards = [(("run", status, ""), "good" if status == "succeeded" else "bad")]
-    if results.pope:
-        scores = list(results.pope.values())
-        accuracy = sum(score["accuracy"] for score in scores) / len(scores)
-        constant = sum(score["majority_baseline"] for score in scores) / len(scores)
-        cards.append((("POPE accuracy", f"{accuracy:.3f}", f"majority answer {constant:.3f}"), ""))
-    if vqa := results.vqa:
-        cards.append(
-            (("VQA accuracy", f"{vqa['accuracy']:.3f}", f"majority answer {vqa['majority_baseline']:.3f}"), "")
-        )
-    if registered := results.registration:
-        alias = registered.get("alias") or "no alias"
-        passed = registered["gate"] == "passed"
-        cards.append(
-            (
-                (f"{registered['name']}", f"version {registered['version']}", f"{alias}, gate {registered['gate']}"),
-                "good" if passed else "",
-            )
-        )
-    return cards
-
-
-def _graph(page: Page, records: Mapping[str, Record], tasks: Sequence[Task]) -> None:
-    page.section("Stages", "A reused stage took its result from an earlier run; a skipped one had nothing to do.")
-    page.raw(f"<div class='scroll'>{drawing.svg(tasks, records)}</div>")
-    rows = [
-        (record.name, record.status, duration(record.seconds) if record.status != "skipped" else "-")
-        for record in records.values()
-    ]
-    page.table(("stage", "status", "time"), rows)
-
-
-def _failures(page: Page, records: Mapping[str, Record]) -> None:
-    for record in records.values():
-        if record.status != "failed":
-            continue
-        page.section(
-            f"{record.name} failed", record.sentence or f"Exit code {record.exit_code}. The last lines of its log:"
-        )
-        page.pre("\n".join(record.last_lines(30)) or "It wrote nothing.").paragraph(f"The whole log: {record.log}")
+    return page
 
 
 def _scores(page: Page, results: Results) -> None:
     if not results.metrics:
         return
-    rows = [
-        (
-            f"POPE {name}",
-            score["accuracy"],
-            _span(score),
-            score["majority_baseline"],
-            f"{score['f1']:.3f}",
-            f"{score['yes_ratio']:.3f}",
-            score["count"],
-        )
-        for name, score in results.pope.items()
-    ]
-    if vqa := results.vqa:
-        rows.append(
-            (results.names["vqa"], vqa["accuracy"], _span(vqa), vqa["majority_baseline"], "-", "-", vqa["count"])
-        )
-    contamination = results.metrics["contamination"]["status"]
-    page.section(
-        "Scores",
-        "Beside each accuracy, what always giving the commonest answer would score. "
-        f"Training images in the benchmarks: {contamination}.",
-    )
-    page.table(("benchmark", "accuracy", "interval", "majority answer", "F1", "answers yes", "questions"), rows)
+    page.section("Scores in pictures", "Rows are the truth, columns what the model answered.")
     page.figures(
         [
             (charts.confusion([[score["tp"], score["fn"]], [score["fp"], score["tn"]]], _ANSWERS, f"POPE {name}"), "")
@@ -221,11 +209,6 @@ def _decision(page: Page, results: Results) -> None:
         ("rule", "result", "reason"),
         [(rule["name"], "passed" if rule["passed"] else "failed", rule["reason"]) for rule in registered["rules"]],
     )
-
-
-def _span(score: Mapping[str, Any]) -> str:
-    interval = score["interval"]
-    return f"{interval[0]:.3f}-{interval[1]:.3f}" if interval else "-"
 
 
 def _indented(config: Config) -> str:

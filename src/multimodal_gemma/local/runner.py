@@ -152,7 +152,7 @@ def _conclude(
             record.status = "skipped"
     results = summary.gather(records)
     summary.write(folder, records, results, mlflow_uri, status, config.preset)
-    page = report.render(status, records, graph.read(compiled), results, config, folder.name)
+    page = report.render(status, records, graph.read(compiled), results, config, folder, mlflow_uri)
     files.write_text(folder / "report.html", page)
     overview.write(folder.parent)
     if status == "interrupted" and any(record.exit_code is not None for record in records.values()):

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from multimodal_gemma.local.records import Record
 from multimodal_gemma.local.summary import Results
+from multimodal_gemma.reporting.run_page import duration
 
 _STYLE = {"succeeded": "green", "reused": "cyan", "failed": "bold red", "skipped": "dim", "waiting": "dim"}
 
@@ -80,16 +81,6 @@ class Terminal:
         for line in [record.sentence] if record.sentence else record.last_lines():
             self._out.print(f"  {line}", markup=False)
         self._out.print(f"  log: {record.log}\n", markup=False)
-
-
-def duration(seconds: float) -> str:
-    """Return a time as people say it, e.g. "0.4 s", "41 s" or "3 min 05 s"."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s"
 
 
 def _stages(records: dict[str, Record]) -> Table:

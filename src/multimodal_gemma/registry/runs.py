@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from multimodal_gemma.config.schema import RegistryConfig
 
-__all__ = ["PIPELINE_RUN", "end", "ensure_run", "injected_run", "open_run", "run_in", "tracking_uri"]
+__all__ = ["PIPELINE_RUN", "end", "ensure_run", "find", "injected_run", "open_run", "run_in", "tracking_uri"]
 
 _PARENT = "mlflow.parentRunId"  # MLflow's own tag of a nested run
 PIPELINE_RUN = "mmgemma.pipeline_run"  # the tag that ties a run to its pipeline run
@@ -76,9 +76,7 @@ def run_in(client: MlflowClient, registry: RegistryConfig, pipeline_run: str, *,
     if injected:
         # Its experiment is the platform's choice: none is set or made here. KFP's plugin makes a nested run for each
         # task; what belongs together goes into the one that they have in common.
-        run = client.get_run(injected)
-        if parent := run.data.tags.get(_PARENT):
-            run = client.get_run(parent)
+        run = _parent(client, injected)
         _refuse_deleted(run)
         if pipeline_run:
             client.set_tag(run.info.run_id, PIPELINE_RUN, pipeline_run)
@@ -95,6 +93,20 @@ def run_in(client: MlflowClient, registry: RegistryConfig, pipeline_run: str, *,
             client.delete_run(made.info.run_id)
     _resume(client, first)
     return str(first.info.run_id)
+
+
+def find(client: MlflowClient, registry: RegistryConfig, pipeline_run: str) -> Run | None:
+    """Return the run in MLflow that a pipeline run has; None if it has none."""
+    if injected := injected_run():
+        return _parent(client, injected)
+    experiment = client.get_experiment_by_name(registry.experiment)
+    return _oldest(client, experiment.experiment_id, pipeline_run) if experiment is not None and pipeline_run else None
+
+
+def _parent(client: MlflowClient, run_id: str) -> Run:
+    run = client.get_run(run_id)
+    parent = run.data.tags.get(_PARENT)
+    return client.get_run(parent) if parent else run
 
 
 def end(registry: RegistryConfig, pipeline_run: str, status: str) -> str:
@@ -121,8 +133,7 @@ def end_in(client: MlflowClient, registry: RegistryConfig, pipeline_run: str, st
     """As `end`, with a client at hand."""
     if injected_run() or not pipeline_run:
         return ""
-    experiment = client.get_experiment_by_name(registry.experiment)
-    run = _oldest(client, experiment.experiment_id, pipeline_run) if experiment is not None else None
+    run = find(client, registry, pipeline_run)
     if run is None or run.info.status != "RUNNING":
         return ""
     client.set_terminated(run.info.run_id, status=status)

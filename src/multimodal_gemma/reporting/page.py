@@ -50,7 +50,7 @@ class Page:
     """Collects blocks in reading order; `html()` returns the page."""
 
     def __init__(self, title: str, lead: str) -> None:
-        self._title, self._lead = title, lead
+        self.title, self._lead = title, lead
         self._blocks: list[dict[str, Any]] = []
         self._charts = 0
 
@@ -119,20 +119,26 @@ class Page:
 
         return self._add("raw", markup=Markup(markup))
 
-    def html(self) -> str:
-        """Return the whole page."""
+    def html(self, kind: str = "page", **more: Any) -> str:
+        """Return the whole page.
+
+        Args:
+            kind: of template and style: another one extends "page".
+            more: what the template of this kind shows.
+        """
         from markupsafe import Markup
 
-        css = Markup(_text("page.css"))
-        return _template().render(title=self._title, lead=self._lead, css=css, blocks=self._blocks) + "\n"
+        css = Markup("".join(_text(f"{name}.css") for name in dict.fromkeys(("page", kind))))
+        shown = {"title": self.title, "lead": self._lead, "css": css, "blocks": self._blocks}
+        return _template(kind).render(**shown, **more) + "\n"
 
 
 @functools.cache
-def _template() -> Template:
-    from jinja2 import Environment
+def _template(kind: str) -> Template:
+    from jinja2 import Environment, FunctionLoader
 
-    made = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return made.from_string(_text("page.html.j2"))
+    made = Environment(loader=FunctionLoader(_text), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return made.get_template(f"{kind}.html.j2")
 
 
 def _text(name: str) -> str:

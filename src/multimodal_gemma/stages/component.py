@@ -70,9 +70,13 @@ def publish(folder: str, name: str, destination: str) -> None:
     shutil.copyfile(Path(folder) / name, destination)
 
 
-def write(text: str, destination: str) -> None:
-    """Write a text to the path of an artifact that the UI shows."""
-    files.write_text(Path(destination), text)
+def report(asked: dict[str, Any]) -> None:
+    """Write the page of a run to the path of the artifact among the component's inputs."""
+    from multimodal_gemma.stages import run_report
+
+    page, status = asked.pop("report"), dataclasses.asdict(asked.pop("status"))
+    with guarded():
+        run_report.run(asked, status, Path(page.path))
 
 
 # What "Compare runs" of the UI shows side by side; everything else is in MLflow.

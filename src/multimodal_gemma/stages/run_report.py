@@ -1,85 +1,286 @@
-"""The last word of a pipeline run, written whether it succeeded or not.
+"""The last word of a pipeline run: its page, written whether it succeeded or not, and what is tidied up.
 
-The exit handler knows the final status and what was asked for; which scores a run reached is in the evaluation's and
-the registration's own pages.
+KFP's final status tells little: it calls a refused gate RUNNING and a stopped run FAILED. So the page is judged by what
+was registered in MLflow and by what the server says about the run's tasks; where one of them cannot be asked, by the
+other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import contextlib
+import dataclasses
+import datetime
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from multimodal_gemma import logs
+from multimodal_gemma import files, logs
+from multimodal_gemma.config.schema import Config
 from multimodal_gemma.errors import InputError
+from multimodal_gemma.reporting import run_page
+from multimodal_gemma.reporting.run_page import RunPage, Step
+from multimodal_gemma.stages.preflight import composed
 
-_PATIENCE = 60.0  # seconds for which a silent cluster is asked before the report goes out without it
+if TYPE_CHECKING:
+    from multimodal_gemma.cluster.kfp.story import Snapshot
+
+_PATIENCE = 60.0  # seconds for which a silent server is asked before the page goes out without it
+_METRICS = "evaluation/metrics.json"  # of an MLflow run
+_log = logs.get("report")
 
 
-def markdown(status: Mapping[str, Any], preset: str, overrides: Sequence[str]) -> str:
-    """Return the report of a run.
+@dataclasses.dataclass(frozen=True)
+class Registered:
+    """What MLflow knows about a pipeline run.
 
-    Args:
-        status: the fields of KFP's `PipelineTaskFinalStatus`: state, pipeline_job_resource_name, pipeline_task_name,
-            error_code, error_message.
-        preset: the preset that was run.
-        overrides: the overrides that were given.
+    Attributes:
+        run: address of the run's page; "" for a database, which has none.
+        name: of the registered model.
+        version: of this run's model; "" if none was registered.
+        alias: of that version.
+        rules: of the gate's decision.
+        metrics: metrics.json of the evaluation.
+        champion: flat metrics of the version that was champion before.
     """
-    succeeded = _succeeded(status)
-    lines = [
-        f"# Run {'succeeded' if succeeded else 'failed'}",
-        "",
-        "| | |",
-        "| --- | --- |",
-        f"| state | {status.get('state')} |",
-        f"| run | {status.get('pipeline_job_resource_name')} |",
-        f"| preset | {preset} |",
-        f"| overrides | {', '.join(f'`{item}`' for item in overrides) or 'none'} |",
-    ]
-    if not succeeded:
-        lines += [
-            f"| error | {status.get('error_code')}: {status.get('error_message')} |",
-            "",
-            "The task that failed says why in the last lines of its log. "
-            "Finished downloads and preprocessing are reused by the next run.",
-        ]
-    else:
-        lines += ["", "Scores: the summary of evaluate-model. Version and alias: the decision of register-model."]
-    return "\n".join([*lines, ""])
+
+    run: str = ""
+    name: str = ""
+    version: str = ""
+    alias: str = ""
+    rules: tuple[Mapping[str, Any], ...] = ()
+    metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    champion: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the gate let the version through."""
+        return bool(self.rules) and all(rule["passed"] for rule in self.rules)
 
 
-def end_run(status: Mapping[str, Any], preset: str, overrides: Sequence[str], run_id: str, tracking_uri: str) -> str:
-    """End the MLflow run of a pipeline run that failed; training has begun it, and registration never came to end it.
+def run(asked: Mapping[str, Any], status: Mapping[str, Any], output: Path) -> None:
+    """Write the page of a run, end its MLflow run if it failed, and delete what it left; nothing here fails.
 
     Args:
-        status: as in `markdown`.
-        preset: the preset that was run.
-        overrides: the overrides that were given.
-        run_id: the pipeline run.
-        tracking_uri: the parameter registry_tracking_uri; "" leaves the preset's or the platform's.
+        asked: the component's inputs: preset, overrides, registry_tracking_uri, run_id and run_name.
+        status: the fields of KFP's `PipelineTaskFinalStatus`.
+        output: the page.
+    """
+    config, run_id = _config(asked), str(asked.get("run_id", ""))
+    end, graph = _asked_server(run_id)
+    known = _asked_mlflow(config, run_id) if config else Registered()
+    page = page_of(str(asked.get("run_name") or run_id), status, end, known, config, run_id=run_id, graph=graph)
+    files.write_text(output, run_page.render(page))
+    _log.info(page.verdict)
+    if config and page.outcome in ("failed", "stopped", "unknown"):
+        end_run(config, run_id)
+    clean_up(run_id)
+
+
+def page_of(
+    name: str,
+    status: Mapping[str, Any],
+    end: Snapshot | None,
+    known: Registered,
+    config: Config | None,
+    *,
+    run_id: str = "",
+    graph: str = "",
+) -> RunPage:
+    """Return what the page of a run says.
+
+    Args:
+        name: of the run.
+        status: KFP's final status.
+        end: the run as the server tells it, with reasons; None where it could not be asked.
+        known: what MLflow knows.
+        config: of the run; None where it was no valid one.
+        run_id: of the run, for the commands.
+        graph: a drawing of the steps.
+    """
+    outcome, verdict, reason = _judge(status, end, known)
+    again = {"go on from what failed": f"mmgemma submit --retry {run_id}"} if outcome in ("failed", "stopped") else {}
+    version = f"models:/{known.name}/{known.version}" if known.version else ""
+    ask = {"ask the model": f"mmgemma ask PICTURE 'What is this?' --model {version}"} if version else {}
+    return RunPage(
+        name=name,
+        outcome=outcome,
+        verdict=verdict,
+        reason=reason,
+        advice=_ADVICE.get(outcome, ""),
+        scores=run_page.scores(known.metrics, known.champion),
+        contamination=(known.metrics.get("contamination") or {}).get("status", ""),
+        facts=facts(config) if config else {},
+        graph=graph,
+        steps=steps(end) if end else [],
+        links=_links(known, version, outcome, config),
+        commands={**ask, **again},
+    )
+
+
+def steps(end: Snapshot) -> list[Step]:
+    """Return the steps of a run; one that came after the end was never run."""
+    called = {"waiting": "not run", "pending": "not run"}
+    return [Step(row.name, called.get(row.state, row.state), row.seconds, row.tries or 1) for row in end.rows]
+
+
+_ADVICE = {
+    "failed": "Mend what the sentence says, then let the run go on from there: what has succeeded is not repeated.",
+    "stopped": "The run can go on from where it was stopped, or a new one reuses its downloads.",
+    "refused": "Nothing was exported. Improve the model, or change registry.floors, and run again.",
+}
+
+
+def facts(config: Config) -> dict[str, str]:
+    """Return what was trained on what, for people."""
+    hardware = config.resources
+    count = f", {hardware.accelerator_count} x {hardware.accelerator}" if hardware.accelerator_count else ""
+    return {
+        "preset": config.preset,
+        "conversations": config.data.conversations,
+        "images": config.data.images or ", ".join(config.data.image_roots),
+        "vision encoder": f"{config.model.vision} ({config.model.vision_policy})",
+        "language model": f"{config.model.language} ({config.model.language_policy})",
+        "training": f"{config.training.max_steps or config.training.epochs} "
+        f"{'steps' if config.training.max_steps else 'epochs'} of {config.training.batch_size} conversations a step",
+        "hardware": f"{hardware.hardware}{count}",
+    }
+
+
+def _judge(status: Mapping[str, Any], end: Snapshot | None, known: Registered) -> tuple[str, str, str]:
+    """Return outcome, verdict and reason."""
+    version = f"version {known.version} of {known.name}"
+    failed = end.failed if end else None
+    if end and end.stopped:
+        during = next((f" during {row.name}" for row in end.rows if row.state in ("stopped", "running")), "")
+        return "stopped", f"The run was stopped{during}.", ""
+    if failed is not None:
+        tries = f" after {failed.tries} tries" if (failed.tries or 0) > 1 else ""
+        what = f"{failed.name} failed{tries}." if failed.started else f"{failed.name} could not be started."
+        return "failed", what, failed.reason or "It left no log that could be read."
+    if known.passed:
+        return "passed", f"The model passed the gate: {version} is {known.alias or 'registered'}.", ""
+    if known.version:
+        return "refused", f"The gate refused the model: {version} is no champion.", run_page.refusals(known.rules)
+    gate = end.gate if end else ""
+    if gate in ("passed", "refused"):
+        word = "passed the gate" if gate == "passed" else "was refused by the gate"
+        return gate, f"The model {word}.", "MLflow could not be asked for its version."
+    if gate == "none":
+        return "done", "The run succeeded, and its scores are recorded.", ""
+    state = status.get("state")
+    if state == "CANCELED":
+        return "stopped", "The run was stopped.", ""
+    if state == "FAILED":
+        return "failed", "The run failed.", str(status.get("error_message") or "Its tasks' logs say why.")
+    return "unknown", "The run ended without a registered model.", "Neither the server nor MLflow says more."
+
+
+def _links(known: Registered, version: str, outcome: str, config: Config | None) -> dict[str, str]:
+    links = {"MLflow run": known.run} if known.run else {}
+    if version:
+        site = known.run.partition("/#/")[0]
+        links["model version"] = f"{site}/#/models/{known.name}/versions/{known.version}" if site else version
+    if outcome == "passed":
+        published = config.export.publish if config else ""
+        links["export"] = published or "the artifact export of the step export-model"
+    return links
+
+
+def _config(asked: Mapping[str, Any]) -> Config | None:
+    from multimodal_gemma.config import hardware
+
+    try:
+        return hardware.resolve(composed(asked))
+    except InputError:  # preflight has said why
+        return None
+
+
+def _asked_server(run_id: str) -> tuple[Snapshot | None, str]:
+    """Ask the KFP server of this cluster about the run, whose last task this is; return it and a drawing of it."""
+    from multimodal_gemma.cluster.kfp import connect, follow, why
+    from multimodal_gemma.cluster.kube import client
+    from multimodal_gemma.local import drawing, graph
+
+    if not client.in_cluster():
+        return None, ""
+    try:
+        api = connect.inside(_PATIENCE)
+        spec = follow.attach(api, run_id).spec
+        end = ending(api, spec, run_id, why.Causes(api, run_id))
+        return end, drawing.svg(graph.of_spec(spec), {step.name: step for step in steps(end)})
+    except Exception as error:  # noqa: BLE001 - whatever the server does, the page is written
+        _log.info(f"the page goes without the server's word on the steps: {error}")
+        return None, ""
+
+
+def ending(api: Any, spec: Mapping[str, Any], run_id: str, causes: Any) -> Snapshot:
+    """Return a run that is about to end as it will have ended: nothing but this report is left of it."""
+    from multimodal_gemma.cluster.kfp import follow
+    from multimodal_gemma.cluster.kfp.story import ENDED, snapshot
+
+    answer = api.call(api.runs.run_service_get_run, run_id)
+    now = snapshot(answer, dict(spec), datetime.datetime.now(datetime.UTC))
+    if now.state not in ENDED:
+        stopped = now.state == "CANCELING"
+        state = "FAILED" if stopped or now.failed else "SUCCEEDED"
+        now = dataclasses.replace(now, state=state, stopped=stopped)
+    return follow.explained(now, causes)
+
+
+def _asked_mlflow(config: Config, run_id: str) -> Registered:
+    """Ask MLflow what became of the run."""
+    from multimodal_gemma.registry import runs, server, versions
+
+    try:
+        with server.connected(config.registry) as client:
+            found = runs.find(client, config.registry, run_id)
+            if found is None:
+                return Registered()
+            uri = server.shown(server.tracking_uri(config.registry)).rstrip("/")
+            page = f"{uri}/#/experiments/{found.info.experiment_id}/runs/{found.info.run_id}"
+            known = Registered(run=page if uri.startswith("http") else "", name=config.registry.name)
+            metrics: dict[str, Any] = {}
+            with contextlib.suppress(Exception):  # a store of artifacts that is away: the page goes without intervals
+                path = client.download_artifacts(found.info.run_id, _METRICS)
+                metrics = files.read_json(Path(path), "evaluation")
+            of_run = client.search_model_versions(f"run_id = '{found.info.run_id}'")
+            if not of_run:
+                return dataclasses.replace(known, metrics=metrics)
+            version = max(of_run, key=lambda one: int(one.version))
+            held = versions.aliases(client, version.name)
+            before = version.tags.get(versions.PREVIOUS_OF) or held.get(versions.CHAMPION, "")
+            beaten = versions.tags(client, version.name, before) if before not in ("", str(version.version)) else {}
+            return dataclasses.replace(
+                known,
+                name=version.name,
+                version=str(version.version),
+                alias=versions.alias_of(held, str(version.version)),
+                rules=tuple(json.loads(version.tags.get(versions.DECISION) or "[]")),
+                metrics=metrics,
+                champion=json.loads(beaten.get(versions.SCORES) or "{}"),
+            )
+    except InputError as error:
+        _log.info(f"the page goes without MLflow's word: {error}")
+        return Registered()
+
+
+def end_run(config: Config, run_id: str) -> str:
+    """End the MLflow run of a pipeline run that failed; preflight has begun it, and registration never came to end it.
 
     Returns:
         MLflow's run id; "" if there was nothing to end, or MLflow could not be asked.
     """
-    if _succeeded(status):
-        return ""
-    from multimodal_gemma import config as configuration
-    from multimodal_gemma.config.flat import as_overrides
     from multimodal_gemma.registry import runs
 
-    log = logs.get("report")
     try:
-        config = configuration.compose(preset, [*as_overrides({"registry_tracking_uri": tracking_uri}), *overrides])
         ended = runs.end(config.registry, run_id, "FAILED")
     except InputError as error:  # a report that fails would hide how the run ended
-        log.info(f"the run in MLflow was not ended. {error}")
+        _log.info(f"the run in MLflow was not ended. {error}")
         return ""
     if ended:
-        log.info(f"the run {ended} in MLflow is marked as failed")
+        _log.info(f"the run {ended} in MLflow is marked as failed")
     return ended
-
-
-def _succeeded(status: Mapping[str, Any]) -> bool:
-    return status.get("state") in {"SUCCEEDED", "COMPLETE"}
 
 
 def clean_up(run_id: str) -> list[str]:
@@ -96,14 +297,14 @@ def clean_up(run_id: str) -> list[str]:
 
     if not client.in_cluster():
         return []
-    log = logs.get("report")
     try:
         namespace = job.here()
         namespace.patience = min(namespace.patience, _PATIENCE)
         gone = job.delete_all(namespace, run_id)
     except InputError as error:  # a report that fails would hide how the run ended
-        log.info(f"TrainJobs were not looked for. {error}")
+        if "forbidden" not in str(error).lower():  # where the Trainer is not installed, nobody may see its kind
+            _log.info(f"TrainJobs were not looked for. {error}")
         return []
     if gone:
-        log.info(f"deleted what the run had left: {', '.join(gone)}")
+        _log.info(f"deleted what the run had left: {', '.join(gone)}")
     return gone

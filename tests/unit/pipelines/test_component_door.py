@@ -6,7 +6,7 @@ import math
 import pytest
 
 from multimodal_gemma.errors import InputError
-from multimodal_gemma.stages import component, run_report
+from multimodal_gemma.stages import component
 from multimodal_gemma.stages.summary import Summary
 
 
@@ -58,30 +58,3 @@ def test_runs_are_compared_by_ten_scores_at_most(tmp_path):
     numbers = {f"pope_random_{number}": 0.5 for number in range(30)} | {"pope_accuracy": 0.9, "vqa_accuracy": 0.8}
     kept = component.headline(Summary("evaluate", tmp_path, "abc", numbers)).numbers
     assert kept == {"pope_accuracy": 0.9, "vqa_accuracy": 0.8}
-
-
-def status(state: str, **more: object) -> dict[str, object]:
-    return {"state": state, "pipeline_job_resource_name": "run-1", "error_code": None, "error_message": None, **more}
-
-
-def test_the_run_report_says_how_the_run_ended_and_what_was_asked_for():
-    page = run_report.markdown(status("SUCCEEDED"), "sample", ["training.epochs=1"])
-    assert page.startswith("# Run succeeded\n")
-    assert "`training.epochs=1`" in page
-    failed = run_report.markdown(status("FAILED", error_code=1, error_message="Task x failed."), "sample", [])
-    assert failed.startswith("# Run failed\n")
-    assert "Task x failed." in failed
-
-
-def test_a_failed_run_is_failed_in_mlflow_too(tmp_path):
-    from multimodal_gemma import config
-    from multimodal_gemma.registry import runs, server
-
-    place = f"sqlite:///{tmp_path}/mlflow.db"
-    registry = config.compose("sample", [f"registry.tracking_uri={place}"]).registry
-    run = runs.ensure_run(registry, "run-1")
-    assert run_report.end_run(status("SUCCEEDED"), "sample", [], "run-1", place) == ""
-    assert run_report.end_run(status("FAILED"), "sample", ["no.such=key"], "run-1", place) == ""  # preflight said why
-    assert run_report.end_run(status("FAILED"), "sample", [], "run-1", place) == run
-    with server.connected(registry) as client:
-        assert client.get_run(run).info.status == "FAILED"

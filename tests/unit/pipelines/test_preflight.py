@@ -117,7 +117,7 @@ def test_a_change_of_the_code_that_makes_a_result_invalidates_it(data, monkeypat
     before = plans(data)
     original = preflight.files.sha256_file
     monkeypatch.setattr(
-        preflight.files, "sha256_file", lambda path: "changed" if path.name == "tokenize.py" else original(path)
+        preflight.files, "sha256_file", lambda path: "changed" if path.name == "split.py" else original(path)
     )
     assert plans(data)["preprocess"] != before["preprocess"]
 

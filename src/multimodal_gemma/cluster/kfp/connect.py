@@ -42,6 +42,19 @@ def connected(args: argparse.Namespace) -> Api:
     return Api(door, Patience(args.patience, min(1.0, args.patience / 4)))
 
 
+def inside(seconds: float) -> Api:
+    """Return a connection for a pod of the server's own cluster.
+
+    Args:
+        seconds: for which a silent server is asked again.
+
+    Raises:
+        InputError: the server cannot be reached.
+    """
+    tokens = choose()
+    return Api(Door(_address(None), tokens.get, tokens.renewable), Patience(seconds))
+
+
 def run_link(args: argparse.Namespace, api: Api, run_id: str) -> str:
     """Return where the run is seen in the UI."""
     ui = args.ui_host or os.environ.get("KF_PIPELINES_UI_ENDPOINT") or ("" if args.port_forward else api.host)

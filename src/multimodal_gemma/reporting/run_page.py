@@ -1,0 +1,147 @@
+"""The page of a run, the same on a laptop and in the pipelines UI: first what came of it and why.
+
+Whoever opens it wants to know whether there is a new champion, how good it is, and what to do next; everything else
+follows below. The page is one file without scripts, so it shows in KFP's sandboxed frame and on a phone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from multimodal_gemma.reporting.page import Page
+
+SETTINGS = ("random", "popular", "adversarial")  # of POPE, from the easiest to the hardest
+# What an outcome is called in one word, and whether it is good news.
+_WORDS = {
+    "passed": ("champion", "good"),
+    "done": ("succeeded", "good"),
+    "refused": ("not promoted", "plain"),
+    "failed": ("failed", "bad"),
+    "stopped": ("stopped", "plain"),
+    "unknown": ("ended", "plain"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One step of the run.
+
+    Attributes:
+        name: of the task.
+        status: e.g. "succeeded", "reused", "failed", "skipped", "not run".
+        seconds: it took; None where it did not run or nobody knows.
+        tries: pods or processes that were started for it.
+    """
+
+    name: str
+    status: str
+    seconds: float | None = None
+    tries: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """One row of the score table; None where something is not known.
+
+    Attributes:
+        name: of the benchmark.
+        accuracy: in [0, 1].
+        interval: of the accuracy.
+        constant: what always giving the commonest answer would score.
+        champion: accuracy of the version that was champion before.
+        count: questions.
+    """
+
+    name: str
+    accuracy: float
+    interval: tuple[float, float] | None = None
+    constant: float | None = None
+    champion: float | None = None
+    count: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class RunPage:
+    """What the page says, in the order of reading.
+
+    Attributes:
+        name: of the run.
+        outcome: "passed", "done" (a pipeline without a gate), "refused", "failed", "stopped" or "unknown".
+        verdict: one sentence.
+        reason: why so, one sentence; "" where the verdict says it.
+        advice: what to do next.
+        scores: may be empty.
+        contamination: what became of training images in the benchmarks.
+        facts: what was trained on what, by name.
+        graph: an SVG of the project's own.
+        steps: in the order of the pipeline.
+        links: addresses and places by name.
+        commands: what to type, by what it does.
+        said: the last lines of the task that failed.
+        details: more sections below.
+    """
+
+    name: str
+    outcome: str
+    verdict: str
+    reason: str = ""
+    advice: str = ""
+    scores: Sequence[Score] = ()
+    contamination: str = ""
+    facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    graph: str = ""
+    steps: Sequence[Step] = ()
+    links: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    commands: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    said: Sequence[str] = ()
+    details: Page | None = None
+
+
+def render(page: RunPage) -> str:
+    """Return the page as HTML; all text is escaped, but what the project itself drew."""
+    word, mark = _WORDS[page.outcome]
+    sections = page.details or Page("", "")
+    sections.title = f"Run {page.name}: {word}"
+    return sections.html("run_page", page=page, word=word, mark=mark, duration=duration)
+
+
+def refusals(rules: Sequence[Mapping[str, Any]]) -> str:
+    """Return why a gate refused, from the rules of its decision."""
+    failed = [f"{rule['name']}: {rule['reason']}" for rule in rules if not rule.get("passed")]
+    return f"{'; '.join(failed)}." if failed else ""
+
+
+def scores(metrics: Mapping[str, Any], champion: Mapping[str, float]) -> list[Score]:
+    """Return the score table of an evaluation.
+
+    Args:
+        metrics: metrics.json.
+        champion: flat metrics of the version that was champion before; {} for none.
+    """
+    pope, vqa = metrics.get("pope") or {}, metrics.get("vqa") or {}
+    rows = [(f"POPE {name}", pope[name], f"pope_{name}_accuracy") for name in SETTINGS if name in pope]
+    named = (metrics.get("names") or {}).get("vqa", "VQA-format questions")
+    rows += [(named, vqa, "vqa_accuracy")] if vqa else []
+    return [
+        Score(
+            name,
+            entry["accuracy"],
+            tuple(entry["interval"]) if entry.get("interval") else None,
+            entry.get("majority_baseline"),
+            champion.get(key),
+            entry.get("count"),
+        )
+        for name, entry, key in rows
+    ]
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it, e.g. "0.4 s", "41 s", "3 min 05 s" or "2 h 10 min"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
