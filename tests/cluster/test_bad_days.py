@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.machines import LONG, NODES, PRETENDED, REPOSITORY, SELECTOR, TOO_LARGE, Cluster, Runs, until
+from tests.cluster.machines import LONG, NODES, PRETENDED, REPOSITORY, SELECTOR, TOO_LARGE, Cluster, Runs, fresh, until
 
 CHILD = "multimodal_gemma.stages.tries"  # the process in which a task's work is done
 CHECKPOINTED = (
@@ -30,7 +30,7 @@ for folder in pathlib.Path("/proc").glob("[0-9]*"):
 
 @pytest.mark.runs(1)
 def test_a_killed_python_is_tried_again_in_its_pod_and_continues(cluster: Cluster, runs: Runs) -> None:
-    run = runs.start(*LONG, "training.seed=101")
+    run = runs.start(*LONG, fresh())
     pod = runs.at_work(run, "train-model", CHECKPOINTED)
     inside = ("-n", cluster.namespace, "exec", pod, "-c", "main", "--")
     assert "killed" in cluster.kubectl(*inside, "python3", "-c", KILL, CHILD)
@@ -44,7 +44,7 @@ def test_a_killed_python_is_tried_again_in_its_pod_and_continues(cluster: Cluste
 
 @pytest.mark.runs(1)
 def test_a_deleted_pod_is_tried_again_in_another(cluster: Cluster, runs: Runs) -> None:
-    run = runs.start(*LONG, "training.seed=102")
+    run = runs.start(*LONG, fresh())
     pod = runs.at_work(run, "train-model")
     cluster.kubectl("-n", cluster.namespace, "delete", "pod", pod, "--wait=false")
     ended = runs.follow(run)
@@ -117,7 +117,7 @@ def test_training_goes_to_the_accelerator_that_was_asked_for(runs: Runs, pretend
 
 @pytest.mark.runs(1)
 def test_a_stopped_run_is_called_stopped_and_leaves_no_pod_at_work(runs: Runs) -> None:
-    run = runs.start(*LONG, "training.seed=104")
+    run = runs.start(*LONG, fresh())
     runs.at_work(run, "train-model")
     runs.stop(run)
     ended = runs.follow(run)
@@ -131,7 +131,7 @@ def test_a_stopped_run_is_called_stopped_and_leaves_no_pod_at_work(runs: Runs) -
 
 @pytest.mark.runs(2)
 def test_a_run_that_failed_goes_on_where_it_failed(cluster: Cluster, runs: Runs) -> None:
-    run = runs.start(*LONG, "training.seed=105")
+    run = runs.start(*LONG, fresh())
     runs.at_work(run, "train-model")
     with cluster.without_mlflow():
         failed = runs.follow(run)
@@ -149,7 +149,7 @@ def test_two_nodes_train_together_and_outlive_the_loss_of_one(cluster: Cluster, 
         pytest.skip("this cluster has no Kubeflow Trainer")
     kubectl = cluster.kubectl
     kubectl("apply", "-k", str(REPOSITORY / "manifests" / "overlays" / cluster.overlay / "trainer"))
-    run = runs.start(*NODES, f"nodes.cpu={int(float(cluster.cpu) * 250)}m")
+    run = runs.start(*NODES, fresh(), f"nodes.cpu={int(float(cluster.cpu) * 250)}m")
     waiting = runs.at_work(run, "train-model", r"train: .*loss ")
     (job,) = set(re.findall(r"submitted TrainJob ([\w-]+)", runs.log(waiting)))
     until("a checkpoint", lambda: re.search(CHECKPOINTED, runs.log(waiting)), 20)
