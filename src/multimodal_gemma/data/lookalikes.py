@@ -22,7 +22,7 @@ _DISTANCE = 10.0  # levels (root mean square over pixels and channels) up to whi
 _CONTRAST = 0.2  # and at most this share of the picture's own contrast: two clear skies are no copies of each other
 _COARSE = 4  # a side of what is compared first: a mean over pixels is never farther apart than the pixels
 _NEIGHBOURS = 16  # coarse neighbours that are compared in full
-_AT_ONCE = 512  # pictures compared in full
+_AT_ONCE = 64  # pictures compared in full
 
 
 def thumbnail(pixels: np.ndarray) -> bytes:

@@ -252,14 +252,12 @@ class Cells:
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
-    # Forks of a fresh process: a fork of this one would copy the locks of whatever threads its libraries have started.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["multimodal_gemma.data.pixels"])
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_die_with_parent)
+    # Fresh processes: a fork would copy the locks of whatever threads the caller's libraries have started.
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_die_with_parent)
 
 
 def _die_with_parent() -> None:
-    """Let the kernel end this worker when the run is killed, so that it writes into no folder that another run took."""
+    """Let the kernel end this worker with its parent, so that it writes into no folder that another run took."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PARENT_DIED, signal.SIGKILL)
 
