@@ -171,6 +171,8 @@ class NodesConfig:
     accelerator_count: int | None = number(None, low=0)  # a node, and as many processes
     cpu: str = ""  # cores, e.g. 10
     memory: str = ""  # e.g. 64Gi
+    scratch: str = ""  # of a volume of the node's own, made with its pod, e.g. 100Gi; empty: the runtime's, on its disk
+    scratch_class: str = ""  # its StorageClass; empty: the cluster's default
     node_selector: dict[str, str] = dataclasses.field(default_factory=dict)  # labels that a node must have
     tolerations: list[dict[str, str]] = dataclasses.field(default_factory=list)  # taints that are accepted
 

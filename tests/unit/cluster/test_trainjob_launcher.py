@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,12 +15,14 @@ import pytest
 import yaml
 
 from multimodal_gemma import config, manifest
+from multimodal_gemma.cluster.kube.client import WORKFLOWS as _WORKFLOWS
 from multimodal_gemma.stages import run_report, train_nodes
 from tests.servers.kubernetes_api import KubernetesServer
 from tests.servers.kubernetes_objects import Place
 from tests.servers.train_job_controller import JOBS, PODS, Controller
 from tests.unit.training.test_store import bucket, names  # noqa: F401
 
+WORKFLOWS = _WORKFLOWS.format(namespace="ml")
 LAUNCHER = """
 import sys
 from pathlib import Path
@@ -127,6 +130,46 @@ def test_a_killed_launcher_is_followed_by_one_that_finds_the_job_and_a_cancelled
     assert {asked for request in server.requests if (asked := right_of(*request))} <= granted()
 
 
+@pytest.mark.parametrize(
+    ("spec", "left"),
+    [
+        ({"activeDeadlineSeconds": 604_800}, True),  # its node is drained: the task's retry finds the TrainJob
+        ({"activeDeadlineSeconds": 0}, False),  # what TerminateWorkflow of Kubeflow Pipelines sets
+        ({"shutdown": "Stop"}, False),  # what Argo's own command sets
+        (None, False),  # the Workflow was deleted
+        ("forbidden", True),  # the run's report deletes what it leaves
+    ],
+)
+def test_only_a_run_that_was_stopped_takes_its_training_along(
+    server, bucket, tmp_path, shared, monkeypatch, spec, left
+):
+    """The pod is a real one of a run; SIGTERM reaches it when it is lost and when its run is stopped."""
+    pod = json.loads((shared / "kfp-2.17/pod-failed.json").read_text())
+    workflow = pod["metadata"]["ownerReferences"][0]
+    monkeypatch.setenv("KFP_POD_NAME", "train-model-1")
+    server.put(f"{PODS}/train-model-1", {"metadata": {"ownerReferences": [workflow]}, "spec": pod["spec"]})
+    if spec is not None:
+        server.put(f"{WORKFLOWS}/{workflow['name']}", {"spec": {} if spec == "forbidden" else spec})
+    if spec == "forbidden":
+        server.denied.add(("get", "argoproj.io", "workflows"))
+    controller = Controller(server)
+    artifact(tmp_path / "data", "processed-dataset")
+    artifact(tmp_path / "models", "base-models")
+    launcher = Launcher(tmp_path)
+    try:
+        launcher.wait_for("submitted TrainJob mmgemma-")
+        controller.running(0)
+        owner = controller.job()["metadata"]["ownerReferences"]
+        assert owner == [{key: workflow[key] for key in ("apiVersion", "kind", "name", "uid")}]
+        launcher.wait_for("1 of 2 nodes run")
+        assert launcher.end(signal.SIGTERM) == 75
+    finally:
+        launcher.process.kill()
+    assert server.names(JOBS) == ([controller.name] if left else [])
+    assert ("trains on: another will find it" in launcher.log.read_text()) == left
+    assert {asked for request in server.requests if (asked := right_of(*request))} <= granted()
+
+
 def test_the_exit_handler_deletes_what_a_terminated_run_left(server, monkeypatch, caplog):
     controller = Controller(server)
     labels = {"multimodal-gemma/run": "0a1b-run"}
@@ -139,12 +182,14 @@ def test_the_exit_handler_deletes_what_a_terminated_run_left(server, monkeypatch
     assert (server.names(JOBS), server.names(PODS)) == ([], [])
 
 
-def test_the_exit_handler_reports_even_where_it_may_not_delete(server, monkeypatch):
+def test_the_exit_handler_reports_even_where_it_may_not_delete(server, monkeypatch, caplog):
     monkeypatch.setattr("multimodal_gemma.cluster.trainjob.job.here", _through(server))
     assert run_report.clean_up("run") == []  # no cluster: nothing to ask
     monkeypatch.setattr("multimodal_gemma.cluster.kube.client.in_cluster", lambda: True)
     server.denied.add(("list", "trainer.kubeflow.org", "trainjobs"))
+    caplog.set_level("INFO")
     assert run_report.clean_up("run") == []  # no Kubeflow Trainer, or no right to its objects: no TrainJob either
+    assert not caplog.records
     server.tokens = {"other"}
     assert run_report.clean_up("run") == []
 

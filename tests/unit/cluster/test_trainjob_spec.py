@@ -59,6 +59,18 @@ def test_every_field_is_one_of_kubeflow_trainers():
     assert pod["metadata"]["labels"]["multimodal-gemma/run"] == "0a1b-run"
 
 
+def test_a_node_gets_a_volume_of_its_own_where_one_is_asked_for():
+    job = built(NodesConfig(scratch="100Gi", scratch_class="premium-rwo"))
+    assert complaints(job) == []
+    patch = job["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"][0]
+    pod = patch["template"]["spec"]["template"]["spec"]
+    claim = pod["volumes"][0]["ephemeral"]["volumeClaimTemplate"]["spec"]
+    assert (claim["resources"]["requests"]["storage"], claim["storageClassName"]) == ("100Gi", "premium-rwo")
+    mount = pod["containers"][0]["volumeMounts"][0]
+    assert mount["name"] == pod["volumes"][0]["name"]
+    assert job["spec"]["trainer"]["args"][1].startswith(f"{mount['mountPath']}/")  # which is where a node works
+
+
 def test_a_misspelt_field_would_be_seen():
     job = built(NodesConfig())
     job["spec"]["trainer"]["numProcsPerNode"] = 2

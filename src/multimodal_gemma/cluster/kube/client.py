@@ -25,6 +25,7 @@ Object = dict[str, Any]
 TRAINJOBS = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/{namespace}/trainjobs"
 RUNTIMES = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/{namespace}/trainingruntimes"
 WORKLOADS = "/apis/kueue.x-k8s.io/v1beta2/namespaces/{namespace}/workloads"
+WORKFLOWS = "/apis/argoproj.io/v1alpha1/namespaces/{namespace}/workflows"
 PODS = "/api/v1/namespaces/{namespace}/pods"
 
 _MOUNTED = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # where a pod finds its token and namespace

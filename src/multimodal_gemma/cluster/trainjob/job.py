@@ -1,7 +1,8 @@
 """One TrainJob: submitted or found again, followed, and never left behind.
 
 Its name follows from the pipeline run and from what is trained, so a task that is retried asks for the same name: what
-a killed predecessor has left running is followed on, what has failed is begun again.
+a lost predecessor has left running is followed on, what has failed is begun again. A run that was stopped takes its
+TrainJob along; a pod that was only taken away does not.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from multimodal_gemma import logs
-from multimodal_gemma.cluster.kube.client import PODS, RUNTIMES, TRAINJOBS, Namespace, Refused
+from multimodal_gemma.cluster.kube.client import PODS, RUNTIMES, TRAINJOBS, WORKFLOWS, Namespace, Refused
 from multimodal_gemma.cluster.trainjob import spec
 from multimodal_gemma.cluster.trainjob.follow import Follower
 from multimodal_gemma.errors import InputError
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 Object = dict[str, Any]
 
+_FINAL_SECONDS = 0.4  # of the 0.9 that a task has after SIGTERM: for finding out what it means
 _GONE_SECONDS = 20.0  # a pod that is ended has half a minute, and its job has to go within that
 _COPIED = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "MLFLOW_TRACKING_URI")  # no secrets
 _BY_SECRET = {
@@ -74,11 +76,14 @@ def surroundings(namespace: Namespace) -> spec.Surroundings:
     if name:
         with _refusals(namespace):
             pod = namespace.get(PODS, name)
-    env, image, pull = {}, "", []
+    env, image, pull, workflow = {}, "", [], {}
     if pod is not None:
         containers = pod["spec"]["containers"]
         mine = next((one for one in containers if one["name"] == "main"), containers[0])
         image = str(mine.get("image") or "")
+        owners = pod["metadata"].get("ownerReferences") or []
+        owner = next((one for one in owners if one["kind"] == "Workflow"), {})
+        workflow = {key: owner[key] for key in ("apiVersion", "kind", "name", "uid") if key in owner}
         pull = [str(one["name"]) for one in pod["spec"].get("imagePullSecrets") or []]
         env = {
             one["name"]: {"name": one["name"], "valueFrom": {"secretKeyRef": one["valueFrom"]["secretKeyRef"]}}
@@ -87,7 +92,7 @@ def surroundings(namespace: Namespace) -> spec.Surroundings:
         }
     for key, value in plain.items():
         env.setdefault(key, {"name": key, "value": value})
-    return spec.Surroundings(image, list(env.values()), pull)
+    return spec.Surroundings(image, list(env.values()), pull, workflow)
 
 
 def build(namespace: Namespace, name: str, work: str, nodes: int, asked: NodesConfig, *, run_id: str) -> Object:
@@ -98,7 +103,9 @@ def build(namespace: Namespace, name: str, work: str, nodes: int, asked: NodesCo
 
 
 def run(namespace: Namespace, job: Object, *, pause: float = 10.0) -> None:
-    """Submit a TrainJob or find it again, follow it to its end, and delete it whatever happens.
+    """Submit a TrainJob or find it again, follow it to its end, and delete it.
+
+    Where this process is asked to end and the pipeline run goes on, the TrainJob trains on: the task's retry finds it.
 
     Args:
         namespace: where it lives.
@@ -111,14 +118,21 @@ def run(namespace: Namespace, job: Object, *, pause: float = 10.0) -> None:
     """
     from multimodal_gemma.training import preemption
 
-    name = job["metadata"]["name"]
+    name, left = job["metadata"]["name"], False
     with preemption.Watch() as watch, _refusals(namespace):
         try:
             _submit(namespace, job)
             Follower(namespace, name, pause=pause).to_end()
+        except SystemExit:
+            with watch.deferred():
+                left = _run_goes_on(namespace, job)
+            raise
         finally:
             with watch.deferred():
-                delete(namespace, name)
+                if left:
+                    logs.get("train").info(f"this pod ends, and the TrainJob {name} trains on: another will find it")
+                else:
+                    delete(namespace, name)
 
 
 def delete(namespace: Namespace, name: str) -> None:
@@ -131,12 +145,35 @@ def delete(namespace: Namespace, name: str) -> None:
 
 def delete_all(namespace: Namespace, run_id: str) -> list[str]:
     """Delete every TrainJob of a pipeline run; return their names."""
-    with _refusals(namespace):
-        label = f"{spec.RUN}={spec.run_label(run_id)}"
+    label = f"{spec.RUN}={spec.run_label(run_id)}"
+    try:
         found = [str(one["metadata"]["name"]) for one in namespace.list(TRAINJOBS, {"labelSelector": label})[0]]
+    except Refused as refused:
+        if refused.status in (403, 404):  # who may not see TrainJobs has made none, and without a Trainer nobody has
+            return []
+        raise InputError(f"cluster: the API does not list TrainJobs ({refused}).") from None
+    with _refusals(namespace):
         for name in found:
             namespace.delete(TRAINJOBS, name)
     return found
+
+
+def _run_goes_on(namespace: Namespace, job: Object) -> bool:
+    """Whether the pipeline run of a TrainJob is alive, although this process of it was asked to end.
+
+    Kubeflow Pipelines stops a run by setting its Workflow's deadline to 0 (TerminateWorkflow of its API server), Argo
+    by `spec.shutdown`. Where that cannot be read the run is taken to go on: its report deletes what it leaves.
+    """
+    owners = job["metadata"].get("ownerReferences") or []
+    if not owners:
+        return False  # nobody would find it again: this is no pod of a run
+    namespace.patience = _FINAL_SECONDS
+    try:
+        workflow = namespace.get(WORKFLOWS, owners[0]["name"])
+    except (Refused, InputError):
+        return True
+    asked = (workflow or {}).get("spec") or {}
+    return workflow is not None and not asked.get("shutdown") and asked.get("activeDeadlineSeconds") != 0
 
 
 def _submit(namespace: Namespace, job: Object) -> None:

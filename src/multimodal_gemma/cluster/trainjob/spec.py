@@ -24,6 +24,7 @@ QUEUE = "kueue.x-k8s.io/queue-name"
 RUN = "multimodal-gemma/run"  # label: the pipeline run that a TrainJob belongs to
 WORK = "multimodal-gemma/work"  # annotation: where its request and its model lie
 MANAGER = "multimodal-gemma/train-model"  # owner of the runtime patch
+_MOUNT = "/work"  # of a node's own volume
 _JOB = "node"  # of the runtime's replicated jobs, the one that trains
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 
@@ -36,11 +37,13 @@ class Surroundings:
         image: of the container; "" leaves the runtime's.
         env: variables, those of Secrets by the Secrets' names.
         pull_secrets: names of Secrets that open the image's registry.
+        workflow: reference to the Workflow of the pipeline run; what it owns goes when it is deleted. Empty: no run.
     """
 
     image: str = ""
     env: list[Object] = dataclasses.field(default_factory=list)
     pull_secrets: list[str] = dataclasses.field(default_factory=list)
+    workflow: Object = dataclasses.field(default_factory=dict)
 
 
 def job_name(run_id: str, identity: Any) -> str:
@@ -77,13 +80,15 @@ def build(
         place["nodeSelector"] = dict(asked.node_selector)
     if asked.tolerations:
         place["tolerations"] = [dict(one) for one in asked.tolerations]
+    if asked.scratch:
+        place |= _volume(asked)
     if around.pull_secrets:
         place["imagePullSecrets"] = [{"name": secret} for secret in around.pull_secrets]
     pod = {"metadata": {"labels": labels}, **({"spec": place} if place else {})}
     patch = {"replicatedJobs": [{"name": _JOB, "template": {"spec": {"template": pod}}}]}
     trainer: Object = {
         "command": ["python3", "-m", "multimodal_gemma.stages.train_node"],
-        "args": [work],
+        "args": [work, *([f"{_MOUNT}/mmgemma"] if asked.scratch else [])],
         "numNodes": nodes,
         "numProcPerNode": processes,
         **({"image": around.image} if around.image else {}),
@@ -97,12 +102,25 @@ def build(
             "name": name,
             "labels": labels | ({QUEUE: asked.queue} if asked.queue else {}),
             "annotations": {WORK: work},
+            **({"ownerReferences": [around.workflow]} if around.workflow else {}),
         },
         "spec": {
             "runtimeRef": {"apiGroup": "trainer.kubeflow.org", "kind": "TrainingRuntime", "name": asked.runtime},
             "trainer": trainer,
             "runtimePatches": [{"manager": MANAGER, "trainingRuntimeSpec": {"template": {"spec": patch}}}],
         },
+    }
+
+
+def _volume(asked: NodesConfig) -> Object:
+    """Return a volume of a node's own, made and deleted with its pod, and where it is mounted."""
+    claim: Object = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": asked.scratch}}}
+    if asked.scratch_class:
+        claim["storageClassName"] = asked.scratch_class
+    name = "work"
+    return {
+        "volumes": [{"name": name, "ephemeral": {"volumeClaimTemplate": {"spec": claim}}}],
+        "containers": [{"name": pods.CONTAINER, "volumeMounts": [{"name": name, "mountPath": _MOUNT}]}],
     }
 
 
