@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kubernetes.client import ApiClient
 
 _SUBMIT = """\
 Upload the compiled pipeline, create a run and follow it to its end.
@@ -192,6 +195,7 @@ def _preflight(args: argparse.Namespace) -> int:
     from multimodal_gemma.cluster.kfp import pipeline
     from multimodal_gemma.cluster.kube import client
     from multimodal_gemma.cluster.preflight import findings, look, needs
+    from multimodal_gemma.cluster.trainjob import job, place
     from multimodal_gemma.config.flat import bare
     from multimodal_gemma.local.runner import compiled_pipeline
 
@@ -203,7 +207,14 @@ def _preflight(args: argparse.Namespace) -> int:
     parameters = {bare(name): value for name, value in (defaults | given).items()}
     config = submit_parameters.configured(given, compiled.parameters)
     namespace = args.namespace or client.current_namespace(args.kubeconfig, args.context)
+
+    def connect() -> ApiClient:
+        return client.connect(args.kubeconfig, args.context)
+
+    if config.resources.spot:
+        there = job.available(client.Namespace(connect, namespace, patience=look.PATIENCE), config.nodes.runtime)
+        config, _ = place.divide(config, trainer=there)
     asked = needs.of_run(parameters, config, namespace, service_account=args.service_account)
-    found = look.look(lambda: client.connect(args.kubeconfig, args.context), asked)
+    found = look.look(connect, asked)
     sys.stdout.write((findings.as_json(found) if args.json else findings.table(found)) + "\n")
     return 2 if any(finding.state == "failed" for finding in found) else 0

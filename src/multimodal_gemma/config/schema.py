@@ -165,6 +165,7 @@ class NodesConfig:
     """What a node of a training on several asks of the cluster. Empty: what section resources says."""
 
     work_uri: str = ""  # s3://BUCKET/PREFIX through which nodes get data and give the model; needed by training.nodes
+    train_job: bool = False  # a TrainJob also for one node: set by preflight on spot nodes with Kubeflow Trainer
     runtime: str = "multimodal-gemma"  # the TrainingRuntime, see manifests/trainer
     queue: str = ""  # a LocalQueue of Kueue, e.g. multimodal-gemma; empty: no queue
     accelerator: str = "nvidia.com/gpu"  # resource name

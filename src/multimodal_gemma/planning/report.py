@@ -53,6 +53,7 @@ def _room(config: Config, models: Path | None, dataset: Path | None) -> list[str
         ("object store of the pipelines, a run that reuses nothing", found.store),
         ("and each further run on the same data", found.again),
         ("under nodes.work_uri", found.work),
+        ("under data.work_uri", found.slices),
         *((f"disk of {task}", size) for task, size in found.tasks.items()),
         ("scratch of a TrainJob's node", found.node),
     ]

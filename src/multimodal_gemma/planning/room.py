@@ -36,6 +36,7 @@ class Room:
         store: in the object store of the pipelines, for a run that reuses nothing.
         again: there, for a further run on the same data and base models.
         work: under `nodes.work_uri`, where a TrainJob trains; 0 where none does.
+        slices: under `data.work_uri`; 0 where nothing is kept there.
         tasks: on the disk of each task's pod.
         node: on the scratch volume of a TrainJob's node.
     """
@@ -43,6 +44,7 @@ class Room:
     store: float
     again: float
     work: float
+    slices: float
     tasks: dict[str, float]
     node: float
 
@@ -77,6 +79,7 @@ def of(config: Config, shapes: Shapes, conversations: int, images: int, *, train
         store=raw + processed + benchmarks + models + again,
         again=again,
         work=processed + models + model + checkpoints if train_job else 0.0,
+        slices=raw + processed if config.data.work_uri else 0.0,
         tasks={
             "download-dataset": raw,
             "download-benchmarks": benchmarks,

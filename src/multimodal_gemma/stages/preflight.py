@@ -121,7 +121,7 @@ def run(asked: Mapping[str, Any]) -> Plans:
     needed, run_id = asked.get("needed", tuple(_TOLD)), asked.get("run_id", "")
     config = hardware.resolve(composed(asked))
     server.check(config.registry)  # now, and not after hours of training
-    config, train = divide(config)
+    config, train = divide(config, trainer=_has_trainer(config))
     _look_at_cluster(asked, config, trains="preprocess" in needed)
     plans: dict[str, Any] = {stage: _cached_plan(stage, config) if stage in needed else "" for stage in _TOLD}
     plan: dict[str, Any] = {"config": configuration.differences(config), "run_id": run_id}
@@ -166,6 +166,20 @@ def _pod(task: str, asked: ResourcesConfig) -> dict[str, Any]:
     values = {"count": str(asked.accelerator_count or 0), "cpu": asked.cpu, "memory": asked.memory}
     places = {"nodes": dict(asked.node_selector), "taints": list(asked.tolerations)}
     return {f"{task}_{name}": value for name, value in (values | places).items()}
+
+
+def _has_trainer(config: Config) -> bool:
+    """Whether a training on spot nodes can be a TrainJob's; it says so where it has to be the task's own."""
+    from multimodal_gemma.cluster.kube import client
+
+    if not (config.resources.spot and client.in_cluster()):
+        return False
+    from multimodal_gemma.cluster.trainjob import job
+
+    there = job.available(job.here(), config.nodes.runtime)
+    if not there:
+        _log.info("no Kubeflow Trainer here: a spot node that goes costs what was learnt since the last checkpoint")
+    return there
 
 
 def _look_at_cluster(asked: Mapping[str, Any], config: Config, *, trains: bool) -> None:

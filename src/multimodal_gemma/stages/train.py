@@ -45,6 +45,7 @@ def run(config: Config, dataset: Path, models: Path, output: Path, *, run_id: st
             number any more.
         SystemExit: SIGTERM came; a checkpoint is saved, and the code is 75.
     """
+    from multimodal_gemma.cluster.trainjob import place
     from multimodal_gemma.data.processed import ProcessedDataset
     from multimodal_gemma.training import fitting
 
@@ -59,7 +60,7 @@ def run(config: Config, dataset: Path, models: Path, output: Path, *, run_id: st
         return Summary("train", output, done.digest, _numbers(done), cached=True)
 
     identity = {**flatten(shaping), **inputs}
-    if config.training.nodes > 1 and "RANK" not in os.environ:  # which a launcher sets for each of its processes
+    if place.delegates(config) and "RANK" not in os.environ:  # which a launcher sets for each of its processes
         from multimodal_gemma.stages import train_nodes
 
         train_nodes.run(config, dataset, models, output, identity, run_id=run_id)

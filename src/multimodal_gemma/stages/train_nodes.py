@@ -48,7 +48,7 @@ def run(config: Config, dataset: Path, models: Path, output: Path, identity: dic
     """Have a TrainJob train, and fetch its model into `output`.
 
     Args:
-        config: with `training.nodes` above 1 and `nodes.work_uri`.
+        config: of a training that is delegated, with `nodes.work_uri`.
         dataset: the processed dataset.
         models: the base models.
         output: gets the model.

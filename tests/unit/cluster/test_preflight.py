@@ -11,6 +11,8 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+import yaml
+from kubernetes.utils.quantity import parse_quantity
 
 from multimodal_gemma import config
 from multimodal_gemma.cli import main
@@ -20,9 +22,11 @@ from multimodal_gemma.cluster.preflight import nodes
 from multimodal_gemma.cluster.preflight.findings import Finding, require
 from multimodal_gemma.cluster.preflight.look import look as look_at
 from multimodal_gemma.cluster.preflight.needs import Needs
+from multimodal_gemma.cluster.trainjob import spec
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.stages import preflight as stage
 from tests.servers.kubernetes_api import KubernetesServer
+from tests.unit.training.test_store import bucket  # noqa: F401
 
 A100 = {"cloud.google.com/gke-accelerator": "nvidia-tesla-a100"}
 TAINT = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
@@ -387,6 +391,28 @@ def test_a_trainer_of_another_version_or_none_at_all_is_told(server, tmp_path) -
     assert look(server, tmp_path, needs)["runtime multimodal-gemma"].state == "ok"
 
 
+@pytest.mark.parametrize(
+    ("own", "limit", "state"), [("", "50Gi", "failed"), ("", "90Gi", "ok"), ("80Gi", "50Gi", "ok")]
+)
+def test_a_scratch_volume_that_is_too_small_for_a_node_is_told(server, tmp_path, own, limit, state) -> None:
+    server.groups["trainer.kubeflow.org"] = ["v1alpha1"]
+    made = yaml.safe_load((Path(__file__).parents[3] / "manifests/trainer/runtime.yaml").read_text())
+    pod = made["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    pod["volumes"][0]["emptyDir"]["sizeLimit"] = limit
+    server.put("/apis/trainer.kubeflow.org/v1alpha1/namespaces/ml/trainingruntimes/multimodal-gemma", made)
+    needs = with_needs(train_job=True, runtime="multimodal-gemma", scratch="68Gi", scratch_given=own)
+    found = look(server, tmp_path, needs)["runtime multimodal-gemma"]
+    assert found.state == state
+    if state == "failed":
+        assert found.told == "a node's scratch volume has 50Gi, and this training writes up to 68Gi there"
+
+
+def test_the_manifests_scratch_volume_holds_the_recipe() -> None:
+    job = needs_of.of_run({}, config.compose("llava-150k", ["training.nodes=2", "nodes.work_uri=s3://b/work"]), "ml")
+    made = yaml.safe_load((Path(__file__).parents[3] / "manifests/trainer/runtime.yaml").read_text())
+    assert parse_quantity(spec.scratch(made)) >= parse_quantity(job.scratch) > 0
+
+
 def test_a_queue_is_looked_for_where_one_is_named(server, tmp_path) -> None:
     server.groups |= {"trainer.kubeflow.org": ["v1alpha1"], "kueue.x-k8s.io": ["v1beta2"]}
     needs = with_needs(train_job=True, queue="multimodal-gemma")
@@ -461,6 +487,34 @@ def test_a_run_on_a_cluster_refuses_a_recipe_without_a_gpu(server, tmp_path, mon
     tracking = f"registry.tracking_uri=sqlite:///{tmp_path}/mlflow.db"
     with pytest.raises(InputError, match="preset llava-150k would train for days without a GPU"):
         stage.run({"preset": "llava-150k", "overrides": [tracking]})
+
+
+@pytest.mark.parametrize("trainer", [True, False])
+def test_a_run_on_spot_nodes_trains_as_a_trainjob_where_there_is_a_trainer(
+    server,
+    bucket,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+    trainer,
+) -> None:
+    spot = {**A100, "cloud.google.com/gke-spot": "true"}
+    put_node(server, "gpu", spot, {"cpu": "12", "memory": "85Gi", "nvidia.com/gpu": "1"}, [TAINT])
+    if trainer:
+        server.groups["trainer.kubeflow.org"] = ["v1alpha1"]
+        made = {"spec": {"template": {"spec": {"replicatedJobs": []}}}}
+        server.put("/apis/trainer.kubeflow.org/v1alpha1/namespaces/ml/trainingruntimes/multimodal-gemma", made)
+    path, connect = server.kubeconfig(tmp_path / "kubeconfig"), client.connect
+    monkeypatch.setattr(client, "in_cluster", lambda: True)
+    monkeypatch.setattr(client, "current_namespace", lambda: "ml")
+    monkeypatch.setattr(client, "connect", lambda: connect(path))
+    places = ["training.checkpoint_uri=s3://spot/kept", "nodes.work_uri=s3://spot/work"]
+    tracking = f"registry.tracking_uri=sqlite:///{tmp_path}/mlflow.db"
+    plans = stage.run({"preset": "sample", "hardware": "a100-spot", "overrides": [tracking, *places]})
+    delegated = ("0", "500m", "2Gi", {}, [])
+    own = (plans.train_count, plans.train_cpu, plans.train_memory, plans.train_nodes, plans.train_taints)
+    assert (own == delegated) == trainer
+    assert bool(json.loads(plans.plan)["config"].get("nodes", {}).get("train_job")) == trainer
+    assert (plans.evaluate_count, plans.evaluate_nodes) == ("1", spot)
 
 
 def test_the_command_prints_a_table_and_its_exit_code_tells_the_verdict(server, tmp_path, capsys, monkeypatch) -> None:

@@ -141,7 +141,13 @@ def test_a_killed_launcher_is_followed_by_one_that_finds_the_job_and_a_cancelled
     ],
 )
 def test_only_a_run_that_was_stopped_takes_its_training_along(
-    server, bucket, tmp_path, shared, monkeypatch, spec, left
+    server,
+    bucket,  # noqa: F811
+    tmp_path,
+    shared,
+    monkeypatch,
+    spec,
+    left,
 ):
     """The pod is a real one of a run; SIGTERM reaches it when it is lost and when its run is stopped."""
     pod = json.loads((shared / "kfp-2.17/pod-failed.json").read_text())

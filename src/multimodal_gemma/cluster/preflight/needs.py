@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from multimodal_gemma.cluster.trainjob.place import divide
+from multimodal_gemma.cluster.trainjob.place import delegates, divide
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.planning import room
 from multimodal_gemma.planning import sources as planned
@@ -43,6 +43,8 @@ class Needs:
         store: what the run puts into the platform's own store; "" where that is not known.
         train_job: train-model hands its work to Kubeflow Trainer.
         runtime: the TrainingRuntime it names then.
+        scratch: what a node of it writes on its scratch volume; "" where that is not known.
+        scratch_given: the volume of its own that a node is given; "": the runtime's.
         queue: Kueue's LocalQueue that it waits in; "": none.
     """
 
@@ -64,6 +66,8 @@ class Needs:
     store: str = ""
     train_job: bool = False
     runtime: str = ""
+    scratch: str = ""
+    scratch_given: str = ""
     queue: str = ""
 
 
@@ -90,13 +94,12 @@ def of_run(
     hub, store, registry = (str(parameters.get(f"secret_{name}") or "") for name in ("hub", "store", "registry"))
     sources = [config.data.conversations, config.data.images, *config.data.image_roots, config.model.vision]
     sources += [config.benchmarks.pope, config.benchmarks.vqa, config.benchmarks.images, config.model.language]
-    written = [
-        place for place in (config.training.checkpoint_uri, config.nodes.work_uri, config.export.publish) if place
-    ]
-    required = [store] if any("s3://" in place for place in [*sources, *written]) else []
+    places = (config.training.checkpoint_uri, config.nodes.work_uri, config.data.work_uri, config.export.publish)
+    written = [place for place in places if place.startswith("s3://")]
+    required = [store] if written or any("s3://" in place for place in sources) else []
     if config.model.language.startswith(_GATED):
         required.append(hub)
-    disks, artifacts = _room(config)
+    disks, artifacts, scratch = _room(config)
     needs = Needs(
         namespace=namespace,
         service_account=service_account,
@@ -115,21 +118,23 @@ def of_run(
         disks=disks,
         store=artifacts,
     )
-    if config.training.nodes > 1:
-        needs = _on_nodes(needs, divide(config)[0])
+    if delegates(config):
+        needs = dataclasses.replace(_on_nodes(needs, divide(config)[0]), scratch=scratch)
     _require_quantity("resources.cpu", needs.cpu)
     _require_quantity("resources.memory", needs.memory)
     return needs
 
 
-def _room(config: Config) -> tuple[dict[str, str], str]:
-    """Return what each task writes on its node, and what a run puts into the platform's store; nothing if unknown."""
+def _room(config: Config) -> tuple[dict[str, str], str, str]:
+    """Return what each task writes on its node, what a run puts into the platform's store, and a node's scratch."""
     try:
-        found = planned.room_of(config, train_job=config.training.nodes > 1)
+        found = planned.room_of(config, train_job=delegates(config))
     except InputError:  # the sample, or models and data that only their folders can tell of
-        return {}, ""
+        return {}, "", ""
     shared = found.work if config.nodes.work_uri.startswith(_OWN_BUCKET) else 0.0
-    return {task: room.gib(size) for task, size in found.tasks.items()}, room.gib(found.store + shared)
+    shared += found.slices if config.data.work_uri.startswith(_OWN_BUCKET) else 0.0
+    disks = {task: room.gib(size) for task, size in found.tasks.items()}
+    return disks, room.gib(found.store + shared), room.gib(found.node) if found.node else ""
 
 
 def _on_nodes(needs: Needs, config: Config) -> Needs:
@@ -145,6 +150,7 @@ def _on_nodes(needs: Needs, config: Config) -> Needs:
         tolerations=list(nodes.tolerations),
         train_job=True,
         runtime=nodes.runtime,
+        scratch_given=nodes.scratch,
         queue=nodes.queue,
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 from multimodal_gemma.cluster.kube.client import RUNTIMES, Namespace, Refused
 from multimodal_gemma.cluster.preflight.findings import Finding, failed, ok, unknown
 from multimodal_gemma.cluster.preflight.needs import Needs
+from multimodal_gemma.cluster.trainjob.spec import scratch
 
 _TRAINER = ("trainer.kubeflow.org", "v1alpha1")
 _KUEUE = "kueue.x-k8s.io"
@@ -93,14 +94,6 @@ def trainer(cluster: Namespace, needs: Needs) -> list[Finding]:
     return found
 
 
-def has_trainer(cluster: Namespace, runtime: str) -> bool:
-    """Whether a TrainJob can be made from a TrainingRuntime here; False where that may not be looked at."""
-    try:
-        return _served(cluster).state == "ok" and cluster.get(RUNTIMES, runtime) is not None
-    except Refused:
-        return False
-
-
 def _served(cluster: Namespace) -> Finding:
     check, (group, version) = "trainer", _TRAINER
     known = cluster.get("/apis", group)
@@ -117,12 +110,22 @@ def _served(cluster: Namespace) -> Finding:
 
 
 def _runtime(cluster: Namespace, needs: Needs) -> Finding:
+    from kubernetes.utils.quantity import parse_quantity
+
     check = f"runtime {needs.runtime}"
-    if cluster.get(RUNTIMES, needs.runtime) is None:
+    found = cluster.get(RUNTIMES, needs.runtime)
+    if found is None:
         return failed(
             check,
             f"namespace {needs.namespace} has no TrainingRuntime {needs.runtime}",
             "Apply it: kubectl apply -k manifests/overlays/…/trainer.",
+        )
+    room = needs.scratch_given or scratch(found)
+    if needs.scratch and room and parse_quantity(room) < parse_quantity(needs.scratch):
+        return failed(
+            check,
+            f"a node's scratch volume has {room}, and this training writes up to {needs.scratch} there",
+            f"Set nodes.scratch={needs.scratch}, or training.feature_cache=none, which computes features anew.",
         )
     return ok(check, "it is there")
 

@@ -45,6 +45,14 @@ def here() -> Namespace:
     return Namespace(client.connect, client.current_namespace())
 
 
+def available(namespace: Namespace, runtime: str) -> bool:
+    """Whether a TrainJob can be made from a TrainingRuntime here; False where that may not be looked at."""
+    try:
+        return namespace.get(RUNTIMES, runtime) is not None
+    except Refused:
+        return False
+
+
 def runtime(namespace: Namespace, name: str) -> Object:
     """Return the TrainingRuntime that TrainJobs are made from.
 

@@ -112,6 +112,13 @@ def build(
     }
 
 
+def scratch(runtime: Object) -> str:
+    """Return how large the scratch volume of a runtime's nodes may become; "" where it has no bounds."""
+    volumes = _pod(runtime).get("volumes") or []
+    found = next((one.get("emptyDir") or {} for one in volumes if one.get("name") == "scratch"), {})
+    return str(found.get("sizeLimit") or "")
+
+
 def _volume(asked: NodesConfig) -> Object:
     """Return a volume of a node's own, made and deleted with its pod, and where it is mounted."""
     claim: Object = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": asked.scratch}}}
@@ -124,15 +131,18 @@ def _volume(asked: NodesConfig) -> Object:
     }
 
 
+def _pod(runtime: Object) -> Object:
+    """Return the pod of a runtime's job that trains; {} where it has none."""
+    jobs = ((runtime["spec"].get("template") or {}).get("spec") or {}).get("replicatedJobs") or []
+    job = next((one for one in jobs if one.get("name") == _JOB), None)
+    return dict(job["template"]["spec"]["template"]["spec"]) if job else {}
+
+
 def _container(runtime: Object, name: str) -> Object:
     """Return the container of a runtime that trains."""
-    try:
-        for job in runtime["spec"]["template"]["spec"]["replicatedJobs"]:
-            if job["name"] == _JOB:
-                containers = job["template"]["spec"]["template"]["spec"]["containers"]
-                return next(one for one in containers if one["name"] == pods.CONTAINER)
-    except (KeyError, TypeError, StopIteration):
-        pass
+    for container in _pod(runtime).get("containers") or []:
+        if container["name"] == pods.CONTAINER:
+            return dict(container)
     raise InputError(
         f"cluster: the TrainingRuntime {name} has no container {pods.CONTAINER!r} in a job {_JOB!r}. Apply "
         "manifests/trainer, or name another with nodes.runtime."
