@@ -90,7 +90,7 @@ def surroundings(namespace: Namespace) -> spec.Surroundings:
         mine = next((one for one in containers if one["name"] == "main"), containers[0])
         image = str(mine.get("image") or "")
         owners = pod["metadata"].get("ownerReferences") or []
-        owner = next((one for one in owners if one["kind"] == "Workflow"), {})
+        owner: Object = next((one for one in owners if one["kind"] == "Workflow"), {})
         workflow = {key: owner[key] for key in ("apiVersion", "kind", "name", "uid") if key in owner}
         pull = [str(one["name"]) for one in pod["spec"].get("imagePullSecrets") or []]
         env = {
