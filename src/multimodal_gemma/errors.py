@@ -7,3 +7,7 @@ The command line prints it and exits with 2; nothing else in the project catches
 
 class InputError(Exception):
     """A mistake in what the user gave: one clear sentence, no traceback, exit code 2."""
+
+
+class Outage(InputError):
+    """A server that does not answer: named wrongly, or away for a while; a task's work is tried again."""

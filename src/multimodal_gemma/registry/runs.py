@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from multimodal_gemma.config.schema import RegistryConfig
 
-__all__ = ["PIPELINE_RUN", "end", "ensure_run", "find", "injected_run", "open_run", "run_in", "tracking_uri"]
+__all__ = ["PIPELINE_RUN", "end", "ensure_run", "find", "injected_run", "open_run", "page", "run_in", "tracking_uri"]
 
 _PARENT = "mlflow.parentRunId"  # MLflow's own tag of a nested run
 PIPELINE_RUN = "mmgemma.pipeline_run"  # the tag that ties a run to its pipeline run
@@ -47,10 +47,14 @@ def open_run(registry: RegistryConfig, pipeline_run: str, name: str) -> str:
         InputError: MLflow cannot be reached or refuses.
     """
     with server.connected(registry) as client:
-        run = client.get_run(run_in(client, registry, pipeline_run, name=name))
-    uri = server.shown(tracking_uri(registry))
-    page = f"{uri.rstrip('/')}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
-    return page if uri.startswith("http") else ""
+        return page(registry, client.get_run(run_in(client, registry, pipeline_run, name=name)))
+
+
+def page(registry: RegistryConfig, run: Run) -> str:
+    """Return the address of a run's page; "" where MLflow is a database, which has none."""
+    uri = server.shown(tracking_uri(registry)).rstrip("/")
+    there = f"{uri}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    return there if uri.startswith("http") else ""
 
 
 def ensure_run(registry: RegistryConfig, pipeline_run: str) -> str:

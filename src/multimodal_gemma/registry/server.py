@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from multimodal_gemma import environment, locks
-from multimodal_gemma.errors import InputError
+from multimodal_gemma.errors import InputError, Outage
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -253,12 +253,12 @@ def _check_health(uri: str) -> None:
             "Name your authority's file in REQUESTS_CA_BUNDLE, or use http:// if the server speaks no TLS."
         ) from None
     except requests.exceptions.Timeout:
-        raise InputError(
+        raise Outage(
             f"registry: MLflow at {shown(uri)} does not answer within {_HEALTH_TIMEOUT:.0f} s. Check the address and "
             "the network."
         ) from None
     except requests.exceptions.RequestException:
-        raise InputError(
+        raise Outage(
             f"registry: MLflow at {shown(uri)} cannot be reached. Start it, or correct registry.tracking_uri "
             "(MLFLOW_TRACKING_URI)."
         ) from None

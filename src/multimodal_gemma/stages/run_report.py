@@ -237,9 +237,7 @@ def _asked_mlflow(config: Config, run_id: str) -> Registered:
             found = runs.find(client, config.registry, run_id)
             if found is None:
                 return Registered()
-            uri = server.shown(server.tracking_uri(config.registry)).rstrip("/")
-            page = f"{uri}/#/experiments/{found.info.experiment_id}/runs/{found.info.run_id}"
-            known = Registered(run=page if uri.startswith("http") else "", name=config.registry.name)
+            known = Registered(run=runs.page(config.registry, found), name=config.registry.name)
             metrics: dict[str, Any] = {}
             with contextlib.suppress(Exception):  # a store of artifacts that is away: the page goes without intervals
                 path = client.download_artifacts(found.info.run_id, _METRICS)

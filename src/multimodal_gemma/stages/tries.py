@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from multimodal_gemma import config as configuration
-from multimodal_gemma.errors import InputError
+from multimodal_gemma.errors import InputError, Outage
 from multimodal_gemma.stages import component
 
 TRIES = {"download": 4, "preprocess": 2, "train": 3, "evaluate": 3, "record": 4, "register": 4, "export": 4, "fetch": 4}
@@ -35,6 +35,7 @@ RUN_ID = "MMGEMMA_RUN_ID"  # environment: the pipeline run, for work whose plan 
 LIMIT = "MMGEMMA_TRIES"  # environment: at most so many, e.g. 1 on a laptop, where a person waits for the failure
 PAUSES = (10.0, 30.0, 90.0)  # seconds before the second, third and fourth try
 _MEMORY = Path("/sys/fs/cgroup")  # of the container itself, on cgroup v2
+_OUTAGE = 69  # EX_UNAVAILABLE of sysexits.h: how a child says that a server did not answer
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -50,8 +51,8 @@ def run(stage: str, plan: str = "", **arguments: Any) -> dict[str, Any]:
         The fields of what `run` returned.
 
     Raises:
-        SystemExit: the work did not succeed: 2 for a mistake of the user, 1 when no try is left, else what the child
-            ended with after SIGTERM.
+        SystemExit: the work did not succeed: 2 for a mistake of the user or a server that never answered, 1 when no try
+            is left, else what the child ended with after SIGTERM.
     """
     allowed = max(1, min(TRIES.get(stage, 1), int(os.environ.get(LIMIT) or 99)))
     request = json.dumps({"stage": stage, "plan": plan, "arguments": arguments})
@@ -77,6 +78,9 @@ def run(stage: str, plan: str = "", **arguments: Any) -> dict[str, Any]:
                 pause = PAUSES[min(number, len(PAUSES)) - 1]
                 _say(f"--- {stage}: {reasons[-1]}; tried again in {pause:.0f} s with what is on the disk")
                 child.wait(pause)
+    if code == _OUTAGE:  # it may never have been there: a mistake, as far as anybody can tell
+        _say(f"{component.ERROR_MARK}{reasons[-1]}.")
+        raise SystemExit(component.INPUT_ERROR)
     _say(f"{component.ERROR_MARK}{stage}: {_sentence(reasons)}")
     raise SystemExit(1)
 
@@ -177,11 +181,13 @@ def _main(told: Path, parent: int) -> None:
         try:
             result = _call(asked["stage"], asked["plan"], asked["arguments"])
         except Exception as error:
-            if isinstance(error, InputError):  # its sentence is printed where all are
+            if isinstance(error, InputError) and not isinstance(error, Outage):  # its sentence is printed where all are
                 raise
-            traceback.print_exc()
-            told.write_text(json.dumps({"failed": f"{type(error).__name__}: {error}"[:500]}), encoding="utf-8")
-            raise SystemExit(1) from None
+            if not isinstance(error, Outage):
+                traceback.print_exc()
+            failed = str(error).rstrip(".") if isinstance(error, Outage) else f"{type(error).__name__}: {error}"
+            told.write_text(json.dumps({"failed": failed[:500]}), encoding="utf-8")
+            raise SystemExit(_OUTAGE if isinstance(error, Outage) else 1) from None
     told.write_text(json.dumps(dataclasses.asdict(result), default=str), encoding="utf-8")
 
 

@@ -122,7 +122,11 @@ class MLflowBatches(GeneralTracker):
     def _find_run(self) -> None:
         from multimodal_gemma.registry import runs
 
-        self._run_id = runs.ensure_run(self._registry, self._pipeline_run)
+        with server.connected(self._registry) as client:
+            self._run_id = runs.run_in(client, self._registry, self._pipeline_run)
+            place = runs.page(self._registry, client.get_run(self._run_id))
+        if place:
+            logs.get("train").info(f"MLflow: {place}")  # where the curves grow while the log does
         self._watch_machine()
 
     def _watch_machine(self) -> None:

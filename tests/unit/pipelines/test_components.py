@@ -1,6 +1,7 @@
 """Components are labels on doors: thin, documented, and nothing but wiring."""
 
 import ast
+import importlib.util
 import re
 from pathlib import Path
 
@@ -42,3 +43,15 @@ def test_there_is_a_component_for_every_step():
     names = {folder.name for folder in COMPONENTS}
     assert {"preflight", "download_models", "download_dataset", "download_benchmarks", "preprocess_dataset"} <= names
     assert {"train_model", "evaluate_model", "register_model", "export_model", "report_run"} <= names
+
+
+def test_the_example_of_the_page_compiles(tmp_path):
+    from kfp import compiler
+
+    (code,) = re.findall(r"```python\n(.*?)```", (FOLDER / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "example.py").write_text(code)  # the SDK reads a component's source from its file
+    spec = importlib.util.spec_from_file_location("example", tmp_path / "example.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    compiler.Compiler().compile(module.conversations, str(tmp_path / "example.yaml"))
+    assert "download-dataset" in (tmp_path / "example.yaml").read_text()

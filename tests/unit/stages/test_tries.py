@@ -18,7 +18,7 @@ STAGE = """
 from __future__ import annotations
 import dataclasses, os, signal, sys, time
 from pathlib import Path
-from multimodal_gemma.errors import InputError
+from multimodal_gemma.errors import InputError, Outage
 from multimodal_gemma.stages.summary import Summary
 
 def run(config, folder: Path, story: list, *, run_id: str = "") -> Summary:
@@ -33,6 +33,8 @@ def run(config, folder: Path, story: list, *, run_id: str = "") -> Summary:
         raise MemoryError
     if what == "connection":
         raise ConnectionResetError("the store hung up")
+    if what == "outage":
+        raise Outage("registry: MLflow at http://mlflow:5000 cannot be reached. Start it.")
     if what == "mistake":
         raise InputError("export: there is no such place. Name another.")
     if what == "waits":
@@ -136,6 +138,16 @@ def test_a_mistake_of_the_user_is_never_tried_again(shell):
     assert code == 2
     assert said[-1] == "error: export: there is no such place. Name another."
     assert len([line for line in said if line.startswith("working")]) == 1
+
+
+def test_a_server_that_is_away_is_waited_for_and_one_that_never_comes_is_a_mistake(shell, tmp_path):
+    code, _, said = ended(shell("outage", "done"))
+    assert code == 0
+    assert not [line for line in said if line.startswith(("error: ", "Traceback"))]
+    (tmp_path / "work" / "steps").unlink()
+    code, _, said = ended(shell("outage", "outage", "outage"))
+    assert code == 2
+    assert said[-1] == "error: registry: MLflow at http://mlflow:5000 cannot be reached. Start it."
 
 
 def test_three_deaths_end_it_with_one_sentence(shell):
