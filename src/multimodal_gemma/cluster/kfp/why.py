@@ -26,7 +26,8 @@ ERROR = "error: "  # what stages.component puts before the sentence of a mistake
 _WORKFLOWS = "/apis/argoproj.io/v1alpha1/namespaces/{namespace}/workflows"
 _PODS = "/api/v1/namespaces/{namespace}/pods"
 _NODE = "workflows.argoproj.io/node-id"
-_TEMPLATES = ("retry-system-container-impl", "system-container-impl")  # as KFP's compiler for Argo names them
+# As KFP's compiler for Argo names them: with a label of the pod's own (and no annotation), with retries, with neither.
+_TEMPLATES = ("metadata-0-1-retry-system-container-impl", "retry-system-container-impl", "system-container-impl")
 _SILENT = "its pod has said nothing yet; it may wait for a node or an image, which a kubeconfig would show"
 _MAIN = "main"  # Argo's name of the container that does a task's work
 _GLOG = re.compile(r"([IWEF])\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ [\w.]+:\d+\] ?")  # of KFP's driver and launcher
