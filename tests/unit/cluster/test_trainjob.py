@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from multimodal_gemma.cluster.kube import client, watch
+from multimodal_gemma.cluster.kube import client, pods, watch
 from multimodal_gemma.cluster.trainjob import job as train_job
 from multimodal_gemma.cluster.trainjob import spec
 from multimodal_gemma.config.schema import NodesConfig
@@ -190,6 +190,24 @@ def test_an_image_that_cannot_be_pulled_is_named(server, told):
     until(lambda: any('ImagePullBackOff: Back-off pulling image "trainer:1"' in line for line in told()))
     controller.status(condition("Complete"))
     assert followed.end() is None
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("pod-evicted", 'Evicted: Container main exceeded its local ephemeral storage limit "1Gi".'),
+        ("pod-out-of-memory", "OOMKilled, exit code 1"),
+        ("pod-failed", "exit code 1"),
+    ],
+)
+def test_how_a_pod_ended_is_what_the_kubelet_says(shared, name, told):
+    """Real pods of Kubernetes 1.34; in a run's the container is named otherwise than in a TrainJob's."""
+    pod = json.loads((shared / "kfp-2.17" / f"{name}.json").read_text())
+    for status in pod["status"]["containerStatuses"]:
+        status["name"] = {"main": pods.CONTAINER}.get(status["name"], status["name"])
+    loss = pods.loss_of(pod)
+    assert loss is not None
+    assert loss.reason == told
 
 
 def test_watches_may_break_and_expire(server, told):
