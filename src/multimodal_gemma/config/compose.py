@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import functools
 import json
+import re
 import typing
 from collections.abc import Iterator, Sequence
 from importlib import resources
@@ -60,12 +61,17 @@ def compose(preset: str, overrides: Sequence[str] = ()) -> Config:
     try:
         with initialize_config_module(_PRESETS, version_base="1.3"):
             tables = [override for override in overrides if override.partition("=")[0] in _tables()]
-            others = [_spelled(override) for override in overrides if override not in tables]
+            texts = [override for override in overrides if override.partition("=")[0] in _texts()]
+            rest = [override for override in overrides if override not in (*tables, *texts)]
+            others = [f"++{one}" if one.startswith(f"{_FLOORS}.") else one for one in rest]  # any metric may have one
             composed = hydra_compose(preset, overrides=others)
             for table in tables:  # replaces the preset's; Hydra would merge the two, and knows no new names in it
                 value = OverridesParser.create().parse_override(table).value()
                 OmegaConf.update(composed, table.partition("=")[0], value, merge=False)
             config = OmegaConf.to_object(composed)
+            for override in texts:
+                key, _, value = override.partition("=")
+                _put(config, key, _unquoted(value))
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(_value_sentence(preset, overrides, error)) from None
     assert isinstance(config, Config)
@@ -98,10 +104,14 @@ def from_json(text: str) -> Config:
     from omegaconf import OmegaConf
 
     base = OmegaConf.structured(Config)
-    for key, value in _leaves(json.loads(text)):
-        OmegaConf.update(base, key, value, merge=False)
+    leaves = dict(_leaves(json.loads(text)))
+    for key, value in leaves.items():
+        if key not in _texts():
+            OmegaConf.update(base, key, value, merge=False)
     config = OmegaConf.to_object(base)
     assert isinstance(config, Config)
+    for key in leaves.keys() & _texts():
+        _put(config, key, str(leaves[key]))
     return _finish(config)
 
 
@@ -117,6 +127,27 @@ def _leaves(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 def _tables() -> frozenset[str]:
     """Return the keys whose value is a table: it is replaced as a whole, never merged with another."""
     return frozenset(key for key, hint in _hinted(Config) if str(hint).startswith("dict["))
+
+
+@functools.cache
+def _texts() -> frozenset[str]:
+    """Return the keys whose value is a text: it stays what was typed, whatever Hydra would read into it."""
+    return frozenset(key for key, hint in _hinted(Config) if hint is str)
+
+
+def _put(config: Any, key: str, value: str) -> None:
+    *sections, name = key.split(".")
+    for section in sections:
+        config = getattr(config, section)
+    setattr(config, name, value)
+
+
+def _unquoted(text: str) -> str:
+    r"""Return a text without the quotes around it; within double ones \n is a line break and \t a tab."""
+    if len(text) < 2 or text[0] != text[-1] or text[0] not in "'\"":
+        return text
+    meant = {"\\": "\\", text[0]: text[0]} | ({"n": "\n", "t": "\t"} if text[0] == '"' else {})
+    return re.sub(r"\\(.)", lambda found: meant.get(found[1], found[0]), text[1:-1], flags=re.DOTALL)
 
 
 def _finish(config: Config) -> Config:
@@ -173,26 +204,6 @@ def _nearest(word: str, known: Sequence[str]) -> str:
         by_ending = {name.rpartition(".")[2]: name for name in known}
         close = [by_ending[name] for name in difflib.get_close_matches(ending, list(by_ending), n=1, cutoff=0.4)]
     return f"Did you mean {close[0]!r}?" if close else f"Choose one of {', '.join(known)}."
-
-
-def _spelled(override: str) -> str:
-    """Spell an override in Hydra's grammar: any path or URI is text, and any metric may have a floor."""
-    key, _, value = override.partition("=")
-    if key in _location_keys(Config) and value[:1] not in ("'", '"'):
-        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-        return f"{key}='{escaped}'"
-    return f"++{override}" if key.startswith(f"{_FLOORS}.") else override
-
-
-def _location_keys(kind: type, prefix: str = "") -> set[str]:
-    hints = typing.get_type_hints(kind)
-    keys = set()
-    for field in dataclasses.fields(kind):
-        if dataclasses.is_dataclass(hints[field.name]):
-            keys |= _location_keys(typing.cast(type, hints[field.name]), f"{prefix}{field.name}.")
-        elif field.metadata.get("location"):
-            keys.add(f"{prefix}{field.name}")
-    return keys
 
 
 def _value_sentence(preset: str, overrides: Sequence[str], error: Exception) -> str:

@@ -20,7 +20,7 @@ class SampleConfig:
 
     train_scenes: int = number(2000, low=10)  # scenes with conversations
     held_out_scenes: int = number(120, low=4)  # scenes that only the benchmarks ask about
-    seed: int = 7  # another seed draws other scenes
+    seed: int = number(7, low=0)  # another seed draws other scenes
 
 
 @dataclasses.dataclass
@@ -44,7 +44,7 @@ class DataConfig:
     max_missing_fraction: float = number(0.001, low=0, high=1)  # images that may be lost before download fails
     max_faulty_fraction: float = number(0.0, low=0, high=1)  # conversations that may break the format; 0: not one
     limit: int | None = number(None, low=1)  # conversations drawn by a seeded hash; null takes all
-    limit_seed: int = 42  # another seed draws others
+    limit_seed: int = number(42, low=0)  # another seed draws others
     min_turns: int = number(1, low=1)  # questions and answers, both counted
     max_turns: int | None = number(None, low=1)
     min_characters: int = number(0, low=0)  # of all turns together
@@ -55,7 +55,7 @@ class DataConfig:
     max_image_bytes: int = number(20_000_000, low=1)  # a larger file is no photograph
     max_image_pixels: int = number(50_000_000, low=1)  # decoded size; a bomb is larger
     validation_fraction: float = number(0.02, low=0, high=0.5)  # share of images held out, by image
-    split_seed: int = 42  # another seed holds other images out
+    split_seed: int = number(42, low=0)  # another seed holds other images out
     image_position: str = choice("first", "as-written")  # first: before the question, as LLaVA's own trainer has it
     image_fit: str = choice(
         "stock", "crop", "pad", "squeeze"
@@ -121,7 +121,7 @@ class TrainingConfig:
     weight_decay: float = number(0.01, low=0)
     warmup_fraction: float = number(0.03, low=0, high=1)  # of all steps, linear from zero; then linear to zero
     max_grad_norm: float = number(1.0, low=0)
-    seed: int = 42
+    seed: int = number(42, low=0)
     precision: str = choice("auto", "fp32", "bf16")  # auto: bf16 where a GPU has it
     device: str = choice("auto", "cpu", "cuda")
     compile: str = choice("auto", "on", "off")  # the language model only; auto: on a GPU

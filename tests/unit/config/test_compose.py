@@ -94,3 +94,36 @@ def test_a_wrong_override_is_named(override: str, said: str) -> None:
 def test_an_unknown_preset_is_named_with_the_nearest() -> None:
     with pytest.raises(InputError, match=r"there is no preset 'smaple'\. Did you mean 'sample'\?"):
         compose("smaple")
+
+
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        ("registry.experiment=2026_11_25", "2026_11_25"),
+        ("registry.name=1.10", "1.10"),
+        ("registry.name=1e3", "1e3"),
+        ("registry.name=null", "null"),
+        ("registry.name=ünï", "ünï"),
+        ("registry.name=a ${b} [c] {d}", "a ${b} [c] {d}"),
+        ("registry.name='quoted'", "quoted"),
+        (r"registry.name='it\'s a \\ and \n'", r"it's a \ and \n"),
+        (r'evaluation.suffix="\nShort."', "\nShort."),
+        (r"export.publish=a\b", r"a\b"),
+    ],
+)
+def test_a_text_stays_what_was_typed(override: str, text: str) -> None:
+    config = compose("sample", [override])
+    section, _, name = override.partition("=")[0].partition(".")
+    assert getattr(getattr(config, section), name) == text
+    assert getattr(getattr(from_json(to_json(config)), section), name) == text
+
+
+@pytest.mark.parametrize("location", ["scratch${x}", "scratch\\b"])
+def test_any_path_is_a_location(location: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert compose("sample", [f"data.images={location}"]).data.images == (tmp_path / location).as_uri()
+
+
+def test_a_negative_seed_is_refused() -> None:
+    with pytest.raises(InputError, match=r"training\.seed=-1 is not allowed"):
+        compose("sample", ["training.seed=-1"])
