@@ -13,7 +13,7 @@ import pytest
 
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.local.containers import Containers
-from multimodal_gemma.local.records import Record
+from multimodal_gemma.local.results import Record
 from tests.images.conftest import Run
 
 
@@ -51,7 +51,7 @@ def test_an_interrupted_run_leaves_no_container(docker: Run, images: dict[str, s
     script = (
         "import sys, pathlib, signal\n"
         "from multimodal_gemma.local.containers import Containers\n"
-        "from multimodal_gemma.local.records import Record\n"
+        "from multimodal_gemma.local.results import Record\n"
         "signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))\n"
         "folder = pathlib.Path(sys.argv[1])\n"
         "command = ['sh', '-c', f'python3 {folder}/task.py']\n"

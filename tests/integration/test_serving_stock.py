@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from multimodal_gemma.model import chat
 from tests.unit.evaluation import tiny
 
 openai = pytest.importorskip("openai", reason="openai is not installed (extra dev)")
@@ -24,7 +25,11 @@ STARTING = 120  # seconds
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.save(tmp_path_factory.mktemp("served") / "model")
+    folder = tiny.save(tmp_path_factory.mktemp("served") / "model")
+    words = tiny.tokenizer().get_vocab()
+    template = chat.family_of(words, eos_token="<eos>", starts_with_bos=True).template  # as every model of ours has
+    (folder / "chat_template.jinja").write_text(template)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +80,26 @@ def test_text_a_photograph_and_a_stream_are_answered(client: Any, model: Path, s
     ]
     assert len(pieces) > 1
     assert "".join(pieces).strip() == whole[0].strip()
+
+
+def test_a_system_message_and_a_second_turn_are_answered_as_the_template_writes_them(
+    client: Any, model: Path, shared: Path
+) -> None:
+    from PIL import Image
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    photograph = sorted((shared / "coco-sample" / "train2017").glob("*.jpg"))[0]
+    messages = [{"role": "system", "content": "dog or cat ?"}, *about(photograph)]
+    messages += [{"role": "assistant", "content": "w7"}, {"role": "user", "content": "is there a dog ?"}]
+    settings = {"model": str(model), "max_tokens": 12, "temperature": 0}
+    said = client.chat.completions.create(messages=messages, **settings).choices[0].message.content
+    prompt = (
+        "<bos><start_of_turn>user\n<image>\ndog or cat ?\n\nwhat color is the car ?<end_of_turn>\n"
+        "<start_of_turn>model\nw7<end_of_turn>\n<start_of_turn>user\nis there a dog ?<end_of_turn>\n"
+        "<start_of_turn>model\n"
+    )
+    stock, processor = AutoModelForImageTextToText.from_pretrained(model), AutoProcessor.from_pretrained(model)
+    with Image.open(photograph) as opened:
+        inputs = processor(images=[opened.convert("RGB")], text=[prompt], add_special_tokens=False, return_tensors="pt")
+    tokens = stock.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert said.strip() == processor.decode(tokens, skip_special_tokens=True).strip()

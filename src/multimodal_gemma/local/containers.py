@@ -20,7 +20,7 @@ import yaml
 
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.local import process
-from multimodal_gemma.local.records import Record
+from multimodal_gemma.local.results import Record
 
 USER = 10001  # of the images; a run that root starts continues as this one
 _LOOK = 20.0  # seconds the engine may take to answer

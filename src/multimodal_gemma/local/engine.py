@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from multimodal_gemma.local.records import Record
+from multimodal_gemma.local.results import Record
 
 ARTIFACTS = "artifacts"  # folder of a run that holds one folder a task
 

@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator
 from typing import IO
 
-from multimodal_gemma.local.records import Record
+from multimodal_gemma.local.results import Record
 
 _GRACE = 30.0  # seconds between asking a process to end and ending it: a training saves its state meanwhile
 _PIECE = 1 << 16  # bytes

@@ -10,8 +10,7 @@ from multimodal_gemma import files
 from multimodal_gemma.config import Config
 from multimodal_gemma.local import drawing
 from multimodal_gemma.local.graph import Task
-from multimodal_gemma.local.records import Record
-from multimodal_gemma.local.summary import Results
+from multimodal_gemma.local.results import Record, Results
 from multimodal_gemma.reporting import charts, run_page
 from multimodal_gemma.reporting.page import Page
 from multimodal_gemma.reporting.run_page import RunPage, Step

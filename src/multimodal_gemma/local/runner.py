@@ -14,9 +14,9 @@ from multimodal_gemma import config as configuration
 from multimodal_gemma import files
 from multimodal_gemma.config import Config
 from multimodal_gemma.errors import InputError
-from multimodal_gemma.local import engine, graph, process, summary
+from multimodal_gemma.local import engine, graph, process
 from multimodal_gemma.local import folder as run_folder
-from multimodal_gemma.local.records import Record
+from multimodal_gemma.local.results import Record, Results, gather, status_of, write
 from multimodal_gemma.stages import tries
 from multimodal_gemma.stages.component import INPUT_ERROR
 
@@ -78,7 +78,7 @@ def run(
             with _ended_by_signal():
                 asked = {"preset": preset, "overrides": list(overrides), "registry_tracking_uri": ""}
                 _execute(compiled, graph.arguments(compiled, asked), folder, runs / _CACHE, watch)
-            status = summary.status_of(records)
+            status = status_of(records)
         finally:
             results = _conclude(status, records, folder, mlflow_uri, config, compiled, terminal)
     return _exit_code(records, results)
@@ -143,15 +143,15 @@ def _conclude(
     config: Config,
     compiled: Path,
     terminal: Any,
-) -> summary.Results:
+) -> Results:
     """Write the summary and the report, whatever happened, and print what came of the run; return its results."""
     from multimodal_gemma.local import overview, report
 
     for record in records.values():
         if record.status == "waiting":
             record.status = "skipped"
-    results = summary.gather(records)
-    summary.write(folder, records, results, mlflow_uri, status, config.preset)
+    results = gather(records)
+    write(folder, records, results, mlflow_uri, status, config.preset)
     page = report.render(status, records, graph.read(compiled), results, config, folder, mlflow_uri)
     files.write_text(folder / "report.html", page)
     overview.write(folder.parent)
@@ -210,7 +210,7 @@ def _ended_by_signal() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _exit_code(records: dict[str, Record], results: summary.Results) -> int:
+def _exit_code(records: dict[str, Record], results: Results) -> int:
     failed = [record for record in records.values() if record.status == "failed"]
     if not failed:
         return REFUSED if results.refused else 0

@@ -9,8 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from multimodal_gemma.local.records import Record
-from multimodal_gemma.local.summary import Results
+from multimodal_gemma.local.results import Record, Results
 from multimodal_gemma.reporting.run_page import duration
 
 _STYLE = {"succeeded": "green", "reused": "cyan", "failed": "bold red", "skipped": "dim", "waiting": "dim"}
@@ -95,28 +94,17 @@ def _stages(records: dict[str, Record]) -> Table:
 
 
 def _scores(results: Results) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("benchmark")
-    for name in ("accuracy", "majority answer", "F1", "answers yes", "questions"):
+    asked = [results.names[kind] for kind, found in (("pope", results.pope), ("vqa", results.vqa)) if found]
+    table = Table(box=None, pad_edge=False, header_style="bold", title="; ".join(asked), title_justify="left")
+    table.add_column("questions")
+    for name in ("accuracy", "majority answer", "F1", "answers yes", "number"):
         table.add_column(name, justify="right")
     for setting, score in results.pope.items():
-        table.add_row(
-            f"{results.names['pope']}, {setting}",
-            f"{score['accuracy']:.3f}",
-            f"{score['majority_baseline']:.3f}",
-            f"{score['f1']:.3f}",
-            f"{score['yes_ratio']:.3f}",
-            f"{score['count']:,}",
-        )
+        figures = [f"{score[name]:.3f}" for name in ("accuracy", "majority_baseline", "f1", "yes_ratio")]
+        table.add_row(f"presence, {setting}", *figures, f"{score['count']:,}")
     if vqa := results.vqa:
-        table.add_row(
-            results.names["vqa"],
-            f"{vqa['accuracy']:.3f}",
-            f"{vqa['majority_baseline']:.3f}",
-            "",
-            "",
-            f"{vqa['count']:,}",
-        )
+        figures = [f"{vqa[name]:.3f}" for name in ("accuracy", "majority_baseline")]
+        table.add_row("open", *figures, "", "", f"{vqa['count']:,}")
     return table
 
 

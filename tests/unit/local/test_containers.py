@@ -10,7 +10,7 @@ import pytest
 
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.local import containers
-from multimodal_gemma.local.records import Record
+from multimodal_gemma.local.results import Record
 
 FAKE = """#!/bin/sh
 printf '%s\\n' "$@" "" >> "$NOTES"

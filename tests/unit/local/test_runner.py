@@ -199,8 +199,7 @@ def test_two_runs_at_once_on_a_fresh_folder_both_end_well(compiled, runs):
 
 
 def test_a_refused_version_is_exit_code_3_and_its_reason_is_told(capsys, tmp_path):
-    from multimodal_gemma.local.records import Record
-    from multimodal_gemma.local.summary import Results
+    from multimodal_gemma.local.results import Record, Results
     from multimodal_gemma.local.terminal import Terminal
 
     rules = [{"name": "floor", "passed": False, "reason": "0.1 is below 0.5"}]
@@ -229,7 +228,7 @@ def test_all_runs_stand_side_by_side(compiled, runs, capfd):
 
 def test_a_progress_bar_is_logged_in_its_last_state(tmp_path):
     from multimodal_gemma.local import process
-    from multimodal_gemma.local.records import Record
+    from multimodal_gemma.local.results import Record
 
     record = Record("bar", log=tmp_path / "bar.log")
     script = r"printf 'bar 1\rbar 2\rbar 3\nnext\n' >&2; echo quiet; exit 3"

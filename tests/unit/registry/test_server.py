@@ -155,3 +155,21 @@ def test_the_platforms_variable_outlives_every_connection(database: str, monkeyp
         with server.connected(RegistryConfig()):
             assert os.environ["MLFLOW_TRACKING_URI"] == database
         assert os.environ["MLFLOW_TRACKING_URI"] == database
+
+
+def test_an_artifact_store_without_its_bucket_or_its_package_is_one_sentence(database: str) -> None:
+    exceptions = pytest.importorskip("botocore.exceptions")
+    refused = exceptions.ClientError({"Error": {"Code": "NoSuchBucket", "Message": "no such bucket"}}, "PutObject")
+    with (
+        pytest.raises(InputError, match="the artifact store of MLflow at .* refuses: .*NoSuchBucket") as error,
+        server.connected(RegistryConfig(tracking_uri=database)),
+    ):
+        raise refused
+    assert "\n" not in str(error.value)
+    with (
+        pytest.raises(InputError, match="needs the package boto3, which is not installed"),
+        server.connected(RegistryConfig(tracking_uri=database)),
+    ):
+        raise ModuleNotFoundError("No module named 'boto3'", name="boto3")
+    with pytest.raises(ZeroDivisionError), server.connected(RegistryConfig(tracking_uri=database)):
+        raise ZeroDivisionError  # a mistake of ours is no store's
