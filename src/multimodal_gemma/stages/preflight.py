@@ -126,7 +126,7 @@ def run(asked: Mapping[str, Any]) -> Plans:
     plans: dict[str, Any] = {stage: _cached_plan(stage, config) if stage in needed else "" for stage in _TOLD}
     plan: dict[str, Any] = {"config": configuration.differences(config), "run_id": run_id}
     if run_id and "preprocess" in needed:
-        plan["mlflow"] = runs.open_run(config.registry, run_id, asked.get("run_name", ""))
+        plan["mlflow"] = runs.open_run(config.registry, run_id, called(asked))
     count = len(asked.get("overrides", ()))
     _log.info(f"preset {config.preset} with {count} overrides is valid; its sources and MLflow answer")
     return Plans(
@@ -160,6 +160,12 @@ def composed(asked: Mapping[str, Any]) -> Config:
         _log.info(f"MLflow is {server.shown(named)}, as MLFLOW_TRACKING_URI says, and not {server.shown(given)}")
         del settings["registry_tracking_uri"]
     return configuration.compose(str(asked.get("preset") or "sample"), [*as_overrides(settings), *overrides])
+
+
+def called(asked: Mapping[str, Any]) -> str:
+    """Return what people call a pipeline run: its name; on a laptop, whose runner knows none, its id."""
+    named = asked.get("run_name") if os.environ.get("KUBERNETES_SERVICE_HOST") else ""
+    return str(named or asked.get("run_id", ""))
 
 
 def _pod(task: str, asked: ResourcesConfig) -> dict[str, Any]:

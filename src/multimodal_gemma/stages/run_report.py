@@ -20,7 +20,7 @@ from multimodal_gemma.config.schema import Config
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.reporting import run_page
 from multimodal_gemma.reporting.run_page import RunPage, Step
-from multimodal_gemma.stages.preflight import composed
+from multimodal_gemma.stages.preflight import called, composed
 
 if TYPE_CHECKING:
     from multimodal_gemma.cluster.kfp.story import Snapshot
@@ -69,7 +69,7 @@ def run(asked: Mapping[str, Any], status: Mapping[str, Any], output: Path) -> No
     config, run_id = _config(asked), str(asked.get("run_id", ""))
     end, graph = _asked_server(run_id)
     known = _asked_mlflow(config, run_id) if config else Registered()
-    page = page_of(str(asked.get("run_name") or run_id), status, end, known, config, run_id=run_id, graph=graph)
+    page = page_of(called(asked), status, end, known, config, run_id=run_id, graph=graph)
     files.write_text(output, run_page.render(page))
     _log.info(page.verdict)
     if config and page.outcome in ("failed", "stopped", "unknown"):

@@ -179,15 +179,20 @@ def test_the_platforms_mlflow_wins_over_the_forms_guess_and_an_override_over_bot
     assert told(made.plan).registry.tracking_uri == own
 
 
-def test_mlflows_run_is_called_like_the_pipelines(tmp_path):
+@pytest.mark.parametrize(("address", "name"), [("10.0.0.1", "sample-20261125-232731"), ("", "0b1c")])
+def test_mlflows_run_is_called_like_the_pipelines(monkeypatch, address, name):
+    """On a cluster; kfp.local gives every run the same name, so there its id, which a folder has too, is the name."""
     from multimodal_gemma.registry import runs, server
+
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", address)
+    monkeypatch.setattr(preflight, "_look_at_cluster", lambda *_, **__: None)
 
     asked = {"preset": "sample", "needed": ["preprocess"], "run_id": "0b1c", "run_name": "sample-20261125-232731"}
     plan = json.loads(preflight.run(asked).plan)
     assert plan["run_id"] == "0b1c"
     registry = configuration.compose("sample").registry
     with server.connected(registry) as client:
-        assert client.get_run(runs.ensure_run(registry, "0b1c")).info.run_name == "sample-20261125-232731"
+        assert client.get_run(runs.ensure_run(registry, "0b1c")).info.run_name == name
 
 
 def test_a_source_that_is_not_there_is_told_before_anything_is_downloaded(data):

@@ -140,6 +140,9 @@ def test_a_failed_run_is_failed_in_mlflow_too(asked, tmp_path, monkeypatch):
     from multimodal_gemma.registry import runs, server
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setattr(run_report, "_asked_server", lambda _: (None, ""))
+    monkeypatch.setattr(run_report, "clean_up", lambda _: [])
     registry = config.compose("sample", [f"registry.tracking_uri={asked['registry_tracking_uri']}"]).registry
     run = runs.ensure_run(registry, "run-1")
     status = asked.pop("status")
