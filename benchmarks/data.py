@@ -61,12 +61,14 @@ def raw_dataset(folder: Path, conversations: list[dict[str, Any]], images: Itera
     """Write a raw-dataset artifact."""
     from multimodal_gemma import files, manifest
     from multimodal_gemma.data import conversations as talk
+    from multimodal_gemma.data import formats
     from multimodal_gemma.data.shards import write_image_shards
 
     folder.mkdir(parents=True)
     published = folder / "conversations.json"
     published.write_text(json.dumps(conversations))
-    talk.write(folder / talk.FILE, talk.parse(published))
+    rows = formats.read(published, published.name)
+    talk.write(folder / talk.FILE, [row.read for row in rows if isinstance(row.read, talk.Conversation)])
     write_image_shards(folder, images)
     files.write_jsonl(folder / "missing.jsonl", [])
     manifest.write(folder, "raw-dataset", config={})
@@ -195,10 +197,10 @@ def serve(pipe: Any) -> None:
 def measure_download(count: int = 1_000) -> dict[str, Any]:
     """The engine against one request after another, each on a new connection and on a kept one."""
     import requests
+    from multimodal_gemma.data.fetching import fetch_all
 
     from multimodal_gemma.config.schema import DataConfig
     from multimodal_gemma.data import sources
-    from multimodal_gemma.data.fetching import fetch_all
 
     os.environ["MMGEMMA_ALLOW_LOOPBACK"] = "1"
     context = multiprocessing.get_context("spawn")

@@ -22,6 +22,7 @@ from multimodal_gemma.errors import InputError
 
 _PRESETS = "multimodal_gemma.config.presets"
 _FLOORS = "registry.floors"
+_SHARE = re.compile(r"(#\d+|\*\d+(\.\d+)?)$")  # see data.choose.Share
 
 
 def presets() -> list[str]:
@@ -62,7 +63,8 @@ def compose(preset: str, overrides: Sequence[str] = ()) -> Config:
         with initialize_config_module(_PRESETS, version_base="1.3"):
             tables = [override for override in overrides if override.partition("=")[0] in _tables()]
             texts = [override for override in overrides if override.partition("=")[0] in _texts()]
-            rest = [override for override in overrides if override not in (*tables, *texts)]
+            lists = [override for override in overrides if override.partition("=")[0] in _lists()]
+            rest = [override for override in overrides if override not in (*tables, *texts, *lists)]
             others = [f"++{one}" if one.startswith(f"{_FLOORS}.") else one for one in rest]  # any metric may have one
             composed = hydra_compose(preset, overrides=others)
             for table in tables:  # replaces the preset's; Hydra would merge the two, and knows no new names in it
@@ -72,6 +74,9 @@ def compose(preset: str, overrides: Sequence[str] = ()) -> Config:
             for override in texts:
                 key, _, value = override.partition("=")
                 _put(config, key, _unquoted(value))
+            for override in lists:
+                key, _, value = override.partition("=")
+                _put(config, key, _several(value))
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(_value_sentence(preset, overrides, error)) from None
     assert isinstance(config, Config)
@@ -135,7 +140,26 @@ def _texts() -> frozenset[str]:
     return frozenset(key for key, hint in _hinted(Config) if hint is str)
 
 
-def _put(config: Any, key: str, value: str) -> None:
+@functools.cache
+def _lists() -> frozenset[str]:
+    """Return the keys whose value is a list of locations, which may be written as one text."""
+    found = set()
+    for section in dataclasses.fields(Config):
+        if dataclasses.is_dataclass(section.default_factory):
+            inner = dataclasses.fields(section.default_factory)
+            found |= {f"{section.name}.{field.name}" for field in inner if field.metadata.get("locations")}
+    return frozenset(found)
+
+
+def _several(value: str) -> list[str]:
+    """Return the locations of `[A,B]`, quoted or not; anything else is one."""
+    if not (value.startswith("[") and value.endswith("]")):
+        return [_unquoted(value)] if value else []
+    found = re.findall(r"'[^']*'|\"[^\"]*\"|[^,\s'\"][^,]*", value[1:-1])
+    return [_unquoted(text.strip()) for text in found]
+
+
+def _put(config: Any, key: str, value: Any) -> None:
     *sections, name = key.split(".")
     for section in sections:
         config = getattr(config, section)
@@ -155,6 +179,9 @@ def _finish(config: Config) -> Config:
         for field in dataclasses.fields(section):
             if field.metadata.get("location"):
                 setattr(section, field.name, _as_uri(getattr(section, field.name)))
+            elif field.metadata.get("locations"):
+                given = getattr(section, field.name)
+                setattr(section, field.name, [_set_as_uri(text) for text in given] if any(given) else [])
     fields.check(config)
     return config
 
@@ -171,6 +198,13 @@ def _as_uri(text: str) -> str:
     if not text or "://" in text:
         return text
     return Path(text).expanduser().resolve().as_uri()
+
+
+def _set_as_uri(text: str) -> str:
+    """Return a location with its share (`#COUNT`, `*WEIGHT`), which is no part of a path."""
+    found = _SHARE.search(text)
+    share = found.group() if found else ""
+    return f"{_as_uri(text.removesuffix(share))}{share}"
 
 
 def _hinted(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -27,6 +27,11 @@ def location(default: str) -> Any:
     return dataclasses.field(default=default, metadata={"location": True})
 
 
+def locations(*default: str) -> Any:
+    """Return a field that holds a list of locations; a text is a list of one, `[A,B]` one of several."""
+    return dataclasses.field(default_factory=lambda: [*default], metadata={"locations": True})
+
+
 def check(value: Any, where: str = "") -> None:
     """Apply the rules of every field, sections included.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from multimodal_gemma.config.fields import choice, location, number
+from multimodal_gemma.config.fields import choice, location, locations, number
 
 COCO = "https://s3.amazonaws.com/images.cocodataset.org"  # images.cocodataset.org itself fails TLS by its own name
 LLAVA = "hf://datasets/liuhaotian/LLaVA-Instruct-150K@main"
@@ -27,8 +27,12 @@ class SampleConfig:
 class DataConfig:
     """Conversations and their images."""
 
-    conversations: str = location(f"{LLAVA}/llava_instruct_150k.json")  # 157,712 conversations
-    images: str = location(f"{COCO}/train2017/")  # base that a conversation's image name is appended to
+    conversations: list[str] = locations(  # noqa: RUF009 - a field
+        f"{LLAVA}/llava_instruct_150k.json"
+    )  # sets, here one of 157,712; `URI#COUNT` draws so many of a set, `URI*WEIGHT` so many times its number
+    images: list[str] = locations(  # noqa: RUF009 - a field
+        f"{COCO}/train2017/"
+    )  # base that a conversation's image name is appended to; one for all sets, or one for each
     image_roots: list[str] = dataclasses.field(
         default_factory=list
     )  # PREFIX=LOCATION each: where image names that begin so lie, e.g. 'coco/train2017/=s3://bucket/train2017/'
@@ -42,7 +46,11 @@ class DataConfig:
         default_factory=lambda: ["huggingface.co", "s3.amazonaws.com", "raw.githubusercontent.com"]
     )  # hosts that https:// may name; a download from anywhere else is refused
     max_missing_fraction: float = number(0.001, low=0, high=1)  # images that may be lost before download fails
-    max_faulty_fraction: float = number(0.0, low=0, high=1)  # conversations that may break the format; 0: not one
+    max_faulty_fraction: float = number(0.001, low=0, high=1)  # conversations of a set that may break the format
+    columns: dict[str, str] = dataclasses.field(
+        default_factory=dict
+    )  # a set's own names of id, image, images, conversations, messages, texts, e.g. {image: picture}
+    download_threads: int = number(16, low=1, high=256)  # images asked for at once
     limit: int | None = number(None, low=1)  # conversations drawn by a seeded hash; null takes all
     limit_seed: int = number(42, low=0)  # another seed draws others
     min_turns: int = number(1, low=1)  # questions and answers, both counted

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import functools
+import dataclasses
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,20 +20,18 @@ from multimodal_gemma.data import (
     base_models,
     benchmark_files,
     benchmarks,
+    choose,
+    collect,
     conversations,
-    image_places,
-    selection,
+    places,
+    sets,
     sources,
+    work,
 )
-from multimodal_gemma.data.collecting import Collected, collect
-from multimodal_gemma.data.commits import COMMITS
+from multimodal_gemma.data.collect import Collected
 from multimodal_gemma.data.decode import Limits, UnusableImage, decode, not_an_image
-from multimodal_gemma.data.shards import ImageShards, write_names
 from multimodal_gemma.data.sources.base import Source, Unavailable
-from multimodal_gemma.data.sources.rooted import parse_root
 from multimodal_gemma.errors import InputError
-
-_SHAPING = ("max_image_bytes", "max_image_pixels", "shard_bytes")
 
 
 class Download(abc.ABC):
@@ -59,17 +57,6 @@ class Download(abc.ABC):
             InputError: a source cannot be asked.
         """
         return files.digest_of({key: [source.uri, self._asked(key)] for key, source in self.sources.items()})
-
-    @property
-    def shaping(self) -> dict[str, Any]:
-        """The part of `config` that shapes a shard of given images."""
-        return {key: value for key, value in self.config.items() if key in _SHAPING}
-
-    @functools.cached_property
-    def images(self) -> str:
-        """An identity of where the images come from; as long as it stays, an image's bytes stay."""
-        stamps = {key: self._asked(key) for key in self.sources if "image" in key}
-        return files.digest_of({key: [self.sources[key].uri, stamp] for key, stamp in stamps.items()})
 
     def _asked(self, key: str) -> str:
         """Return what a source says of itself, asked once."""
@@ -101,53 +88,45 @@ class Download(abc.ABC):
 
 
 class Dataset(Download):
-    """Conversations as published, and the images they name."""
+    """Conversations of one or several sets, and the images they name."""
 
     kind = "raw-dataset"
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         data = config.data
-        if not data.conversations:
-            raise InputError("download: data.conversations is empty. Give the location of the conversations.")
         self._data = data
+        self._sets, self.sources = sets.open_sets(data)
         self.config = {
+            "format": [collect.FORMAT, sets.FORMAT],
             "max_image_bytes": data.max_image_bytes,
             "shard_bytes": data.shard_bytes,
             "max_faulty_fraction": data.max_faulty_fraction,
-            **selection.keys(data),
+            "shares": [[share.count, share.weight] for share in (one.share for one in self._sets)],
+            "columns": dict(data.columns),
+            **choose.keys(data),
         }
-        self.sources = {"data.conversations": sources.open(data.conversations, data)}
-        if data.images:
-            self.sources["data.images"] = sources.open(image_places.base(data.images), data, "images")
-        self._roots: dict[str, str] = {}  # prefix of image names: key of the source that they lie in
-        for text in data.image_roots:
-            prefix, location = parse_root(text)
-            self._roots[prefix] = key = f"data.image_roots ({prefix})"
-            self.sources[key] = sources.open(image_places.base(location), data, "images")
 
     def fetch(self, output: Path, scratch: Path) -> dict[str, int]:
-        """Write `conversations.json`, the image shards and `missing.jsonl`."""
-        source = self.sources["data.conversations"]
-        path = scratch / "conversations.json"
-        try:
-            source.fetch(None, path, self._data.max_file_bytes)
-        except Unavailable as error:
-            raise InputError(f"download: {source.uri} cannot be had ({error}). Check data.conversations.") from None
-        image_places.compare(path, self._data.conversations_sha256, source.uri, "data.conversations_sha256")
-        with _called(path, source.uri):
-            parsed, faults = conversations.parse_counted(path, self._data.max_faulty_fraction)
-            selected, left = selection.select(parsed, self._data)
-        names = conversations.image_names(selected)
-        images = image_places.place_by_prefix(self.sources, self._roots, names, scratch, self._data)
-        path.replace(output / path.name)
-        conversations.write(output / conversations.FILE, selected)
-        dropped = [(str(fault.index), fault.id, fault.kind, fault.reason) for fault in faults]
-        dropped += [("", item.id, kind, reason) for item, kind, reason in left]
-        files.write_json(output / "sets.json", {"": _set(len(parsed) + len(faults), len(selected), dropped)})
-        collected = collect(images, names, self._data, output, scratch / COMMITS, fault=not_an_image)
-        write_names(output, dict(ImageShards(output).digests()))
-        return {"conversations": len(parsed), "faulty_conversations": len(faults), **_counts(collected)}
+        """Write the conversations, what became of each set, the image shards and `missing.jsonl`."""
+        data = self._data
+        rows = work.open_store(data.work_uri, "rows")
+        found = {one.name: sets.read(one, data, scratch, rows) for one in self._sets}
+        left = {name: one.left for name, one in found.items()}
+        right = {name: one.right for name, one in found.items()}
+        chosen = choose.choose(right, {one.name: one.share for one in self._sets}, left, data)
+        embedded = {name: one.embedded for name, one in found.items()}
+        chosen, places_ = sets.locate(chosen, self._sets, self.sources, embedded, data, scratch)
+        conversations.write(output / conversations.FILE, chosen)
+        table: dict[str, Any] = {}
+        for name, one in found.items():
+            whole = bool(one.former) and one.left.kept == one.left.given
+            table |= one.former if whole else {name: dataclasses.asdict(one.left)}
+        files.write_json(output / conversations.SETS, table)
+        store = work.open_store(data.work_uri, "shards")
+        collected = collect.collect(places_, data, output, scratch, store, not_an_image)
+        given = sum(entry["given"] for entry in table.values())
+        return {"given_conversations": given, "conversations": len(chosen), **_counts(collected)}
 
 
 class Benchmarks(Download):
@@ -167,8 +146,9 @@ class Benchmarks(Download):
             "max_image_pixels": data.max_image_pixels,
             "vqa_questions": asked.vqa_questions,
             "shard_bytes": data.shard_bytes,
+            "format": collect.FORMAT,
         }
-        locations = {"pope": asked.pope, "vqa": asked.vqa, "images": image_places.base(asked.images)}
+        locations = {"pope": asked.pope, "vqa": asked.vqa, "images": places.base(asked.images)}
         self.sources = {f"benchmarks.{part}": sources.open(uri, data, part) for part, uri in locations.items() if uri}
 
     def _stamp(self, key: str, source: Source) -> str:
@@ -190,14 +170,16 @@ class Benchmarks(Download):
             pope = [question for setting in benchmarks.load_pope(scratch).values() for question in setting]
             vqa = benchmarks.load_vqa(scratch)
         names = sorted({question.image for question in pope} | {question.image for question in vqa})
-        place = self.sources.get("benchmarks.images")
-        images = image_places.place(place, "benchmarks.images", names, scratch, self._data)
+        place, key = self.sources.get("benchmarks.images"), "benchmarks.images"
+        own = places.sort_out(names, place, {}, key, 0.0).get("", {})
+        where = [] if place is None else [places.place_of(place, key, own, scratch, self._data, "")]
         for part in ("pope", "vqa"):
             if (scratch / part).is_dir():
                 shutil.rmtree(output / part, ignore_errors=True)  # of an interrupted attempt
                 (scratch / part).replace(output / part)
         # No later stage looks at these images before they are scored on: each is decoded once, here.
-        collected = collect(images, names, self._data, output, scratch / COMMITS, fault=self._fault)
+        store = work.open_store(self._data.work_uri, "shards")
+        collected = collect.collect(where, self._data, output, scratch, store, self._fault)
         return {"pope_questions": len(pope), "vqa_questions": len(vqa), **_counts(collected)}
 
     def _fault(self, content: bytes) -> str:
@@ -245,18 +227,9 @@ KINDS: dict[str, type[Dataset] | type[Benchmarks] | type[Models]] = {
 }
 
 
-def _set(given: int, kept: int, dropped: list[tuple[str, str, str, str]]) -> dict[str, Any]:
-    kinds: dict[str, Any] = {}
-    for index, identity, kind, reason in dropped:
-        entry = kinds.setdefault(kind, {"count": 0, "examples": []})
-        entry["count"] += 1
-        entry["examples"] += [{"index": index, "id": identity, "reason": reason}] * (len(entry["examples"]) < 5)
-    drawn = kinds.pop("not-drawn", {"count": 0})
-    return {"given": given, "kept": kept, "not_drawn": drawn["count"], "dropped": kinds}
-
-
 def _counts(collected: Collected) -> dict[str, int]:
-    return {"images": collected.images, "missing": len(collected.missing), "image_bytes": collected.bytes}
+    counts = {"images": collected.images, "names": collected.names, "image_bytes": collected.bytes}
+    return {**counts, "missing": len(collected.missing)}
 
 
 @contextlib.contextmanager

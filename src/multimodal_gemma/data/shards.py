@@ -11,8 +11,8 @@ encoded and held out once. In a folder without `names.parquet` each picture has 
 from __future__ import annotations
 
 import functools
-import hashlib
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+import itertools
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,18 @@ def write_names(folder: Path, names: Mapping[str, str]) -> None:
         pq.write_table(pa.Table.from_arrays(columns, schema=NAMES_SCHEMA), temporary)
 
 
+def read_names(folder: Path) -> dict[str, str]:
+    """Return the sha256 by file name of `names.parquet`, ascending.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    table = _open(folder / NAMES, NAMES_SCHEMA).read()
+    return dict(zip(*(column.to_pylist() for column in table.columns), strict=True))
+
+
 def read_shard(path: Path) -> Iterator[tuple[str, str, bytes]]:
-    """Yield (file_name, sha256, bytes) of each picture of a shard, one row group in memory at a time.
+    """Yield (file_name, sha256, bytes) of each row of a shard, one row group in memory at a time.
 
     Raises:
         InputError: the shard cannot be read.
@@ -61,83 +71,102 @@ def read_shard(path: Path) -> Iterator[tuple[str, str, bytes]]:
             yield name, digest, content.as_py()
 
 
+def read_rows(path: Path) -> Iterator[tuple[str, str, int]]:
+    """Yield (file_name, sha256, size) of each row of a file of `write_rows`, the size also where the bytes repeat."""
+    sizes: dict[str, int] = {}
+    for name, digest, content in read_shard(path):
+        yield name, digest, sizes.setdefault(digest, len(content or b""))
+
+
+def read_group(path: Path, group: int) -> list[bytes]:
+    """Return the pictures of one row group."""
+    contents: list[bytes] = _open(path).read_row_group(group, columns=["bytes"]).column(0).to_pylist()
+    return contents
+
+
+def places(path: Path) -> Iterator[tuple[str, int, int]]:
+    """Yield (sha256, row group, row) of each picture of a shard; a repeated one's first row."""
+    shard, seen = _open(path), set()
+    for group in range(shard.num_row_groups):
+        for row, digest in enumerate(shard.read_row_group(group, columns=["sha256"]).column(0).to_pylist()):
+            if digest not in seen:
+                seen.add(digest)
+                yield digest, group, row
+
+
+def write_rows(path: Path, items: Iterable[tuple[str, str, bytes | None]]) -> None:
+    """Write (file_name, sha256, bytes) into one file in a shard's columns; None where an earlier row has the bytes.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    with files.atomic_path(path) as temporary:
+        _fill(temporary, iter(items), float("inf"))
+
+
 def write_image_shards(
-    folder: Path,
-    items: Iterable[tuple[str, bytes]],
-    max_bytes: float = MAX_SHARD_BYTES,
-    *,
-    first: int = 0,
-    finished: Callable[[Path], object] = lambda _: None,
+    folder: Path, items: Iterable[tuple[str, bytes]], max_bytes: float = MAX_SHARD_BYTES, *, first: int = 0
 ) -> list[Path]:
-    """Write images into `images-00000.parquet`, `images-00001.parquet` and so on.
+    """Write pictures into `images-00000.parquet`, `images-00001.parquet` and so on, in the order in which they come.
 
     Args:
         folder: where the shards go; each one appears whole.
-        items: (file_name, bytes) in strictly ascending order of file_name; consumed one by one.
+        items: (file_name, bytes); consumed one by one.
         max_bytes: image bytes a shard may hold; a single larger image has a shard to itself.
         first: number of the first shard.
-        finished: called after each shard.
 
     Returns:
         The shards, in order; none if there is no image.
 
     Raises:
-        ValueError: the names do not ascend.
         InputError: the folder cannot be written.
     """
-    shards: list[Path] = []
-    stream = _ascending(items)
+    written: list[Path] = []
+    stream: Iterator[Row] = ((name, files.sha256_bytes(content), content) for name, content in items)
     item = next(stream, None)
     while item is not None:
-        path = folder / f"images-{first + len(shards):05d}.parquet"
+        path = folder / f"images-{first + len(written):05d}.parquet"
         with files.atomic_path(path) as temporary:
-            item = _write_shard(temporary, item, stream, max_bytes)
-        shards.append(path)
-        finished(path)
-    return shards
+            item = _fill(temporary, itertools.chain([item], stream), max_bytes)
+        written.append(path)
+    return written
 
 
-def _write_shard(
-    path: Path, first: tuple[str, bytes], rest: Iterator[tuple[str, bytes]], max_bytes: float
-) -> tuple[str, bytes] | None:
-    """Fill one shard and return the item that did not fit, None at the end of the images."""
-    item: tuple[str, bytes] | None = first
-    held = 0
+Row = tuple[str, str, bytes | None]
+
+
+def _fill(path: Path, stream: Iterator[Row], max_bytes: float) -> Row | None:
+    """Fill one file and return the row that did not fit, None at the end of them."""
+    held = group_bytes = 0
+    group: list[Row] = []
     # Photographs are compressed already, and a dictionary of unique values only costs time.
     with pq.ParquetWriter(path, SCHEMA, compression="none", use_dictionary=False) as writer:
-        group: list[tuple[str, bytes]] = []
-        group_bytes = 0
-        while item is not None and (held == 0 or held + len(item[1]) <= max_bytes):
-            group.append(item)
-            held += len(item[1])
-            group_bytes += len(item[1])
+        for row in stream:
+            size = len(row[2] or b"")
+            if held and held + size > max_bytes:
+                break
+            group.append(row)
+            held += size
+            group_bytes += size
             if group_bytes >= _GROUP_BYTES:
                 writer.write_table(_table(group))
                 group, group_bytes = [], 0
-            item = next(rest, None)
+        else:
+            row = None
         if group:
             writer.write_table(_table(group))
-    return item
+    return row
 
 
-def _table(group: list[tuple[str, bytes]]) -> pa.Table:
-    names, contents = [name for name, _ in group], [content for _, content in group]
+def _table(group: list[Row]) -> pa.Table:
+    names, digests, contents = zip(*group, strict=True)
     columns = [
         pa.array([image_id(name) for name in names], pa.string()),
         pa.array(names, pa.string()),
         pa.array(contents, pa.large_binary()),
-        pa.array([hashlib.sha256(content).hexdigest() for content in contents], pa.string()),
+        pa.array(digests, pa.string()),
     ]
     return pa.Table.from_arrays(columns, schema=SCHEMA)
-
-
-def _ascending(items: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
-    last: str | None = None
-    for name, content in items:
-        if last is not None and name <= last:
-            raise ValueError(f"image {name!r} follows {last!r}: shards are written in ascending order of file name")
-        last = name
-        yield name, content
 
 
 class ImageShards:
@@ -179,8 +208,7 @@ class ImageShards:
     def _names(self) -> dict[str, str]:
         """The sha256 by file name, ascending."""
         if (self._folder / NAMES).is_file():
-            table = _open(self._folder / NAMES, NAMES_SCHEMA).read()
-            return dict(zip(*(column.to_pylist() for column in table.columns), strict=True))
+            return read_names(self._folder)
         return dict(sorted((name, digest) for name, digest, *_ in self._rows))
 
     def __len__(self) -> int:

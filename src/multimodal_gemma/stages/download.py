@@ -9,9 +9,8 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Iterable, Iterator
-from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from multimodal_gemma import files, locks, logs, manifest
 from multimodal_gemma.config.schema import Config
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 SOURCES = "sources.json"  # where everything came from; no part of the artifact's identity, which is its content alone
 _SCRATCH = ".partial"  # there from the first moment to the last: it marks a folder as this stage's own work
-_PLAN = "plan.json"  # what an attempt set out to make; one with another plan builds on nothing
+_HELD = "held.jsonl"  # which images the shards hold and where each was; see data.collect
 
 
 def run(config: Config, what: str, output: Path) -> Summary:
@@ -41,7 +40,6 @@ def run(config: Config, what: str, output: Path) -> Summary:
         InputError: a source, a file or the output is at fault, or more images are missing than allowed.
         ValueError: there is no such artifact.
     """
-    from multimodal_gemma.data.commits import COMMITS, extended
     from multimodal_gemma.data.downloads import KINDS
 
     if what not in KINDS:
@@ -57,20 +55,16 @@ def run(config: Config, what: str, output: Path) -> Summary:
         return _summary(output, found, cached=True)
     log.info("%s: from %s", what, ", ".join(dict.fromkeys(source.uri for source in download.sources.values())))
     with _occupied(output) as scratch:
-        _prepare(output, scratch, download)
+        _prepare(output, scratch, download.kind)
         try:
             counts = download.fetch(output, scratch)
             origins = {key: source.describe() for key, source in download.sources.items()}
-            stamps = {"fingerprint": fingerprint, "images": download.images}
-            files.write_json(output / SOURCES, {**stamps, "sources": origins})
+            files.write_json(output / SOURCES, {"fingerprint": fingerprint, "sources": origins})
             _check_missing(output, counts, config)
         except InputError:
             _tidy(output, scratch)
             raise
-        facts = extended(scratch / COMMITS)
-        written = manifest.write(
-            output, download.kind, config=download.config, counts=counts, facts=facts, exclude=_no_content
-        )
+        written = manifest.write(output, download.kind, config=download.config, counts=counts, exclude=_no_content)
         shutil.rmtree(scratch)
     log.info("%s: %s", what, _figures(counts))
     return _summary(output, written, cached=False)
@@ -107,34 +101,19 @@ def _occupied(output: Path) -> Iterator[Path]:
         yield scratch
 
 
-def _prepare(output: Path, scratch: Path, download: Download) -> None:
-    """Clear away everything but what this attempt can build on.
-
-    That is: files of which a part has arrived, and, as long as images come from where they came from and are shaped
-    alike, the finished shards of an interrupted attempt or of a finished artifact.
-    """
-    from multimodal_gemma.data import commits
+def _prepare(output: Path, scratch: Path, kind: str) -> None:
+    """Clear away all but what an attempt can build on: what an interrupted one or a finished artifact holds."""
     from multimodal_gemma.data.shards import PATTERN
+    from multimodal_gemma.data.sources.base import place
 
-    before: dict[str, Any] | None
-    plan = {"kind": download.kind, "shaping": download.shaping, "images": download.images}
-    record, there = scratch / commits.COMMITS, output / manifest.NAME
+    there = output / manifest.NAME
     try:
         if there.is_file():
-            found = manifest.read(output, download.kind)
-            origin = files.read_json(output / SOURCES, "sources") if (output / SOURCES).is_file() else {}
-            shaping = {key: found.config.get(key) for key in download.shaping}
-            before = {"kind": found.kind, "shaping": shaping, "images": origin.get("images")}
-            shards = {name: entry["sha256"] for name, entry in found.files.items() if fnmatch(name, PATTERN)}
-            commits.write(record, shards, found.digest, len(shards))
-        else:
-            before = files.read_json(scratch / _PLAN, "download") if (scratch / _PLAN).is_file() else None
-        keep = PATTERN if before == plan else ""
-        _remove(path for path in output.iterdir() if path not in (scratch, there) and not fnmatch(path.name, keep))
-        if before != plan:
-            _remove(scratch.iterdir())
-        files.write_json(scratch / _PLAN, plan)
-        there.unlink(missing_ok=True)
+            manifest.read(output, kind)
+            for path in [*output.glob(PATTERN), *output.glob(_HELD)]:
+                place(path, scratch / path.name)
+            there.unlink()
+        _remove(path for path in output.iterdir() if path != scratch)
     except OSError as error:
         raise files.unwritable(output, error) from error
 
@@ -148,23 +127,22 @@ def _remove(paths: Iterable[Path]) -> None:
 
 
 def _tidy(output: Path, scratch: Path) -> None:
-    """Leave no trace of an attempt that failed before it had anything to keep."""
-    made = [path for path in output.iterdir() if path != scratch]
-    begun = [path for path in scratch.rglob("*.part") if path.stat().st_size]
-    if not made and not begun:
+    """Leave no trace of an attempt that failed before it had any image or a part of a large file."""
+    patterns = ("*.parquet", "archive-*", "artifact-*", "*.part")
+    if not any(path.stat().st_size for pattern in patterns for path in scratch.rglob(pattern)):
         shutil.rmtree(output)
 
 
 def _check_missing(output: Path, counts: dict[str, int], config: Config) -> None:
-    from multimodal_gemma.data.collecting import MISSING, check_missing
+    from multimodal_gemma.data.collect import MISSING, check_missing
 
     if counts.get("missing"):
         missing = files.read_jsonl(output / MISSING, "missing images")
-        check_missing(missing, counts["images"] + len(missing), config.data.max_missing_fraction, output)
+        check_missing(missing, counts["names"] + len(missing), config.data.max_missing_fraction, output)
 
 
 def _no_content(name: str) -> bool:
-    return name == SOURCES or name.startswith(f"{_SCRATCH}/")
+    return name in (SOURCES, _HELD) or name.startswith(f"{_SCRATCH}/")
 
 
 def _figures(counts: dict[str, int]) -> str:

@@ -1,15 +1,14 @@
 """Mirror: data and base models into an S3 bucket, so that a cluster without internet needs only s3:// locations.
 
-What is mirrored is downloaded first, by the download stage and under its rules, and then written object by object in
-the layout that the sources read: the artifacts that a pipeline makes from the mirror have the digests of those made
-from the original places. Objects that are there with the same bytes are left alone, so a mirror that was interrupted
+What is mirrored is downloaded first, by the download stage and under its rules, and then written file by file: a
+finished artifact is a source like any other, and what a pipeline makes from it has the digest of what was made from the
+original places. Objects that are there with the same bytes are left alone, so a mirror that was interrupted
 continues, and one that is complete is checked.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,8 +28,7 @@ if TYPE_CHECKING:
 
 PARTS = ("dataset", "benchmarks", "models")
 RECORD = "mirror.json"  # written last: the mirror is complete
-_WORKERS = 16
-_TOGETHER = 256  # objects in memory at once
+_WORKERS = 8
 
 
 def run(config: Config, parts: Sequence[str], work: Path, destination: str, *, read_back: bool = False) -> Summary:
@@ -63,16 +61,14 @@ def run(config: Config, parts: Sequence[str], work: Path, destination: str, *, r
     try:
         there = store.stored_all()
         for part in parts:
-            total = _count(work / part)
-            with Progress("mirror", total, "object") as progress, ThreadPoolExecutor(_WORKERS) as pool:
-                items = _objects(work / part, part)
-                while group := list(itertools.islice(items, _TOGETHER)):
-                    sent = pool.map(lambda item: delivery.send(store, there.get(item[0]), *item), group)
-                    for (name, content), (digest, new) in zip(group, sent, strict=True):
-                        objects[name] = {"bytes": delivery.size(content), "sha256": digest}
-                        etags[name] = _etag(content)
-                        written += new
-                        progress.advance()
+            items = list(_objects(work / part, part))
+            with Progress("mirror", len(items), "file") as progress, ThreadPoolExecutor(_WORKERS) as pool:
+                sent = pool.map(lambda item: delivery.send(store, there.get(item[0]), *item), items)
+                for (name, path), (digest, new) in zip(items, sent, strict=True):
+                    objects[name] = {"bytes": delivery.size(path), "sha256": digest}
+                    etags[name] = _etag(path)
+                    written += new
+                    progress.advance()
         _check(store, objects, etags)
         if read_back:
             _read_back(store, objects)
@@ -92,30 +88,19 @@ def run(config: Config, parts: Sequence[str], work: Path, destination: str, *, r
     return Summary("mirror", work, digest, numbers, facts, cached=not written)
 
 
-def _objects(folder: Path, part: str) -> Iterator[tuple[str, bytes | Path]]:
-    """Yield every object of an artifact: its name in the mirror, and its bytes or the file that holds them."""
-    from multimodal_gemma.data.shards import ImageShards
-
-    for name in sorted(manifest.read(folder).files):
-        if name == "conversations.json" or name.partition("/")[0] in ("pope", "vqa", "vision", "language", "projector"):
-            yield f"{part}/{name}", folder / name
-    if part != "models":
-        for name, content in ImageShards(folder).iterate():
-            yield f"{part}/images/{name}", content
+def _objects(folder: Path, part: str) -> Iterator[tuple[str, Path]]:
+    """Yield every object of an artifact: its name in the mirror, and its file; the manifest comes last."""
+    for name in [*sorted(manifest.read(folder).files), manifest.NAME]:
+        yield f"{part}/{name}", folder / name
 
 
-def _count(folder: Path) -> int:
-    found = manifest.read(folder)
-    return len(found.files) + found.counts.get("images", 0)
-
-
-def _etag(content: bytes | Path) -> str:
+def _etag(content: Path) -> str:
     """Return the ETag of an object that is written in one piece, "" for one that is written in several."""
     from multimodal_gemma.data.sources.s3 import SINGLE_PART
 
     if delivery.size(content) > SINGLE_PART:
         return ""
-    return hashlib.md5(content.read_bytes() if isinstance(content, Path) else content).hexdigest()
+    return hashlib.md5(content.read_bytes()).hexdigest()
 
 
 def _check(store: S3Source, objects: dict[str, dict[str, Any]], etags: dict[str, str]) -> None:
@@ -150,11 +135,12 @@ def _read_back(store: S3Source, objects: dict[str, dict[str, Any]]) -> None:
 def _overrides(config: Config, base: str, parts: Sequence[str]) -> list[str]:
     found = []
     if "dataset" in parts:
-        found += [f"data.conversations={base}/dataset/conversations.json", f"data.images={base}/dataset/images/"]
+        found += [f"data.conversations={base}/dataset", "data.images="]  # whose images lie in it
         found += ["data.image_roots=[]"] if config.data.image_roots else []
     if "benchmarks" in parts:
         given = {"pope": config.benchmarks.pope, "vqa": config.benchmarks.vqa, "images": config.benchmarks.images}
-        found += [f"benchmarks.{key}={base}/benchmarks/{key}" for key, uri in given.items() if uri]
+        places = {"pope": "benchmarks/pope", "vqa": "benchmarks/vqa", "images": "benchmarks"}
+        found += [f"benchmarks.{key}={base}/{places[key]}" for key, uri in given.items() if uri]
     if "models" in parts:
         locations = {key: getattr(config.model, key) for key in ("vision", "language", "projector")}
         found += [f"model.{key}={base}/models/{key}" for key, uri in locations.items() if uri]

@@ -1,8 +1,8 @@
 """Everything that can be checked before anything is downloaded, and what each cached stage depends on.
 
 One configuration is composed here, once. A stage whose result may be reused gets a plan instead of that
-configuration: the keys that shape its result, the identity of what it would download, and the digest of the code that
-makes it. The plan is its parameter, so a pipeline's cache (on a cluster and on a laptop alike) hits when the result
+configuration: the keys that shape its result, the identity of what it would download, and the formats and versions that
+make it. The plan is its parameter, so a pipeline's cache (on a cluster and on a laptop alike) hits when the result
 would be the same, and only then: another learning rate downloads nothing again, another file in the data folder does.
 """
 
@@ -12,16 +12,18 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import multimodal_gemma
 from multimodal_gemma import config as configuration
-from multimodal_gemma import files, logs
+from multimodal_gemma import files, logs, manifest
 from multimodal_gemma.cluster.trainjob.place import divide
 from multimodal_gemma.config import Config, hardware
 from multimodal_gemma.config.flat import as_overrides
 from multimodal_gemma.config.schema import ResourcesConfig
+from multimodal_gemma.data import choose
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.registry import runs, server
 
@@ -29,28 +31,23 @@ _log = logs.get("preflight")
 
 # What a cached stage is told: sections of the configuration, less the keys that do not shape its result.
 _SPLITTING = {"validation_fraction", "split_seed", "image_position", "max_text_tokens", "contamination"}
+_SPLITTING |= {"image_fit", "pixels"}
+_CHOOSING = {"columns", "max_faulty_fraction", *choose.KEYS}
 _FETCHING = {"conversations", "images", "image_roots", "sample", "allowed_hosts", "require_commits"}
-_FETCHING |= {"conversations_sha256", "images_sha256", "max_file_bytes", "shard_bytes"}
+_FETCHING |= {"conversations_sha256", "images_sha256", "max_file_bytes", "shard_bytes", "download_threads"}
 _TOLD: dict[str, dict[str, set[str]]] = {
     "models": {
         "model": {
             *("vision_feature_layer", "vision_policy", "projector_policy", "language_policy"),
             *("language_quantization", "lora"),
         },
-        "data": {"conversations", "images", "sample", *_SPLITTING},
+        "data": {"conversations", "images", "sample", *_SPLITTING, *_CHOOSING},
     },
     "dataset": {"data": _SPLITTING},
-    "benchmarks": {"benchmarks": set(), "data": {"conversations", "images", *_SPLITTING}},
-    "preprocess": {"data": _FETCHING},
+    "benchmarks": {"benchmarks": set(), "data": {"conversations", "images", *_SPLITTING, *_CHOOSING}},
+    "preprocess": {"data": _FETCHING | _CHOOSING},
 }
-# Code that makes the cached artifacts, relative to the package.
-_DOWNLOAD_CODE = ("data", "sample", "files.py", "manifest.py", "stages/download.py")
-_CODE = {
-    "models": _DOWNLOAD_CODE,
-    "dataset": _DOWNLOAD_CODE,
-    "benchmarks": _DOWNLOAD_CODE,
-    "preprocess": ("data", "model", "files.py", "manifest.py", "stages/preprocess.py"),
-}
+_MAKERS = ("pillow", "tokenizers", "transformers")  # libraries whose next version may make other pixels or tokens
 # What shapes the work that a later run may take over whole: sections, and code. The rest (another floor of the gate,
 # another place to export to) trains nothing again.
 _TRAINING = ("preset", "model", "training", "nodes", "data")
@@ -219,6 +216,22 @@ def code_digest(parts: Sequence[str]) -> str:
     )
 
 
+def made_by(stage: str) -> dict[str, Any]:
+    """Return the numbers of the formats that a cached stage writes, and the versions of what it makes them with.
+
+    Not a digest of the code: a new image whose results would be the same finds those that are there.
+    """
+    from multimodal_gemma.data import collect, pixels, sets, tokens
+    from multimodal_gemma.stages import preprocess
+
+    if stage == "models":
+        return {"formats": [manifest.SCHEMA_VERSION]}
+    if stage != "preprocess":
+        return {"formats": [manifest.SCHEMA_VERSION, collect.FORMAT, sets.FORMAT]}
+    versions = {name: metadata.version(name) for name in _MAKERS}
+    return {"formats": [preprocess.FORMAT, pixels.FORMAT, tokens.FORMAT], "versions": versions}
+
+
 def shaping(stage: str, config: Config) -> dict[str, dict[str, Any]]:
     """Return what of a configuration shapes the result of a cached stage, by section and key."""
     everything = dataclasses.asdict(config)
@@ -246,7 +259,7 @@ def _cached_plan(stage: str, config: Config) -> str:
     told, differing = shaping(stage, config), configuration.differences(config)
     # What stands at its default is left out, as every step of a run carries its plan; the digest covers it all.
     kept = {name: {key: value for key, value in differing.get(name, {}).items() if key in told[name]} for name in told}
-    plan: dict[str, Any] = {"config": kept, "told": files.digest_of(told), "code": code_digest(_CODE[stage])}
+    plan: dict[str, Any] = {"config": kept, "told": files.digest_of(told), "made_by": made_by(stage)}
     if stage != "preprocess":  # which takes everything from artifacts
         from multimodal_gemma.data.downloads import KINDS
 

@@ -49,8 +49,8 @@ def test_a_floor_is_set_by_its_metric() -> None:
 def test_a_folder_becomes_an_absolute_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = compose("sample", ["data.images=photos, of=mine/set 1", f"data.conversations={tmp_path}/c.json"])
-    assert config.data.images == (tmp_path / "photos, of=mine" / "set 1").as_uri()
-    assert config.data.conversations == (tmp_path / "c.json").as_uri()
+    assert config.data.images == [(tmp_path / "photos, of=mine" / "set 1").as_uri()]
+    assert config.data.conversations == [(tmp_path / "c.json").as_uri()]
 
 
 def test_what_differs_from_the_defaults_is_all_that_travels() -> None:

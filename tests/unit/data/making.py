@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ from PIL import Image
 
 from multimodal_gemma import files, manifest
 from multimodal_gemma.data import conversations as talk
+from multimodal_gemma.data import formats
 from multimodal_gemma.data.shards import write_image_shards, write_names
-from multimodal_gemma.errors import InputError
 
 
 def image_bytes(colour: tuple[int, int, int] = (200, 40, 40), size: tuple[int, int] = (40, 30)) -> bytes:
@@ -46,8 +45,9 @@ def raw_dataset(
 ) -> Path:
     """Write a raw-dataset artifact of published conversations; two names may have the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "conversations.json").write_text(json.dumps(conversations), encoding="utf-8")
-    talk.write(folder / talk.FILE, [read for entry in conversations for read in _published(entry)])
+    path = folder.with_name(f"{folder.name}.json")
+    path.write_text(json.dumps(conversations), encoding="utf-8")
+    talk.write(folder / talk.FILE, published(path))
     write_image_shards(folder, sorted(images.items()))
     write_names(folder, {name: hashlib.sha256(content).hexdigest() for name, content in images.items()})
     rows = [{"file_name": name, "reason": reason} for name, reason in sorted((missing or {}).items())]
@@ -56,14 +56,10 @@ def raw_dataset(
     return folder
 
 
-def _published(entry: dict[str, Any]) -> list[talk.Conversation]:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "talk.json"
-        path.write_text(json.dumps([entry]), encoding="utf-8")
-        try:
-            return talk.parse(path)
-        except InputError:  # a faulty one, which download leaves out
-            return []
+def published(path: Path) -> list[talk.Conversation]:
+    """Read the right conversations of a published file."""
+    rows = formats.read(path, path.name)
+    return [row.read for row in rows if isinstance(row.read, talk.Conversation)]
 
 
 def benchmarks(folder: Path, images: list[str], vqa_ids: tuple[int, ...] = ()) -> Path:

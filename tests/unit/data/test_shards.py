@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from multimodal_gemma.data.shards import ImageShards, write_image_shards
+from multimodal_gemma.data.shards import ImageShards, write_image_shards, write_names
 from multimodal_gemma.errors import InputError
 
 IMAGES = [(f"{number:012d}.jpg", bytes([number % 251]) * (1000 + number)) for number in range(40)]
@@ -61,10 +61,14 @@ def test_the_same_images_give_the_same_bytes(tmp_path: Path) -> None:
     assert one.read_bytes() == two.read_bytes()
 
 
-def test_names_out_of_order_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="ascending"):
-        write_image_shards(tmp_path, [("b", b""), ("a", b"")])
-    assert list(tmp_path.iterdir()) == []
+def test_two_names_of_one_picture_share_its_row(tmp_path: Path) -> None:
+    write_image_shards(tmp_path, [("gqa/1.jpg", b"pixels"), ("gqa/2.jpg", b"others")])
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in (("p", b"pixels"), ("o", b"others"))}
+    write_names(tmp_path, {"vg/7.jpg": digests["p"], "gqa/1.jpg": digests["p"], "gqa/2.jpg": digests["o"]})
+    shards = ImageShards(tmp_path)
+    assert (len(shards), shards.names()) == (2, ["gqa/1.jpg", "gqa/2.jpg", "vg/7.jpg"])
+    assert shards.read("vg/7.jpg") == shards.read("gqa/1.jpg") == b"pixels"
+    assert shards.sha256("vg/7.jpg") == digests["p"]
 
 
 def test_no_image_makes_no_shard(tmp_path: Path) -> None:

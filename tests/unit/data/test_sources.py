@@ -12,7 +12,7 @@ import pytest
 
 from multimodal_gemma.config.schema import DataConfig
 from multimodal_gemma.data import sources
-from multimodal_gemma.data.fetching import fetch_all
+from multimodal_gemma.data.collect import fetch_all
 from multimodal_gemma.data.sources import Source, Unavailable, public_address, retrying
 from multimodal_gemma.data.sources.archive import ZipSource
 from multimodal_gemma.errors import InputError
@@ -217,7 +217,7 @@ def test_a_web_fingerprint_follows_the_file(server: Server) -> None:
 def test_many_files_come_in_order_with_what_is_missing(server: Server) -> None:
     names = [f"{number:04d}.jpg" for number in range(200)]
     server.files |= {f"/images/{name}": name.encode() for name in names if name != "0007.jpg"}
-    results = list(fetch_all(web(server), names, LIMIT))
+    results = list(fetch_all(web(server), [(name, name) for name in names], DATA))
     assert [name for name, _ in results] == names
     assert [str(content) for name, content in results if isinstance(content, Unavailable)] == ["404"]
     assert all(content == name.encode() for name, content in results if name != "0007.jpg")
@@ -226,8 +226,8 @@ def test_many_files_come_in_order_with_what_is_missing(server: Server) -> None:
 def test_a_server_that_is_down_ends_the_download_early(server: Server) -> None:
     names = [f"{number}.jpg" for number in range(2000)]
     server.faults = {f"/images/{name}": [503] * 9 for name in names}
-    with pytest.raises(InputError, match="did not answer for 20 files in a row"):
-        list(fetch_all(web(server), names, LIMIT))
+    with pytest.raises(InputError, match="gave none of 20 files, last 19.jpg"):
+        list(fetch_all(web(server), [(name, name) for name in names], DATA))
     assert server.asked.total() < 2000
 
 

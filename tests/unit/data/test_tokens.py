@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from multimodal_gemma.data.conversations import Conversation, Turn, parse
+from multimodal_gemma.data.conversations import Conversation, Turn
 from multimodal_gemma.data.prepare import save_processor
 from multimodal_gemma.data.tokens import Tokenized, Tokenizer, UnusableConversation
 from tests.unit.data import making
@@ -47,7 +47,7 @@ def gemma_text(turns: list[Turn]) -> str:
 
 def test_exactly_the_answers_and_their_ends_of_turn_are_learnt(saved: tuple[Any, Path], shared: Path) -> None:
     processor, _ = saved
-    for conversation in parse(shared / "coco-sample" / "llava_instruct_sample.json"):
+    for conversation in making.published(shared / "coco-sample" / "llava_instruct_sample.json"):
         tokenized = tokenizer(saved)(conversation)
         answers = [turn.text + "<end_of_turn>" for turn in conversation.turns if turn.role == "assistant"]
         assert supervised_runs(processor, tokenized) == answers

@@ -113,19 +113,32 @@ def test_another_file_at_a_source_invalidates_its_download(data, name, stages):
     assert {stage for stage in CACHED if before[stage] != after[stage]} == stages
 
 
-def test_a_change_of_the_code_that_makes_a_result_invalidates_it(data, monkeypatch):
+@pytest.mark.parametrize(
+    ("place", "stages"),
+    [
+        ("stages.preprocess", {"preprocess"}),
+        ("data.tokens", {"preprocess"}),
+        ("data.collect", {"dataset", "benchmarks"}),
+    ],
+)
+def test_a_new_format_invalidates_what_was_made_in_the_old_one(place, stages, data, monkeypatch):
     before = plans(data)
-    original = preflight.files.sha256_file
-    monkeypatch.setattr(
-        preflight.files, "sha256_file", lambda path: "changed" if path.name == "split.py" else original(path)
-    )
-    assert plans(data)["preprocess"] != before["preprocess"]
+    monkeypatch.setattr(f"multimodal_gemma.{place}.FORMAT", 99)
+    after = plans(data)
+    assert {stage for stage in CACHED if before[stage] != after[stage]} == stages
+
+
+def test_another_version_of_what_makes_the_pixels_invalidates_them(data, monkeypatch):
+    before = plans(data)
+    monkeypatch.setattr(preflight.metadata, "version", lambda name: f"another-{name}")
+    after = plans(data)
+    assert {stage for stage in CACHED if before[stage] != after[stage]} == {"preprocess"}
 
 
 def test_a_plan_tells_its_stage_the_values_that_shape_the_result(data):
     made = plans(data, "data.max_image_bytes=1000", "benchmarks.vqa_questions=5", "data.max_text_tokens=99")
     assert told(made["dataset"]).data.max_image_bytes == 1000
-    assert told(made["dataset"]).data.conversations == (data / "conversations.json").as_uri()
+    assert told(made["dataset"]).data.conversations == [(data / "conversations.json").as_uri()]
     assert told(made["benchmarks"]).benchmarks.vqa_questions == 5
     assert told(made["preprocess"]).data.max_text_tokens == 99
     assert told(made["models"]).model.vision.startswith((data / "vision").as_uri())

@@ -64,16 +64,19 @@ def test_the_images_that_are_named_and_no_others_are_in_the_dataset(photographs:
     output = tmp_path / "raw"
     summary = download.run(compose(str(photographs)), "dataset", output)
     assert (summary.numbers["conversations"], summary.numbers["images"], summary.numbers["missing"]) == (72, 36, 0)
-    named = conversations.image_names(conversations.parse(output / "conversations.json"))
+    named = conversations.image_names(conversations.load(output))
     shards = ImageShards(output)
     assert shards.names() == named
     assert all(content == (photographs / "train2017" / name).read_bytes() for name, content in shards.iterate())
-    published = (photographs / "llava_instruct_sample.json").read_bytes()
-    assert (output / "conversations.json").read_bytes() == published
+    published = json.loads((photographs / "llava_instruct_sample.json").read_text())
+    kept = [json.loads(line) for line in (output / "conversations.jsonl").read_text().splitlines()]
+    assert [(row["id"], row["image"], row["conversations"]) for row in kept] == [
+        (row["id"], row["image"], row["conversations"]) for row in published
+    ]
     assert manifest.verify(output, "raw-dataset").digest == summary.digest
     assert sorted(path.name for path in output.iterdir()) == [
-        "conversations.json",
         "conversations.jsonl",
+        "held.jsonl",
         "images-00000.parquet",
         "manifest.json",
         "missing.jsonl",
@@ -225,7 +228,7 @@ def test_a_wrong_location_is_one_sentence_and_leaves_nothing(
     ("text", "said"),
     [
         ('[{"id": "a", "conv', "no whole JSON document"),
-        ("{}", "not a list"),
+        ("{}", "conversation 0 .* has no turns, 1 of 1 is faulty"),
         ("[]", "empty list"),
         ('[{"id": "a", "conversations": []}]', r"conversation 0 \(id a\) of .* has no turns"),
     ],

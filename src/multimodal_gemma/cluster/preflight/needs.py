@@ -92,7 +92,7 @@ def of_run(
         InputError: a parameter is none.
     """
     hub, store, registry = (str(parameters.get(f"secret_{name}") or "") for name in ("hub", "store", "registry"))
-    sources = [config.data.conversations, config.data.images, *config.data.image_roots, config.model.vision]
+    sources = [*config.data.conversations, *config.data.images, *config.data.image_roots, config.model.vision]
     sources += [config.benchmarks.pope, config.benchmarks.vqa, config.benchmarks.images, config.model.language]
     places = (config.training.checkpoint_uri, config.nodes.work_uri, config.data.work_uri, config.export.publish)
     written = [place for place in places if place.startswith("s3://")]

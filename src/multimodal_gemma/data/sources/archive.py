@@ -9,7 +9,6 @@ from __future__ import annotations
 import abc
 import gzip
 import os
-import shutil
 import stat
 import tarfile
 import zipfile
@@ -37,17 +36,23 @@ _BROKEN = (  # what zipfile, tarfile and gzip raise
 Member = TypeVar("Member")
 
 
-def open_archive(path: Path, origin: Source) -> ArchiveSource:
+def open_archive(path: Path, origin: Source, max_bytes: int) -> ArchiveSource:
     """Return the source of the files in an archive.
 
     Args:
         path: the archive on this machine. Of a compressed tar archive a plain one is made beside it, because there is
             no reading by name in a compressed stream.
         origin: where it came from; its address tells the kind.
+        max_bytes: what a compressed one may grow to.
 
     Raises:
-        InputError: it is no whole archive, or holds a link or a name that points outside.
+        InputError: it is no whole archive, grows beyond the limit, or holds a link or a name that points outside.
     """
+    if path.is_file():
+        with path.open("rb") as stream:
+            start = stream.read(200).lstrip().lower()
+        if start.startswith((b"<!doctype", b"<html")):
+            raise InputError(f"download: {origin.uri} is a web page, not an archive. Check the address.")
     name = origin.uri.lower()
     if name.endswith(".zip"):
         return ZipSource(path, origin)
@@ -59,7 +64,14 @@ def open_archive(path: Path, origin: Source) -> ArchiveSource:
     with files.atomic_path(plain) as temporary:
         try:
             with gzip.open(path) as packed, temporary.open("wb") as stream:
-                shutil.copyfileobj(packed, stream, 1 << 20)
+                written = 0
+                while piece := packed.read(1 << 20):
+                    written += stream.write(piece)
+                    if written > max_bytes:
+                        raise InputError(
+                            f"download: {origin.uri} unpacks to more than {max_bytes:,} bytes. Allow more with "
+                            "data.max_file_bytes if you trust it."
+                        )
         except (gzip.BadGzipFile, zlib.error, EOFError) as error:
             raise InputError(f"download: {origin.uri} is no whole gzip file ({error}). Fetch it again.") from None
     path.unlink()

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from multimodal_gemma import files
 from multimodal_gemma.data.sources import retrying
@@ -83,9 +83,23 @@ class HubSource(Source):
         """Return a digest of repository, path and commit."""
         return files.digest_of([self._type, self._repo, self._path, self.commit])
 
+    def stamp(self, name: str) -> str:
+        """Return the identity of a file's content, which stays from commit to commit."""
+        prefix = f"{self._path}/" if self._path else ""
+        return self._listing.get(f"{prefix}{name}", "")
+
     def describe(self) -> dict[str, str]:
-        """Return the location and the commit that it resolved to."""
-        return {"uri": self.uri, "commit": self.commit}
+        """Return the location, the commit that it resolved to and the licence that its card states."""
+        return {"uri": self.uri, "commit": self.commit, **({"licence": self._licence} if self._licence else {})}
+
+    @functools.cached_property
+    def _licence(self) -> str:
+        try:
+            found = self._ask(lambda: self._api.repo_info(self._repo, repo_type=self._type, revision=self.commit))
+        except Unavailable:
+            return ""
+        licence = (getattr(found, "card_data", None) or {}).get("license") or ""
+        return ", ".join(licence) if isinstance(licence, list) else str(licence)
 
     @functools.cached_property
     def commit(self) -> str:
@@ -99,12 +113,21 @@ class HubSource(Source):
         return str(found.sha)
 
     @functools.cached_property
-    def _listing(self) -> list[str]:
+    def _listing(self) -> dict[str, str]:
+        """Every file of the commit, with the identity of its content."""
+        from huggingface_hub.hf_api import RepoFile
+
+        def ask() -> list[Any]:
+            return list(
+                self._api.list_repo_tree(self._repo, repo_type=self._type, revision=self.commit, recursive=True)
+            )
+
         try:
-            found = self._ask(lambda: self._api.list_repo_files(self._repo, repo_type=self._type, revision=self.commit))
+            found = self._ask(ask)
         except Unavailable as error:
             raise InputError(f"download: {self.uri}: {error}. Check the name and the connection.") from None
-        return sorted(found)
+        whole = (item for item in found if isinstance(item, RepoFile))
+        return dict(sorted((item.path, item.lfs.sha256 if item.lfs else item.blob_id) for item in whole))
 
     @functools.cached_property
     def _api(self) -> HfApi:

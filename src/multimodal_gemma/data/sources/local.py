@@ -10,6 +10,8 @@ from multimodal_gemma.data.sources.base import Source, Unavailable, check_size, 
 from multimodal_gemma.errors import InputError
 
 _BEGINNING = 1 << 16  # bytes in which the first conversation names its turns
+_CONVERSATIONS = (".json", ".jsonl", ".ndjson", ".json.gz", ".jsonl.gz")
+_TURNS = (b'"conversations"', b'"messages"', b'"texts"')
 _LINKED = (".safetensors",)  # large, and rewritten whole rather than edited in place
 
 
@@ -80,6 +82,14 @@ class LocalSource(Source):
         there = [(name, self.root / name) for name in (names or self.names())]
         return files.digest_of([[name, *_stamp(path)] for name, path in there if path.is_file()])
 
+    def stamp(self, name: str) -> str:
+        """Return size and time of change of one file, "" if it is not there."""
+        try:
+            size, changed = _stamp(self._path(name))
+        except (OSError, Unavailable):
+            return ""
+        return f"{size}-{changed}"
+
     def describe(self) -> dict[str, str]:
         """Return the scheme; a path says nothing on another machine."""
         return dict(self._record)
@@ -90,7 +100,7 @@ class LocalSource(Source):
     def _one_file(self) -> Path:
         if self.root.is_file():
             return self.root
-        there = sorted(path for path in self.root.glob("*.json") if path.is_file())
+        there = sorted(path for path in self.root.iterdir() if path.name.endswith(_CONVERSATIONS) and path.is_file())
         found = [path for path in there if _mentions_conversations(path)] if len(there) > 1 else there
         if len(found) == 1:
             return found[0]
@@ -107,7 +117,10 @@ def _mentions_conversations(path: Path) -> bool:
     """Return whether a JSON file begins as a list of conversations does; a folder may hold other JSON beside it."""
     try:
         with path.open("rb") as stream:
-            return b'"conversations"' in stream.read(_BEGINNING)
+            start = stream.read(_BEGINNING)
+            return path.suffix == ".gz" or any(
+                word in start for word in (b'"conversations"', b'"messages"', b'"texts"')
+            )
     except OSError:
         return False
 

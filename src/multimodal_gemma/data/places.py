@@ -1,0 +1,280 @@
+"""Where the images of a download lie, told apart by the names that conversations give.
+
+That is under a base, in an archive, in the shards of another artifact, or each at an address of its own. Mixed
+datasets name images of COCO, GQA and Visual Genome side by side (`coco/train2017/….jpg`, `gqa/images/….jpg`):
+each prefix has its own location, and what follows the prefix is the name there.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+
+from multimodal_gemma import files
+from multimodal_gemma.config.schema import DataConfig
+from multimodal_gemma.data import shards, sources
+from multimodal_gemma.data.collect import Place
+from multimodal_gemma.data.sources.archive import SUFFIXES, open_archive, unpacked
+from multimodal_gemma.data.sources.base import Source, Unavailable
+from multimodal_gemma.data.sources.local import LocalSource
+from multimodal_gemma.errors import InputError
+
+_HTTPS = "https://"
+
+
+def base(uri: str) -> str:
+    """Return the location of images, ending with "/" unless it is an archive: a place that names are appended to."""
+    return uri if not uri or uri.endswith("/") or uri.lower().endswith(SUFFIXES) else f"{uri}/"
+
+
+def parse_root(text: str) -> tuple[str, str]:
+    """Return prefix and location of an entry of data.image_roots.
+
+    Raises:
+        InputError: it is not PREFIX=LOCATION.
+    """
+    prefix, _, location = text.partition("=")
+    if not prefix or not location or "://" in prefix:
+        raise InputError(
+            f"config: data.image_roots holds {text!r}. Write PREFIX=LOCATION, e.g. 'gqa/images/=s3://bucket/gqa/'."
+        )
+    return prefix, location if "://" in location else Path(location).expanduser().resolve().as_uri()
+
+
+def sort_out(
+    names: Iterable[str], plain: Source | None, roots: Mapping[str, Source], key: str, allowed: float
+) -> dict[str, dict[str, str]]:
+    """Return the name there by name, for each place: a prefix of `roots`, "" for `plain`, or an address's beginning.
+
+    Args:
+        names: as conversations give them.
+        plain: takes the names that no prefix fits; None if there is no such place.
+        roots: source by prefix; the longest that fits decides.
+        key: configuration key of `plain`.
+        allowed: share of the names that may have no place.
+
+    Raises:
+        InputError: more names than allowed have no place.
+    """
+    found: dict[str, dict[str, str]] = {prefix: {} for prefix in (*roots, "", _HTTPS)}
+    longest = sorted(roots, key=len, reverse=True)
+    count = 0
+    for name in names:
+        count += 1
+        prefix = next((prefix for prefix in longest if name.startswith(prefix)), None)
+        if prefix is not None:
+            found[prefix][name] = name.removeprefix(prefix)
+        elif name.startswith(_HTTPS):
+            found[_HTTPS][name] = name.removeprefix(_HTTPS)
+        else:
+            found[""][name] = _relative(name, plain)
+    lost = found[""]
+    if plain is None and lost and len(lost) / count > allowed:
+        first = min(lost)
+        if roots:
+            raise InputError(
+                f"download: no prefix of data.image_roots fits {len(lost):,} of {count:,} image names, first {first}. "
+                "Add its place as PREFIX=LOCATION."
+            )
+        raise InputError(
+            f"download: {key} is empty, but {len(lost):,} images are named, first {first}. Give their location."
+        )
+    return {prefix: own for prefix, own in found.items() if own}
+
+
+def _relative(name: str, plain: Source | None) -> str:
+    """Return the name below a folder of this machine where an absolute path leads into it."""
+    if not isinstance(plain, LocalSource) or not name.startswith("/"):
+        return name
+    path = PurePosixPath(name)
+    return path.relative_to(plain.root).as_posix() if path.is_relative_to(plain.root) else name
+
+
+def place_of(source: Source, key: str, own: Mapping[str, str], scratch: Path, data: DataConfig, sha256: str) -> Place:
+    """Return the place of images at one location.
+
+    Args:
+        source: the location.
+        key: its configuration key.
+        own: the name there, by file name in the shards.
+        scratch: folder for an archive.
+        data: limits.
+        sha256: what an archive must have; "" if nothing is demanded.
+    """
+    if source.uri.lower().endswith(SUFFIXES):
+        whole = functools.cache(source.fingerprint)
+        opened = functools.cache(lambda: _archive(source, key, own, scratch, data, sha256))
+        return Place(source.uri, own, opened, lambda _: whole())
+    if _is_artifact(source):
+        artifact = ShardsSource(source, scratch / f"artifact-{_short(source)}")
+        return Place(source.uri, own, lambda: artifact, artifact.stamp)
+    return Place(source.uri, own, lambda: source, source.stamp)
+
+
+def _is_artifact(source: Source) -> bool:
+    try:
+        return not source.uri.startswith(("http://", _HTTPS, "sample://")) and source.exists(shards.NAMES)
+    except Unavailable:
+        return False
+
+
+def addresses(own: Mapping[str, str], data: DataConfig) -> Place:
+    """Return the place of images that are named by their https address."""
+    return Place(_HTTPS, own, lambda: _Addresses(data), lambda _: "")
+
+
+def nowhere(own: Mapping[str, str]) -> Place:
+    """Return the place of images that have none: each is missing."""
+
+    def refused() -> Iterator[tuple[str, bytes]]:
+        yield from ()
+
+    def unopened() -> Source:
+        raise AssertionError("a place without a source is only streamed")
+
+    return Place("", own, unopened, lambda _: "", refused)
+
+
+class _Addresses(Source):
+    """Files anywhere on the listed hosts."""
+
+    def __init__(self, data: DataConfig) -> None:
+        super().__init__(_HTTPS)
+        self._data = data
+
+    def read(self, name: str, max_bytes: int) -> bytes:
+        """Return what an address gives, see `Source.read`."""
+        folder, _, last = name.rpartition("/")
+        try:
+            return sources.open(f"{_HTTPS}{folder}/", self._data).read(last, max_bytes)
+        except InputError as refused:  # a host that is not listed
+            raise Unavailable(str(refused).removeprefix("download: ")) from None
+
+    def fetch(self, name: str | None, destination: Path, max_bytes: int | None = None) -> None:
+        """Refuse: images are read."""
+        raise Unavailable("an address is read, not fetched")
+
+    def exists(self, name: str) -> bool:
+        """Return True: only asking would tell."""
+        return True
+
+    def names(self) -> list[str]:
+        """Return nothing: the network is not listed."""
+        return []
+
+    def fingerprint(self, *names: str) -> str:
+        """Return nothing: an address is trusted to mean one image."""
+        return ""
+
+    def describe(self) -> dict[str, str]:
+        """Return the scheme."""
+        return {"uri": self.uri}
+
+
+class ShardsSource(Source):
+    """The images of a raw dataset or of benchmarks that lie finished somewhere, e.g. a mirror.
+
+    Args:
+        origin: the artifact's folder.
+        folder: where the shards are fetched to, when the first image is asked for.
+    """
+
+    def __init__(self, origin: Source, folder: Path) -> None:
+        super().__init__(origin.uri)
+        self._origin, self._folder = origin, folder
+
+    @functools.cached_property
+    def _names(self) -> dict[str, str]:
+        self._fetch(shards.NAMES)
+        return shards.read_names(self._folder)
+
+    @functools.cached_property
+    def _images(self) -> shards.ImageShards:
+        for name in self._origin.names():
+            if PurePosixPath(name).match(shards.PATTERN) and "/" not in name:
+                self._fetch(name)
+        _ = self._names
+        return shards.ImageShards(self._folder)
+
+    def _fetch(self, name: str) -> None:
+        if not (self._folder / name).is_file():
+            try:
+                self._origin.fetch(name, self._folder / name)
+            except Unavailable as error:
+                raise InputError(f"download: {name} of {self.uri} cannot be had ({error}). Run again.") from None
+
+    def read(self, name: str, max_bytes: int) -> bytes:
+        """Return the bytes of one image, see `Source.read`."""
+        if name not in self._names:
+            raise Unavailable("not in the artifact")
+        return self._images.read(name)
+
+    def stamp(self, name: str) -> str:
+        """Return the image's sha256."""
+        return self._names.get(name, "")
+
+    def fetch(self, name: str | None, destination: Path, max_bytes: int | None = None) -> None:
+        """Write one file of the artifact, see `Source.fetch`."""
+        self._origin.fetch(name, destination, max_bytes)
+
+    def exists(self, name: str) -> bool:
+        """Return whether the artifact has an image of that name."""
+        return name in self._names
+
+    def names(self) -> list[str]:
+        """Return the names of all images."""
+        return list(self._names)
+
+    def fingerprint(self, *names: str) -> str:
+        """Return the fingerprint of the folder."""
+        return self._origin.fingerprint(*names)
+
+    def describe(self) -> dict[str, str]:
+        """Return where the artifact lies."""
+        return self._origin.describe()
+
+
+def _archive(source: Source, key: str, own: Mapping[str, str], scratch: Path, data: DataConfig, sha256: str) -> Source:
+    """Fetch an archive whole, unless an interrupted attempt has, and open it."""
+    path = scratch / f"archive-{_short(source)}"
+    if not path.is_file() and not unpacked(path).is_file():
+        fetch_pinned(source, None, path, data.max_file_bytes, sha256, key)
+    try:
+        archive = open_archive(path, source, data.max_file_bytes)
+    except InputError:
+        path.unlink(missing_ok=True)  # the next attempt fetches it again
+        raise
+    if not any(archive.exists(name) for name in own.values()):
+        raise InputError(
+            f"download: {source.uri} holds none of the {len(own):,} images that are named, first "
+            f"{min(own.values())}. Check {key}."
+        )
+    return archive
+
+
+def fetch_pinned(source: Source, name: str | None, path: Path, most: int, sha256: str, key: str) -> None:
+    """Fetch one file; with a demanded sha256 it gets its name only if it has that.
+
+    Raises:
+        InputError: it cannot be had, or has another sha256.
+    """
+    arriving = path.with_name(f"{path.name}.unchecked") if sha256 else path
+    what = source.uri if name is None else f"{name} of {source.uri}"
+    try:
+        source.fetch(name, arriving, most)
+    except Unavailable as error:
+        raise InputError(f"download: {what} cannot be had ({error}). Check {key}.") from None
+    if not sha256:
+        return
+    found = files.sha256_file(arriving)
+    if found != sha256.lower():
+        arriving.unlink()
+        raise InputError(
+            f"download: {what} has sha256 {found}, not the one that {key}_sha256 demands. Check which is right."
+        )
+    arriving.replace(path)
+
+
+def _short(source: Source) -> str:
+    return files.digest_of(source.uri)[:16]
