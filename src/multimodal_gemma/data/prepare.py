@@ -222,7 +222,7 @@ def write_conversations(
     tokenizer = tokens.Tokenizer(processor, tokens.digest_of_processor(processor), data.max_text_tokens)
     jobs = tokens.plan(placed, tokenizer, TOKENS)
     slices.ensure(TOKENS, jobs, "conversation", at_once=_HERE)
-    kept: dict[str, list[tuple[int, int, processed.Row]]] = {name: [] for name in split.SPLITS}
+    kept: dict[str, list[tuple[int, int, processed.Row]]] = {name: [] for name in processed.SPLITS}
     for number, job in enumerate(jobs):
         for row, (conversation, told) in enumerate(
             zip(job.conversations, tokens.records_of(slices.folder / job.name), strict=True)

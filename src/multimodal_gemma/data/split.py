@@ -16,7 +16,6 @@ import numpy as np
 from multimodal_gemma.data.conversations import Conversation
 
 TRAIN, VALIDATION = "train", "val"
-SPLITS = (TRAIN, VALIDATION)
 _RANGE = 2.0**64
 
 
