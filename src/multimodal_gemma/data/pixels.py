@@ -166,8 +166,9 @@ def thumbnails_of(paths: Sequence[Path]) -> np.ndarray:
     """Return the thumbnails of the usable pictures of slices, uint8 (n, BYTES), in their order."""
     parts = [np.empty((0, lookalikes.BYTES), np.uint8)]
     for path in paths:
-        column = open_arrow(path).column("thumbnail").drop_null()
-        parts += [np.frombuffer(b"".join(column.to_pylist()), np.uint8).reshape(-1, lookalikes.BYTES)]
+        for chunk in open_arrow(path).column("thumbnail").drop_null().chunks:
+            cells = np.frombuffer(chunk.buffers()[1], np.uint8).reshape(-1, lookalikes.BYTES)
+            parts.append(cells[chunk.offset : chunk.offset + len(chunk)])
     return np.concatenate(parts)
 
 

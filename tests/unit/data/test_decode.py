@@ -3,13 +3,14 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from multimodal_gemma.data.decode import Limits, UnusableImage, decode
+from multimodal_gemma.data.decode import Limits, UnusableImage, decode, not_an_image
 
 LIMITS = Limits(max_bytes=20_000_000, max_pixels=50_000_000)
 
@@ -163,3 +164,16 @@ def test_a_file_over_the_byte_cap_is_refused_before_it_is_opened() -> None:
 
 def test_floating_point_pixels_are_refused_because_their_range_is_unknown() -> None:
     assert refused(encoded(Image.new("F", (4, 4), 0.5), "TIFF")).kind == "unknown-range"
+
+
+def test_a_png_is_read_however_much_stands_beside_its_pixels(shared: Path) -> None:
+    """A colour profile or a text of megabytes, which Pillow refuses together with the pixels."""
+    for path in (shared / "cases" / "13-png-large-metadata").glob("*.png"):
+        assert decode(path.read_bytes(), LIMITS).image.size == (160, 120)
+
+
+def test_a_photograph_of_a_telephone_is_named_with_what_to_do(shared: Path) -> None:
+    content = (shared / "cases" / "15-heic" / "photo.jpg").read_bytes()
+    error = refused(content)
+    assert (error.kind, error.reason) == ("other-format", "it is HEIC, which is not read here: save it as JPEG")
+    assert "HEIC" in not_an_image(content)
