@@ -32,19 +32,18 @@ import torch
 from peft import LoraConfig as PeftLora
 from peft import get_peft_model
 from torch import nn
+from torch.nn import functional
 from transformers import CLIPVisionConfig, Gemma3TextConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from multimodal_gemma.config.schema import ModelConfig
+from multimodal_gemma.model import attention
 from multimodal_gemma.model.adapters import lora_pattern
-from multimodal_gemma.model.forward import Batch, Encoder, SupervisedLoss
+from multimodal_gemma.model.forward import Encoder, SupervisedLoss
 from multimodal_gemma.model.fused_lora import fuse
-from multimodal_gemma.model.shared_prefix import SharedBatch
+from multimodal_gemma.model.stream import Composer, Stream
 from multimodal_gemma.planning import devices
 from multimodal_gemma.planning.arithmetic import Shapes, Work
-from multimodal_gemma.training import sampler
-from multimodal_gemma.training.batches import make_batch
 from multimodal_gemma.training.optimiser import count_as_change
-from multimodal_gemma.training.sharing import Sharing
 
 warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by an old name
 OPENING, IMAGE_TOKEN = (2, 6, 7, 8), 5  # what every conversation begins with, as a chat template has it
@@ -62,20 +61,6 @@ class Sample:
     supervised: np.ndarray
 
 
-class Samples(list[Sample]):
-    """All of them, as a split of a processed dataset shows itself to what finds shared images."""
-
-    def __init__(self, samples: list[Sample], image_tokens: int) -> None:
-        super().__init__(samples)
-        self.image_indices = np.array([sample.image_index for sample in samples])
-        self.lengths = np.array([len(sample.input_ids) + image_tokens - 1 for sample in samples])
-
-    def token_pieces(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """All tokens, and where each conversation's begin and end."""
-        bounds = np.cumsum([0, *(len(sample.input_ids) for sample in self)])
-        return [(np.concatenate([sample.input_ids for sample in self]), bounds)]
-
-
 @dataclasses.dataclass
 class Bench:
     """The model and the samples that every rung of the ladder is timed with."""
@@ -83,14 +68,14 @@ class Bench:
     llava: LlavaForConditionalGeneration
     peft: Any
     encoder: Encoder
-    samples: Samples
+    samples: list[Sample]
     images: torch.Tensor  # uint8 (images, H, W, 3)
     device: torch.device
     budget: int
     optimiser: torch.optim.Optimizer
     loss: SupervisedLoss
+    kernel: str
     features: torch.Tensor | None = None
-    sharing: Sharing | None = None
 
     @property
     def image_tokens(self) -> int:
@@ -103,7 +88,7 @@ class LogitsOfAllWords(SupervisedLoss):
 
     def head_loss(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the summed cross-entropy."""
-        return self._entropy(hidden, targets)
+        return functional.cross_entropy(self.llava.lm_head(hidden).float(), targets, reduction="sum")
 
 
 def shapes(tiny: bool) -> tuple[CLIPVisionConfig, Gemma3TextConfig]:
@@ -177,9 +162,10 @@ def build(tiny: bool, count: int, device: torch.device) -> Bench:
     learnt = [weight for weight in llava.parameters() if weight.requires_grad]
     optimiser = torch.optim.AdamW(learnt, lr=1e-5, fused=True)
     optimiser.register_step_post_hook(count_as_change)
-    budget = 16_384 if device.type == "cuda" else 2048
-    made = Samples(samples, config.image_seq_length)
-    return Bench(llava, peft, encoder, made, images, device, budget, optimiser, LogitsOfAllWords(llava))
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    kernel = attention.choose_kernel("auto", llava.model.language_model, device, dtype)
+    budget = 16_384 if device.type == "cuda" else 4096
+    return Bench(llava, peft, encoder, samples, images, device, budget, optimiser, LogitsOfAllWords(llava), kernel)
 
 
 def naive_pass(bench: Bench, indices: list[int]) -> None:
@@ -205,34 +191,26 @@ def naive_pass(bench: Bench, indices: list[int]) -> None:
     loss.backward()
 
 
-def batch_of(bench: Bench, indices: list[int], multiple: int = 1) -> Batch | SharedBatch:
-    """Our micro-batch of some samples."""
-    if bench.sharing is not None:
-        return bench.sharing.make_batch(bench.samples, indices).to(bench.device)
-    return make_batch(
-        bench.samples,
-        indices,
-        image_tokens=bench.image_tokens,
-        image_token_id=IMAGE_TOKEN,
-        pad_token_id=0,
-        multiple=multiple,
-    ).to(bench.device)
-
-
-def our_pass(bench: Bench, indices: list[int], multiple: int = 1) -> None:
+def our_pass(bench: Bench, stream: Stream) -> None:
     """Logits where a token is supervised; features from the cache where there is one, else from the encoder."""
-    batch = batch_of(bench, indices, multiple)
+    stream = stream.to(bench.device, bench.kernel)
     if bench.features is not None:
-        pictures = bench.features[batch.image_indices].to(bench.device, non_blocking=True)
+        pictures = bench.features[stream.image_indices].to(bench.device, non_blocking=True)
     else:
         with torch.no_grad():
-            pictures = bench.encoder(bench.images[batch.image_indices].to(bench.device))
-    (bench.loss(batch, pictures) / len(batch.targets)).backward()
+            pictures = bench.encoder(bench.images[stream.image_indices].to(bench.device))
+    (bench.loss(stream, pictures) / len(stream.targets)).backward()
 
 
-def timed(bench: Bench, cuts: list[list[int]], naive: bool, rounds: int, multiple: int = 1) -> float:
-    """Return seconds for all samples and one optimiser step: process time, on a GPU the clock's, least of `rounds`."""
-    on_gpu = bench.device.type == "cuda"
+def timed(bench: Bench, naive: int, rounds: int) -> float:
+    """Return seconds for all samples and one optimiser step: process time, on a GPU the clock's, least of `rounds`.
+
+    Args:
+        bench: the model and the samples.
+        naive: rows of a naive pass; 0 for our streams.
+        rounds: how often.
+    """
+    on_gpu, every = bench.device.type == "cuda", range(len(bench.samples))
     clock = time.perf_counter if on_gpu else time.process_time
     autocast = torch.autocast("cuda", torch.bfloat16) if on_gpu else contextlib.nullcontext()
     found = []
@@ -240,9 +218,13 @@ def timed(bench: Bench, cuts: list[list[int]], naive: bool, rounds: int, multipl
         if on_gpu:
             torch.cuda.synchronize()
         start = clock()
-        for cut in cuts:
-            with autocast:
-                naive_pass(bench, cut) if naive else our_pass(bench, cut, multiple)
+        with autocast:
+            if naive:
+                for at in every[::naive]:
+                    naive_pass(bench, list(every[at : at + naive]))
+            else:
+                for stream in Composer(bench.samples, bench.image_tokens, IMAGE_TOKEN).streams(every, bench.budget):
+                    our_pass(bench, stream)
         bench.optimiser.step()
         bench.optimiser.zero_grad(set_to_none=True)
         if on_gpu:
@@ -269,17 +251,13 @@ def encode(bench: Bench) -> float:
 
 def ladder(bench: Bench, rounds: int, batch: int) -> list[dict[str, Any]]:
     """Time the naive step, then add one technique after the other."""
-    count = len(bench.samples)
-    random = [list(range(start, min(start + batch, count))) for start in range(0, count, batch)]
-    lengths = bench.samples.lengths
-    buckets = sampler.cut_by_tokens(np.argsort(-lengths, kind="stable"), lengths, max(bench.budget, int(lengths.max())))
+    count, on_gpu = len(bench.samples), bench.device.type == "cuda"
     rungs: list[dict[str, Any]] = []
 
-    def rung(name: str, cuts: list[list[int]], *, naive: bool = False, extra: float = 0.0, multiple: int = 1) -> None:
-        # A first pass that is not counted fills allocators; on a GPU it compiles as well.
-        if bench.device.type == "cuda" or count < 16:
-            timed(bench, cuts if bench.device.type == "cuda" else cuts[:1], naive, 1, multiple)
-        seconds = timed(bench, cuts, naive, rounds, multiple) + extra
+    def rung(name: str, *, naive: int = 0, extra: float = 0.0) -> None:
+        if on_gpu or count < 16:  # a first pass that is not counted fills allocators; on a GPU it compiles as well
+            timed(bench, naive, 1)
+        seconds = timed(bench, naive, rounds) + extra
         before = rungs[-1]["seconds_per_sample"] if rungs else seconds / count
         share = 1 - seconds / count / before
         rungs.append(
@@ -288,30 +266,23 @@ def ladder(bench: Bench, rounds: int, batch: int) -> list[dict[str, Any]]:
         sys.stderr.write(f"{name}: {seconds / count:.4f} s a sample\n")
 
     bench.llava.set_attn_implementation("eager")
-    rung("stock Llava with PEFT, eager attention, dropout 0.1", random, naive=True)
-    rung("logits only where a token is supervised, no mask", random)
+    rung("stock Llava with PEFT, eager attention, dropout 0.1", naive=batch)
+    bench.llava.model.vision_tower.set_attn_implementation("sdpa")
+    attention.use_streams(bench.llava.model.language_model)
+    rung("one stream: no padding, no mask, an image's conversations read it once, logits where supervised")
     bench.loss = SupervisedLoss(bench.llava)
-    rung("the head's loss and gradient in one pass, without logits", random)
+    rung("the head's loss and gradient in one pass, without logits")
     once = encode(bench) / EPOCHS
-    rung("each image encoded once (its share counted)", random, extra=once)
-    bench.llava.set_attn_implementation("sdpa")
-    once = encode(bench) / EPOCHS
-    rung("SDPA attention", random, extra=once)
-    rung("micro-batches by token budget from neighbours in length", buckets, extra=once)
+    rung("each image encoded once (its share counted)", extra=once)
     drop_nothing(bench)
-    rung("no dropout in the adapters", buckets, extra=once)
-    if bench.device.type == "cpu":
-        fuse(bench.llava)
-        rung("adapters and their layers in one product", buckets, extra=once)
-        bench.sharing = Sharing.of(
-            bench.samples, image_token_id=IMAGE_TOKEN, image_tokens=bench.image_tokens, pad_token_id=0
-        )
-        (step,) = sampler.epoch_steps(lengths, count, seed=0, epoch=0, units=bench.sharing.units)
-        rung("each image read once by the language model", bench.sharing.cut(step, bench.budget), extra=once)
-    else:
-        bench.llava.model.language_model.compile()
+    rung("no dropout in the adapters", extra=once)
+    if on_gpu:
+        bench.llava.model.language_model.compile(dynamic=True)
         torch.cuda.reset_peak_memory_stats()
-        rung("language model compiled", buckets, extra=once, multiple=64)
+        rung("language model compiled", extra=once)
+    else:
+        fuse(bench.llava)
+        rung("adapters and their layers in one product", extra=once)
     return rungs
 
 

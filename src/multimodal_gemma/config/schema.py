@@ -104,6 +104,7 @@ class ModelConfig:
     vision: str = location("hf://openai/clip-vit-large-patch14@32bd64288804d66eefd0ccbe215aa642df71cc41")
     language: str = location("hf://google/gemma-3-270m@main")  # any causal model that stock Llava can wrap
     projector: str = location("")  # folder of a trained model whose projector to start from; empty: fresh
+    adapter: str = location("")  # folder of a trained model whose adapters and projector to start from; empty: fresh
     vision_feature_layer: int = number(-2, high=-1)  # -2 as LLaVA; -1 the last
     vision_policy: str = choice("frozen", "full")
     projector_policy: str = choice("trained", "frozen")
@@ -121,7 +122,7 @@ class TrainingConfig:
     batch_size: int = number(40, low=1)  # conversations an optimiser step, over all ranks
     batch_tokens: int | str = number(
         "auto", low=64
-    )  # positions a forward pass, image tokens and padding counted; auto: what the GPU's memory holds, 16384 on a CPU
+    )  # positions a forward pass, image tokens counted; auto: a whole step or what a GPU's memory holds, 16384 on a CPU
     projector_lr: float = number(1e-3, low=0)  # learns from random weights: five times the adapters' rate
     lora_lr: float = number(2e-4, low=0)  # bends pretrained weights gently
     language_lr: float = number(2e-5, low=0)  # language_policy=full
@@ -133,21 +134,19 @@ class TrainingConfig:
     precision: str = choice("auto", "fp32", "bf16")  # auto: bf16 where a GPU has it
     device: str = choice("auto", "cpu", "cuda")
     compile: str = choice("auto", "on", "off")  # the language model only; auto: on a GPU
+    attention: str = choice("auto", "varlen", "sdpa")  # auto: one kernel for all lengths where a GPU has it
     feature_cache: str = choice(
-        "auto", "none", "memory", "disk"
-    )  # where frozen features are kept, computed once an image; auto: the first of memory, disk, none that has room
+        "auto", "none", "device", "memory", "disk"
+    )  # where frozen features are kept, computed once an image; auto: the first of device, memory, disk that has room
     cache_folder: str = ""  # of feature_cache=disk; empty: in the output until the model is finished
-    share_images: str = choice(
-        "auto", "on", "off"
-    )  # a step holds an image's conversations together and reads the image once; auto: where nothing is compiled
     augmentation: str = choice(
         "none", "crop-jitter"
     )  # other crops and light in every epoch, never mirrored; costs the feature cache
-    sharding: str = choice("none", "fsdp")  # fsdp: several processes each keep a part of the weights; slower
     gradient_checkpointing: bool = False  # slower, and a longer sample fits
     validations_per_epoch: int = number(4, low=1)
     patience: int = number(3, low=1)  # validations without a better loss before training stops
     keep_best: int = number(2, low=1)  # best checkpoints kept beside the last
+    checkpoint_minutes: float = number(10.0, low=0)  # between checkpoints, beside those of validations
     checkpoint_uri: str = ""  # s3://BUCKET/PREFIX that gets a copy of each checkpoint: spot nodes lose their disks
     sample_images: int = number(4, low=0)  # validation images that are described at every validation, to look at
     trackers: list[str] = dataclasses.field(default_factory=lambda: ["mlflow"])  # of accelerate; [] is none

@@ -16,6 +16,7 @@ from multimodal_gemma.errors import InputError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PROJECTORS = ("projector.safetensors", "adapter/projector.safetensors", WEIGHTS)  # where a trained model keeps its own
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "projector.safetensors")
 _NEEDED = (
     "config.json",
     "generation_config.json",
@@ -78,6 +79,24 @@ def fetch_projector(source: Source, folder: Path) -> None:
             f"model.projector: {source.uri} holds neither {' nor '.join(PROJECTORS)}. Give a trained model's folder."
         )
     _fetch(source, [found], "projector", folder)
+
+
+def fetch_adapter(source: Source, folder: Path) -> None:
+    """Write the files that hold the adapters and the projector of a trained model.
+
+    Args:
+        source: folder of a trained model, or its adapter folder.
+        folder: where to write.
+
+    Raises:
+        InputError: one of them is not there.
+    """
+    there = source.names()
+    inside = "adapter/" if f"adapter/{ADAPTER[0]}" in there else ""
+    missing = [name for name in ADAPTER if f"{inside}{name}" not in there]
+    if missing:
+        raise InputError(f"model.adapter: {source.uri} holds no {inside}{missing[0]}. Give a trained model's folder.")
+    _fetch(source, [f"{inside}{name}" for name in ADAPTER], "adapter", folder)
 
 
 def _sharded(source: Source, there: Sequence[str], part: str, folder: Path) -> list[str]:

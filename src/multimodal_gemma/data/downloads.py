@@ -153,7 +153,7 @@ class Benchmarks(Download):
 
     def _stamp(self, key: str, source: Source) -> str:
         if key == "benchmarks.pope":
-            return source.fingerprint(*benchmark_files.pope_names(source).values())
+            return source.fingerprint(*benchmark_files.pope_names())
         if key == "benchmarks.vqa":
             return source.fingerprint(*benchmark_files.vqa_names(source))
         return source.fingerprint()
@@ -191,14 +191,14 @@ class Benchmarks(Download):
 
 
 class Models(Download):
-    """The vision encoder and the language model to start from, and a trained projector if one is given."""
+    """The vision encoder and the language model to start from, and a trained projector or adapter if one is given."""
 
     kind = "base-models"
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         model = config.model
-        locations = {"vision": model.vision, "language": model.language, "projector": model.projector}
+        locations = {part: getattr(model, part) for part in ("vision", "language", "projector", "adapter")}
         for part in ("vision", "language"):
             if not locations[part]:
                 raise InputError(f"download: model.{part} is empty. Give the location of a stock model folder.")
@@ -206,11 +206,13 @@ class Models(Download):
         self.sources = {f"model.{part}": sources.open(uri, config.data) for part, uri in locations.items() if uri}
 
     def fetch(self, output: Path, scratch: Path) -> dict[str, int]:
-        """Write `vision/`, `language/` and, if given, `projector/`."""
+        """Write `vision/`, `language/` and, if given, `projector/` and `adapter/`."""
         for key, source in self.sources.items():
             part = key.removeprefix("model.")
             if part == "projector":
                 base_models.fetch_projector(source, scratch / part)
+            elif part == "adapter":
+                base_models.fetch_adapter(source, scratch / part)
             else:
                 base_models.fetch_model(source, part, scratch / part)
         for key in self.sources:

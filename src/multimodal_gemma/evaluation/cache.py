@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-from multimodal_gemma.model.attention import additive_mask
-
 
 class _Reserved(DynamicLayer):
     """Keys and values of one layer, (rows, heads, positions, head width), with room for `room` positions more."""
@@ -85,4 +83,21 @@ def mask(
     seen = valid[:, None, :] & (distance >= 0)
     if window is not None:
         seen &= distance < window
-    return additive_mask(seen, dtype)
+    blocked = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+    return blocked.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
+
+
+def by_kind(text_config: Any, full: torch.Tensor, sliding: torch.Tensor) -> Any:
+    """Return what a language model takes as attention_mask, so that each kind of its layers gets its own.
+
+    Args:
+        text_config: the language model's configuration.
+        full: mask of layers that see everything before a position.
+        sliding: mask of layers with a sliding window.
+    """
+    kinds = sorted(set(getattr(text_config, "layer_types", None) or []))
+    if len(kinds) == 2:
+        return {"full_attention": full, "sliding_attention": sliding}
+    # One kind of layer takes its mask as it is.
+    window = getattr(text_config, "sliding_window", None)
+    return sliding if kinds == ["sliding_attention"] or (not kinds and window is not None) else full

@@ -14,9 +14,9 @@ import torch
 from transformers import DynamicCache, LlavaForConditionalGeneration
 
 from multimodal_gemma.evaluation.asking import Answer, YesOrNo
-from multimodal_gemma.evaluation.cache import mask, repeated
+from multimodal_gemma.evaluation.cache import by_kind, mask, repeated
 from multimodal_gemma.evaluation.prompts import Prompter, common_prefix, stop_tokens
-from multimodal_gemma.model.attention import KINDS, by_kind
+from multimodal_gemma.model.attention import KINDS
 
 if TYPE_CHECKING:
     from PIL.Image import Image

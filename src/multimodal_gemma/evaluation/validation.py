@@ -16,14 +16,14 @@ from torch.nn import functional
 
 from multimodal_gemma.evaluation.asking import YesOrNo
 from multimodal_gemma.evaluation.statistics import Threshold, best_threshold, perplexity
+from multimodal_gemma.model import attention
 from multimodal_gemma.model.assembly import cap_logits
+from multimodal_gemma.model.forward import SupervisedLoss, encoder_of
+from multimodal_gemma.model.stream import Composer
 from multimodal_gemma.progress import Progress
-from multimodal_gemma.training.batches import make_batch
-from multimodal_gemma.training.sampler import cut_by_tokens
 
 if TYPE_CHECKING:
     from multimodal_gemma.data.processed import ProcessedDataset
-    from multimodal_gemma.model.forward import Batch
 
 _ROWS = 1024  # rows of logits at once: over 262,144 words they take 1 GB
 FEWEST = 20  # answers of each kind; fewer say nothing about where yes ends and no begins
@@ -72,51 +72,39 @@ def validate(model: Any, processor: Any, dataset: ProcessedDataset, *, batch_tok
     if not len(split):
         return None
     yes_or_no = YesOrNo(processor.tokenizer)
-    order = np.argsort(-split.lengths, kind="stable")
+    order = np.lexsort((-split.lengths, split.image_indices))  # an image's conversations are neighbours
+    budget = max(batch_tokens, int(split.lengths.max()))
+    language, composer = model.model.language_model, Composer(split, dataset.image_tokens, dataset.image_token_id)
+    states = SupervisedLoss(model, encoder_of(model, processor)).states
+    kernel = attention.choose_kernel("auto", language, model.device, model.dtype)
     total, tokens = 0.0, 0
     sure: list[float] = []
     truth: list[bool] = []
     with Progress("validation", len(split), "conversation") as progress:
-        for cut in cut_by_tokens(order, split.lengths, max(batch_tokens, int(split.lengths.max()))):
-            batch = make_batch(
-                split,
-                cut,
-                image_tokens=dataset.image_tokens,
-                image_token_id=dataset.image_token_id,
-                pad_token_id=dataset.pad_token_id,
-            )
-            hidden = _hidden(model, processor, dataset, batch)  # (supervised tokens, width)
+        for stream in composer.streams(order, budget):
+            pictures = None
+            if stream.image_indices:
+                images = np.stack([dataset.image(index) for index in stream.image_indices])
+                pictures = torch.from_numpy(images).to(model.device)
+            with attention.streaming(language):
+                hidden = states(stream.to(model.device, kernel), pictures)  # (supervised tokens, width)
             for start in range(0, len(hidden), _ROWS):
                 logits = _logits(model, hidden[start : start + _ROWS])
-                targets = batch.targets[start : start + _ROWS].to(logits.device)
+                targets = stream.targets[start : start + _ROWS].to(logits.device)
                 total += float(functional.cross_entropy(logits, targets, reduction="sum"))
             tokens += len(hidden)
-            first = _first_words(batch.rows)
-            labels = [yes_or_no.label(token) for token in batch.targets[first].tolist()]
+            first = _first_words(stream.rows)
+            labels = [yes_or_no.label(token) for token in stream.targets[first].tolist()]
             asked = [place for place, label in zip(first.tolist(), labels, strict=True) if label is not None]
             if asked:
                 known = yes_or_no.probability(_logits(model, hidden[asked]))
                 sure += [probability for probability in known if probability is not None]
                 truth += [label for label in labels if label is not None]
-            progress.advance(len(cut))
+            progress.advance(len(stream.sample_indices))
     yes = sum(truth)
     enough = min(yes, len(truth) - yes) >= FEWEST
     threshold = best_threshold(np.array(sure), np.array(truth)) if enough else None
     return Validation(total / max(tokens, 1), tokens, len(split), yes, len(truth) - yes, threshold)
-
-
-def _hidden(model: Any, processor: Any, dataset: ProcessedDataset, batch: Batch) -> torch.Tensor:
-    """Return the states that the supervised tokens are predicted from, (supervised tokens, width)."""
-    pixels = None
-    if batch.image_indices:
-        images = [dataset.image(index) for index in batch.image_indices]  # resized and cropped already
-        stock = processor.image_processor(images, do_resize=False, do_center_crop=False, return_tensors="pt")
-        pixels = stock["pixel_values"].to(model.device, model.dtype)
-    hidden = model.model(
-        input_ids=batch.input_ids.to(model.device), pixel_values=pixels, use_cache=False
-    ).last_hidden_state  # (rows, positions, width); padding stands on the right, where causal attention never looks
-    supervised: torch.Tensor = hidden.flatten(0, 1)[batch.rows.to(model.device)]
-    return supervised
 
 
 def _logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:

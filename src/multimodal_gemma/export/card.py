@@ -160,9 +160,7 @@ class Story:
     @property
     def data(self) -> Base:
         """The conversations it learned from."""
-        given = self._setting("data.conversations") or ""
-        sets = [base("training data", one) for one in ([given] if isinstance(given, str) else given)]
-        return sets[0] if len(sets) == 1 else Base("training data", ", ".join(one.name for one in sets))
+        return base("training data", str(self._setting("data.conversations") or ""))
 
     @property
     def gemma(self) -> bool:

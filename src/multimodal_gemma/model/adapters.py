@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import save_file
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
@@ -94,6 +93,44 @@ def _add_lora(llava: LlavaForConditionalGeneration, model: ModelConfig, seed: in
     return peft_model.eval()  # new layers start in training mode, with dropout
 
 
+def start_adapter(peft_model: PeftModel, folder: Path, model: ModelConfig) -> None:
+    """Give fresh adapters the weights of trained ones.
+
+    Args:
+        peft_model: gets them.
+        folder: what `save_adapter` wrote.
+        model: the configuration's section that `peft_model` was made by.
+
+    Raises:
+        InputError: the adapters are of another rank, scale or language model, or sit on other layers.
+    """
+    theirs = files.read_json(folder / "adapter_config.json", "model.adapter")
+    alpha = theirs.get("lora_alpha")
+    if (theirs.get("r"), alpha) != (model.lora.rank, model.lora.alpha):
+        raise InputError(
+            f"model.adapter: its rank is {theirs.get('r')} and its alpha {alpha}, this run asks for {model.lora.rank} "
+            f"and {model.lora.alpha}. Set model.lora.rank={theirs.get('r')} and model.lora.alpha={alpha}."
+        )
+    bases = [str(theirs.get("base_model_name_or_path")), folders.source_name(model.language)]
+    # A repository of a hub has an owner; a mirror or a folder may hold either model: then the shapes decide.
+    if all(base.count("/") == 1 for base in bases) and bases[0] != bases[1]:
+        raise InputError(
+            f"model.adapter: it was trained on {bases[0]}, and model.language is {bases[1]}. Give an adapter of that "
+            "model, or train it there."
+        )
+    weights = load_file(folder / "adapter_model.safetensors")
+    own = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
+    shapes, wanted = ({name: tuple(weight.shape) for name, weight in of.items()} for of in (weights, own))
+    different = sorted(name for name in shapes.keys() | wanted.keys() if shapes.get(name) != wanted.get(name))
+    if different:
+        raise InputError(
+            f"model.adapter: {len(different)} of its weights do not fit this language model and model.lora.targets, "
+            f"first {different[0]} ({shapes.get(different[0], 'none')} there, {wanted.get(different[0], 'none')} "
+            "here). Give an adapter of the same model and layers."
+        )
+    set_peft_model_state_dict(peft_model, weights)
+
+
 def part_of(name: str) -> str:
     """Return which learning rate a parameter of the joined model has: "lora", "projector", "language" or "vision"."""
     if "lora_" in name:
@@ -109,17 +146,8 @@ def trained_weights(llava: LlavaForConditionalGeneration) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def restore(
-    llava: LlavaForConditionalGeneration,
-    weights: dict[str, Tensor],
-    cut: Callable[[Tensor, Tensor], Tensor] = lambda _, weight: weight,
-) -> None:
+def restore(llava: LlavaForConditionalGeneration, weights: dict[str, Tensor]) -> None:
     """Write `trained_weights` of an equally configured model back.
-
-    Args:
-        llava: gets them.
-        weights: whole, by name.
-        cut: own weight and saved one to what is written into the own one.
 
     Raises:
         InputError: names or shapes differ.
@@ -136,7 +164,7 @@ def restore(
             "Delete the checkpoints and train again."
         )
     for name, weight in own.items():
-        weight.copy_(cut(weight, weights[name]))
+        weight.copy_(weights[name])
 
 
 def save_adapter(llava: LlavaForConditionalGeneration, peft_model: PeftModel | None, folder: Path) -> None:

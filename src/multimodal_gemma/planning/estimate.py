@@ -19,10 +19,9 @@ from multimodal_gemma.planning.devices import DEVICES, Device
 if TYPE_CHECKING:
     from multimodal_gemma.config.schema import Config
 
-ASSUMED_MFU = 0.4
+ASSUMED_MFU = (0.15, 0.40)  # between a step that waits and one that computes; none of this was timed
 ROOM = 0.85  # share of the memory that is filled
-_LOGIT_BYTES, _LOGIT_SHARE, _LEAST_ROWS = 14, 0.25, 2048  # as training.budget cuts the logits of a head that learns
-_PIECE_BYTES = 16_384 * 8  # of a supervised token under any other, as model.vocabulary_loss takes words at a time
+_LOGIT_ROWS, _LOGIT_BYTES = 2048, 8  # logits that exist at a time, their softmax and what it is computed in
 _LARGEST = 262_144  # positions; beyond it nothing gets faster
 _CONTEXT = 1.0e9  # bytes that CUDA and its libraries take
 _NF4 = 4.127 / 8  # bytes of a weight: 4 bits and its share of the scales (Dettmers et al., 2023, section 3)
@@ -35,6 +34,7 @@ class Load:
     Attributes:
         samples: conversations times epochs.
         images: distinct pictures.
+        shown: pictures times epochs; an image's conversations read it once.
         positions: of a mean sample, image tokens counted.
         longest: positions of the longest sample.
         supervised: tokens with a loss of a mean sample.
@@ -42,6 +42,7 @@ class Load:
 
     samples: int
     images: int
+    shown: int
     positions: float
     longest: int
     supervised: float
@@ -55,16 +56,16 @@ class Estimate:
         device: the GPU.
         budget: positions a forward pass; 0 where not even the longest sample fits.
         memory_gb: at the peak.
-        minutes: of training, the encoding of each image counted.
+        minutes: of training, the encoding of each image counted; at the highest and at the lowest share of the peak.
         dollars: what these minutes cost.
-        measured: the share of the peak comes from a benchmark.
+        measured: the share of the peak comes from a benchmark; then both are the same.
     """
 
     device: Device
     budget: int
     memory_gb: float
-    minutes: float
-    dollars: float
+    minutes: tuple[float, float]
+    dollars: tuple[float, float]
     measured: bool
 
 
@@ -112,42 +113,49 @@ def estimate(device: Device, shapes: Shapes, config: Config, load: Load, mfu: fl
         shapes: of the models.
         config: policies and token budget.
         load: what there is to learn from.
-        mfu: measured share of the peak; None: 0.4 is assumed.
+        mfu: measured share of the peak; None: the range `ASSUMED_MFU`.
     """
     total = device.memory_gb * 1e9
-    fixed, each = fixed_bytes(shapes, config), position_bytes(shapes, config)
-    share = load.supervised / load.positions
-    if config.model.language_policy == "full":
-        a_row = float(_LOGIT_BYTES * shapes.vocabulary)
-        most_rows = max(_LEAST_ROWS, _LOGIT_SHARE * total / a_row)
-    else:
-        a_row, most_rows = float(_PIECE_BYTES), math.inf
-
-    def taken(positions: float) -> float:
-        return fixed + each * positions + a_row * min(positions * share, most_rows)
-
+    fixed = fixed_bytes(shapes, config) + float(_LOGIT_ROWS * _LOGIT_BYTES * shapes.vocabulary)
+    each = position_bytes(shapes, config)
     asked = config.training.batch_tokens
     if isinstance(asked, int):
         budget = asked
-    else:
-        room = ROOM * total - fixed
-        # Either all rows of logits exist at once, or as many as their share of the memory holds.
-        budget = int(min(max(room / (each + a_row * share), (room - a_row * most_rows) / each), _LARGEST))
-    if budget < load.longest or taken(budget) > total:
+    else:  # a whole step, or what the memory holds
+        budget = int(min((ROOM * total - fixed) / each, config.training.batch_size * load.longest, _LARGEST))
+    memory = fixed + each * budget
+    if budget < load.longest or memory > total:
         budget = 0
-    work = Work.of(shapes, config.model)
-    operations = load.samples * work.step(round(load.positions), round(load.positions**2), round(load.supervised), 1)
-    encodings = load.samples if config.training.feature_cache == "none" else load.images
-    operations += work.encoded * (3 * load.samples if config.model.vision_policy == "full" else encodings)
-    minutes = operations / (device.tflops * 1e12 * (mfu or ASSUMED_MFU)) / 60
+    operations = step_operations(shapes, config, load) + encoding_operations(shapes, config, load)
+    shares = ASSUMED_MFU[::-1] if mfu is None else (mfu, mfu)
+    least, most = (operations / (device.tflops * 1e12 * share) / 60 for share in shares)
     return Estimate(
         device,
         budget,
-        taken(budget) / 1e9 if budget else math.nan,
-        minutes,
-        minutes / 60 * device.dollars,
+        memory / 1e9 if budget else math.nan,
+        (least, most),
+        (least / 60 * device.dollars, most / 60 * device.dollars),
         mfu is not None,
     )
+
+
+def step_operations(shapes: Shapes, config: Config, load: Load) -> float:
+    """Return the operations of all steps, an image's positions computed once for its conversations."""
+    own, image = load.positions - shapes.image_tokens, shapes.image_tokens
+    return Work.of(shapes, config.model).step(
+        positions=round(load.samples * own + load.shown * image),
+        pairs=round(load.samples * (load.positions**2 - image**2) + load.shown * image**2),
+        supervised=round(load.samples * load.supervised),
+        images=load.shown,
+    )
+
+
+def encoding_operations(shapes: Shapes, config: Config, load: Load) -> float:
+    """Return the operations of the encoder: once an image where its features are kept."""
+    encoded = Work.of(shapes, config.model).encoded
+    if config.model.vision_policy == "full":
+        return 3 * encoded * load.shown
+    return encoded * (load.shown if config.training.feature_cache == "none" else load.images)
 
 
 def table(config: Config, shapes: Shapes, load: Load, benchmark: Path | None = None) -> list[Estimate]:
@@ -157,7 +165,7 @@ def table(config: Config, shapes: Shapes, load: Load, benchmark: Path | None = N
         config: the configuration.
         shapes: of the models.
         load: what there is to learn from.
-        benchmark: a result of benchmarks/train_step.py on a GPU; its share of the peak is taken for all.
+        benchmark: a result of benchmarks/gpu.py, or of train_step.py on a GPU; its share of the peak is taken for all.
 
     Raises:
         InputError: the file is no such result.
@@ -167,8 +175,8 @@ def table(config: Config, shapes: Shapes, load: Load, benchmark: Path | None = N
         result: dict[str, Any] = files.read_json(benchmark, "benchmark")
         if not isinstance(result, dict) or not isinstance(result.get("mfu"), float):
             raise InputError(
-                f"plan: {benchmark} states no share of a GPU's peak (mfu). Give what benchmarks/train_step.py "
-                "--device cuda --out wrote."
+                f"plan: {benchmark} states no share of a GPU's peak (mfu). Give what benchmarks/gpu.py --out wrote "
+                "on a GPU."
             )
         mfu = result["mfu"]
     return [estimate(device, shapes, config, load, mfu) for device in DEVICES]

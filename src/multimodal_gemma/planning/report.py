@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from multimodal_gemma.planning import estimate, room, sources
+from multimodal_gemma.planning.devices import PRICES
 
 if TYPE_CHECKING:
     from multimodal_gemma.config.schema import Config
@@ -22,7 +23,7 @@ def text(
         config: the configuration.
         models: a base-models folder, for models that are not known here.
         dataset: a processed dataset, for its lengths.
-        benchmark: a result of benchmarks/train_step.py on a GPU.
+        benchmark: a result of benchmarks/gpu.py on a GPU.
 
     Raises:
         InputError: a model or the data are not known and no folder is given, or the benchmark is no such result.
@@ -30,17 +31,21 @@ def text(
     shapes = sources.shapes_of(config, models)
     load = sources.load_of(config, shapes, dataset)
     found = estimate.table(config, shapes, load, benchmark)
-    share = "the benchmark's share" if found[0].measured else f"{estimate.ASSUMED_MFU:.0%} (assumed, not measured)"
+    low, high = estimate.ASSUMED_MFU
+    share = "the benchmark's share" if found[0].measured else f"{low:.0%} to {high:.0%} (assumed, not measured)"
+    each = estimate.step_operations(shapes, config, load) / load.samples
     lines = [
         f"{load.samples:,} samples of {load.positions:,.0f} positions, {load.images:,} images, "
-        f"{estimate.trainable(shapes, config):,} parameters learn. Arithmetic at {share} of each GPU's bf16 peak.",
+        f"{estimate.trainable(shapes, config):,} parameters learn, {each / 1e9:,.0f} GFLOP a sample where an image's "
+        f"conversations read it once. Arithmetic at {share} of each GPU's bf16 peak; prices as of {PRICES}.",
         "",
         f"| {' | '.join(_HEAD)} |",
         "| --- " + "| ---: " * (len(_HEAD) - 1) + "|",
     ]
     for row in found:
         held = (f"{row.budget:,}", f"{row.memory_gb:.0f}") if row.budget else ("does not fit", "")
-        figures = (row.device.name, *held, f"{row.minutes:,.0f}", f"{row.dollars:,.2f}", f"{row.device.dollars:.2f}")
+        minutes, dollars = (_range(*of) for of in ((*row.minutes, 0), (*row.dollars, 2)))
+        figures = (row.device.name, *held, minutes, dollars, f"{row.device.dollars:.2f}")
         lines.append(f"| {' | '.join(figures)} |")
     return "\n".join([*lines, "", *_room(config, models, dataset)])
 
@@ -64,3 +69,9 @@ def _room(config: Config, models: Path | None, dataset: Path | None) -> list[str
         "| --- | ---: |",
         *(f"| {where} | {room.gib(size).removesuffix('Gi')} |" for where, size in rows if size),
     ]
+
+
+def _range(least: float, most: float, digits: int) -> str:
+    """Return both ends of a range, or one number where they are the same."""
+    low, high = f"{least:,.{digits}f}", f"{most:,.{digits}f}"
+    return low if low == high else f"{low} to {high}"

@@ -30,7 +30,7 @@ _DATA = {
     "llava-1.5": (665_298, 665_298),  # images at most: how many are distinct is not published
     "llava-1.5-align": (558_128, 558_128),
 }
-_TEXT, _LONGEST_TEXT, _SUPERVISED = 128, 1024, 0.75  # tokens of a mean conversation; share of them with a loss
+_TEXT, _LONGEST_TEXT, _SUPERVISED = 230, 1024, 0.75  # tokens of a mean conversation; share of them with a loss
 
 
 def shapes_of(config: Config, models: Path | None) -> Shapes:
@@ -80,11 +80,15 @@ def load_of(config: Config, shapes: Shapes, dataset: Path | None) -> Load:
         lengths = data.split("train").lengths
         mean = float(lengths.mean())
         text = max(mean - shapes.image_tokens, 1.0)
-        return Load(_samples(config, len(lengths)), data.image_count, mean, int(lengths.max()), text * _SUPERVISED)
+        samples, images = _samples(config, len(lengths)), data.image_count
+        shown = round(samples * min(images / len(lengths), 1.0))
+        return Load(samples, images, shown, mean, int(lengths.max()), text * _SUPERVISED)
     limited, images = _counts(config)
+    samples = _samples(config, limited)
     return Load(
-        _samples(config, limited),
+        samples,
         images,
+        round(samples * images / limited),
         shapes.image_tokens + _TEXT,
         shapes.image_tokens + min(_LONGEST_TEXT, config.data.max_text_tokens),
         _TEXT * _SUPERVISED,

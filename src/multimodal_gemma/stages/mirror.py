@@ -142,6 +142,6 @@ def _overrides(config: Config, base: str, parts: Sequence[str]) -> list[str]:
         places = {"pope": "benchmarks/pope", "vqa": "benchmarks/vqa", "images": "benchmarks"}
         found += [f"benchmarks.{key}={base}/{places[key]}" for key, uri in given.items() if uri]
     if "models" in parts:
-        locations = {key: getattr(config.model, key) for key in ("vision", "language", "projector")}
+        locations = {key: getattr(config.model, key) for key in ("vision", "language", "projector", "adapter")}
         found += [f"model.{key}={base}/models/{key}" for key, uri in locations.items() if uri]
     return found

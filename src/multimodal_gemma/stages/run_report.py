@@ -137,8 +137,8 @@ def facts(config: Config) -> dict[str, str]:
     count = f", {hardware.accelerator_count} x {hardware.accelerator}" if hardware.accelerator_count else ""
     return {
         "preset": config.preset,
-        "conversations": ", ".join(config.data.conversations),
-        "images": ", ".join([*config.data.images, *config.data.image_roots]),
+        "conversations": config.data.conversations,
+        "images": config.data.images or ", ".join(config.data.image_roots),
         "vision encoder": f"{config.model.vision} ({config.model.vision_policy})",
         "language model": f"{config.model.language} ({config.model.language_policy})",
         "training": f"{config.training.max_steps or config.training.epochs} "
@@ -173,8 +173,6 @@ def _judge(status: Mapping[str, Any], end: Snapshot | None, known: Registered) -
         return "stopped", "The run was stopped.", ""
     if state == "FAILED":
         return "failed", "The run failed.", str(status.get("error_message") or "Its tasks' logs say why.")
-    if state in ("SUCCEEDED", "COMPLETE"):  # a scoring anew, or a model that was registered by an earlier run
-        return "done", "The run succeeded.", ""
     return "unknown", "The run ended without a registered model.", "Neither the server nor MLflow says more."
 
 

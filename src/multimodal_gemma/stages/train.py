@@ -17,11 +17,15 @@ from multimodal_gemma.stages.summary import Summary
 if TYPE_CHECKING:
     from multimodal_gemma.config.schema import Config
     from multimodal_gemma.data.processed import ProcessedDataset
-    from multimodal_gemma.training.plan import Outcome
+    from multimodal_gemma.training.checkpoint import Settings
+    from multimodal_gemma.training.loop import Outcome
 
 KIND = "model"
 # What leaves the model as it is.
-_WATCHING = ("trackers", "keep_best", "checkpoint_uri", "cache_folder", "sample_images", "nodes")
+_WATCHING = {"trackers", "keep_best", "checkpoint_uri", "checkpoint_minutes", "cache_folder", "sample_images", "nodes"}
+# What a training may be continued with: the same mathematics, but for rounding.
+_FREE = ("batch_tokens", "gradient_checkpointing", "feature_cache", "compile", "attention", "precision", "device")
+_GROWING = ("epochs", "max_steps", "patience")  # what puts its end off
 _TIMED = ("curves.jsonl", "curves.html", "samples.jsonl")  # hold times, or what a setting of no effect asks for
 FOLDERS = ("checkpoints/", "trackers/", "features/")  # needed to continue and to watch, no part of the model
 
@@ -59,11 +63,11 @@ def run(config: Config, dataset: Path, models: Path, output: Path, *, run_id: st
         log.info(f"{output} holds this very model: nothing to do")
         return Summary("train", output, done.digest, _numbers(done), cached=True)
 
-    identity = {**flatten(shaping), **inputs}
+    settings = _settings(config, shaping, inputs, len(data.split("train")))
     if place.delegates(config) and "RANK" not in os.environ:  # which a launcher sets for each of its processes
         from multimodal_gemma.stages import train_nodes
 
-        train_nodes.run(config, dataset, models, output, identity, run_id=run_id)
+        train_nodes.run(config, dataset, models, output, settings.identity, run_id=run_id)
         made = manifest.finished(output, KIND, config=shaping, inputs=inputs)
         if made is None:
             raise InputError(f"train: {config.nodes.work_uri} holds another model than was asked for. Empty its jobs/.")
@@ -73,12 +77,12 @@ def run(config: Config, dataset: Path, models: Path, output: Path, *, run_id: st
 
     from multimodal_gemma.training import checkpoint, device, preemption, session
 
-    checkpoint.refuse_other(output / "checkpoints", identity)
+    checkpoint.refuse_other(output / "checkpoints", settings.identity)
     # Of several processes one holds the folder, for all.
     hold = locks.only_writer(output, "train") if device.leads() else contextlib.nullcontext()
     with hold, preemption.Watch() as watch:
         _open_output(config, output)
-        outcome = session.train(config, data, models, output, watch, identity=identity, run_id=run_id)
+        outcome = session.train(config, data, models, output, watch, settings=settings, run_id=run_id)
         state = PartialState()
         if state.is_main_process:
             _write_model(config, data, models, output, outcome)
@@ -97,6 +101,21 @@ def run(config: Config, dataset: Path, models: Path, output: Path, *, run_id: st
 def _shaping(config: Config) -> dict[str, Any]:
     training = {key: value for key, value in dataclasses.asdict(config.training).items() if key not in _WATCHING}
     return {"model": portable(dataclasses.asdict(config.model)), "training": training}
+
+
+def _settings(config: Config, shaping: dict[str, Any], inputs: dict[str, str], samples: int) -> Settings:
+    from multimodal_gemma.training import checkpoint, schedule
+
+    flat = flatten(shaping)
+    free = {f"training.{name}" for name in _FREE}
+    other = free | {f"training.{name}" for name in _GROWING}
+    return checkpoint.Settings(
+        identity={**{key: value for key, value in flat.items() if key not in other}, **inputs},
+        free={key: flat[key] for key in sorted(free)},
+        steps=schedule.plan_steps(config.training, samples)[0],
+        warmup_fraction=config.training.warmup_fraction,
+        patience=config.training.patience,
+    )
 
 
 def _open_output(config: Config, output: Path) -> None:

@@ -11,12 +11,14 @@ about the same image get the same pixels.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from multimodal_gemma.errors import InputError
-from multimodal_gemma.training.features import Images
+if TYPE_CHECKING:
+    from multimodal_gemma.training.features import Images
+
 
 _AREA = (0.8, 1.0)  # share of the picture that a crop keeps
 _ASPECT = (0.9, 1 / 0.9)  # width over height of the crop: stretched back by a tenth at most
@@ -58,16 +60,3 @@ def augment(pixels: np.ndarray, random: np.random.Generator) -> np.ndarray:
     for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
         picture = change(picture).enhance(1 + random.uniform(-_STRENGTH, _STRENGTH))
     return np.asarray(picture)
-
-
-def require_no_cache(augmentation: str, feature_cache: str) -> None:
-    """Check that pictures which change are not asked to be kept.
-
-    Raises:
-        InputError: features would be computed once an image, and every epoch shows another one.
-    """
-    if augmentation != "none" and feature_cache in ("memory", "disk"):
-        raise InputError(
-            f"config: training.feature_cache={feature_cache} does not fit training.augmentation={augmentation}: every "
-            "epoch shows other pictures. Set training.feature_cache=none, or training.augmentation=none."
-        )

@@ -1,8 +1,12 @@
 """Checkpoints: a run that was killed continues as if it had not been.
 
 A checkpoint is a folder that is written under a temporary name and renamed when it is whole. Its manifest names the
-sha256 of each file, so a damaged one is recognised, and the configuration it belongs to, so it is never continued with
-another.
+sha256 of each file, so a damaged one is recognised, and the settings it belongs to: what shapes the mathematics must be
+the same when it is continued, what only saves time or memory may change, and the end may be put off.
+
+The leading process saves and finds them, for all. A spot node takes its disk with it: with `training.checkpoint_uri`
+each checkpoint is copied to a store as soon as it is whole, and a training that starts on an empty disk fetches the
+newest.
 """
 
 from __future__ import annotations
@@ -16,14 +20,37 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
 from safetensors.torch import load_file
 from torch import Tensor
 
 from multimodal_gemma import files, logs, manifest
 from multimodal_gemma.errors import InputError
+from multimodal_gemma.training.schedule import rate_factor
+from multimodal_gemma.training.store import CheckpointStore
 
 KIND = "checkpoint"
 _NAME = re.compile(r"step-(\d{8})")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a training was told, by what a checkpoint of it can be continued with.
+
+    Attributes:
+        identity: flat configuration and input digests that shape the mathematics; they must be the same.
+        free: what saves time or memory; it may change.
+        steps: optimiser steps in all, which epochs and max_steps make; they may grow.
+        warmup_fraction: of `steps`.
+        patience: validations without a better loss before training stops; it may grow.
+    """
+
+    identity: dict[str, Any]
+    free: dict[str, Any] = dataclasses.field(default_factory=dict)
+    steps: int = 0
+    warmup_fraction: float = 0.0
+    patience: int = 0
 
 
 @dataclasses.dataclass
@@ -54,7 +81,7 @@ def save(
     weights: dict[str, Tensor],
     optimiser: dict[str, Any],
     random_states: list[Any],
-    identity: dict[str, Any],
+    settings: Settings,
 ) -> None:
     """Write the checkpoint of `state.step`, whole or not at all.
 
@@ -64,7 +91,7 @@ def save(
         weights: what learns, by name.
         optimiser: its state_dict.
         random_states: one entry a rank, of tensors.
-        identity: flat configuration and input digests; see `refuse_other`.
+        settings: that it belongs to.
 
     Raises:
         InputError: the folder cannot be written or the disk is full; the checkpoints before stay.
@@ -80,7 +107,8 @@ def save(
         for name, value in (("optimiser.pt", optimiser), ("random.pt", random_states)):
             with (temporary / name).open("wb") as stream:
                 torch.save(value, stream)
-        manifest.write(temporary, KIND, config=identity, facts=dataclasses.asdict(state))
+        facts = {**dataclasses.asdict(state), "free": settings.free, "steps": settings.steps}
+        manifest.write(temporary, KIND, config=settings.identity, facts=facts)
         shutil.rmtree(final, ignore_errors=True)
         temporary.replace(final)
     except OSError as error:
@@ -95,7 +123,7 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(match[1]) for match in names if match)
 
 
-Loaded = tuple[State, dict[str, Tensor], dict[str, Any], list[Any]]
+Loaded = tuple[State, dict[str, Tensor], dict[str, Any], list[Any]]  # state, weights, optimiser, random states
 
 
 def load(folder: Path, step: int) -> Loaded:
@@ -106,7 +134,8 @@ def load(folder: Path, step: int) -> Loaded:
     """
     path = folder / f"step-{step:08d}"
     facts = manifest.verify(path, KIND).facts
-    state = State(**{**facts, "best": [(loss, at) for loss, at in facts["best"]]})
+    told = {field.name: facts[field.name] for field in dataclasses.fields(State)}
+    state = State(**{**told, "best": [(loss, at) for loss, at in facts["best"]]})
     optimiser = torch.load(path / "optimiser.pt", map_location="cpu", weights_only=True)
     random_states = torch.load(path / "random.pt", map_location="cpu", weights_only=True)
     return state, load_file(path / "weights.safetensors"), optimiser, random_states
@@ -152,7 +181,11 @@ def load_weights(folder: Path, step: int) -> dict[str, Tensor]:
 
 
 def refuse_other(folder: Path, identity: dict[str, Any]) -> None:
-    """Check that the checkpoints in `folder` belong to this configuration and these inputs.
+    """Check that the checkpoints in `folder` belong to a training of the same mathematics.
+
+    Args:
+        folder: holds them.
+        identity: see `Settings`.
 
     Raises:
         InputError: they do not; the sentence names the keys that differ.
@@ -176,6 +209,41 @@ def refuse_other(folder: Path, identity: dict[str, Any]) -> None:
         )
 
 
+def carry_on(folder: Path, state: State, settings: Settings) -> None:
+    """Say what differs from the training that a checkpoint was saved by, and put its end off where it may be.
+
+    Args:
+        folder: holds the checkpoint of `state.step`.
+        state: of it; `finished` is taken back where there is something left to train.
+        settings: of now.
+
+    Raises:
+        InputError: training is to end before the step that it stands at.
+    """
+    log, facts = logs.get("train"), manifest.read(folder / f"step-{state.step:08d}", KIND).facts
+    before = facts["free"]
+    for key in sorted(before.keys() | settings.free.keys()):
+        if before.get(key) != settings.free.get(key):
+            log.info(f"{key} was {before.get(key)} until this checkpoint and is {settings.free.get(key)} from now on")
+    if settings.steps < state.step:
+        raise InputError(
+            f"train: {folder} stands at step {state.step:,}, and training.epochs and training.max_steps make "
+            f"{settings.steps:,} steps. Raise them, or choose another output folder."
+        )
+    if settings.steps != facts["steps"]:
+        after = state.step + 1
+        was, now = (
+            0.0 if after > steps else rate_factor(after, steps, settings.warmup_fraction)
+            for steps in (facts["steps"], settings.steps)
+        )
+        log.info(
+            f"training ends at step {settings.steps:,} instead of {facts['steps']:,}: the learning rates of step "
+            f"{after:,} are {now:.0%} of their peaks instead of {was:.0%}"
+        )
+    if state.step < settings.steps and state.stale < settings.patience:
+        state.finished = False
+
+
 def prune(folder: Path, keep: set[int]) -> None:
     """Delete the checkpoints of other steps than `keep`, and what a killed save left."""
     for path in folder.glob(".step-*.tmp"):
@@ -195,3 +263,60 @@ def set_random_state(states: list[Tensor]) -> None:
     torch.set_rng_state(states[0])
     if torch.cuda.is_available() and len(states) - 1 == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states[1:])
+
+
+class Keeper:
+    """The checkpoints of one training.
+
+    Args:
+        folder: holds them.
+        settings: that they belong to.
+        uri: `s3://bucket/prefix` that gets copies; "" for none.
+        accelerator: says which process leads.
+    """
+
+    def __init__(self, folder: Path, settings: Settings, uri: str, accelerator: Accelerator) -> None:
+        self.folder, self.settings, self.accelerator = folder, settings, accelerator
+        self.leads = bool(accelerator.is_main_process)
+        # Trainings may share a prefix: each has a folder of its own in it.
+        place = f"{uri.rstrip('/')}/{files.digest_of(settings.identity)[:16]}"
+        self.store = CheckpointStore(place) if uri and self.leads else None
+
+    def newest(self) -> Loaded | None:
+        """Return the newest whole checkpoint, the same in all processes; None where there is none.
+
+        Raises:
+            InputError: checkpoints belong to another training, none is whole, training would end before the newest, or
+                the store refuses.
+        """
+        loaded = None
+        if self.leads:
+            refuse_other(self.folder, self.settings.identity)
+            if self.store is not None and not steps(self.folder):
+                self.store.restore(self.folder)
+            loaded = load_newest(self.folder)
+            if loaded is not None:
+                carry_on(self.folder, loaded[0], self.settings)
+                self._prune(loaded[0])
+        shared = [loaded]
+        broadcast_object_list(shared)  # the others may have no such folder
+        return shared[0]
+
+    def save(self, state: State, weights: dict[str, Tensor], optimiser: dict[str, Any]) -> None:
+        """Save where training stands, and delete what is neither last nor best.
+
+        Raises:
+            InputError: the folder cannot be written; the checkpoints before stay.
+        """
+        random_states = gather_object([random_state()])
+        if self.leads:
+            save(self.folder, state, weights, optimiser, random_states, self.settings)
+            self._prune(state)
+        self.accelerator.wait_for_everyone()
+
+    def _prune(self, state: State) -> None:
+        keep = {state.step, *(step for _, step in state.best)}
+        prune(self.folder, keep)
+        if self.store is not None:
+            self.store.mirror(self.folder, keep)
+        logs.get("train").debug(f"checkpoints kept: {sorted(keep)}")

@@ -11,9 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from accelerate import Accelerator
+
 from multimodal_gemma import files
+from multimodal_gemma.planning import devices
 
 if TYPE_CHECKING:
+    from multimodal_gemma.planning.arithmetic import Work
     from multimodal_gemma.reporting.page import Page
 
 _SMOOTHING = 0.05  # share of the newest step in the smoothed loss, of a 20th of the run at least
@@ -45,6 +50,51 @@ class Curves:
     def close(self) -> None:
         """Close the file."""
         self._stream.close()
+
+
+class Meter:
+    """What a step cost: tokens, memory, and which share of the hardware's peak it used.
+
+    Args:
+        work: floating-point operations of the model's parts.
+        accelerator: the process's device, and how many there are.
+    """
+
+    def __init__(self, work: Work, accelerator: Accelerator) -> None:
+        self._work, self._device = work, accelerator.device
+        name = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else ""
+        known = devices.find(name) if accelerator.mixed_precision == "bf16" else None
+        self._peak = known.tflops * 1e12 * accelerator.num_processes if known else None
+
+    def scalars(self, positions: int, pairs: int, supervised: int, images: int, seconds: float) -> dict[str, float]:
+        """Return a step's figures: tokens_per_second, memory_gb and, on a GPU whose peak is known, mfu.
+
+        MFU as Chowdhery et al. (2022) define it: the operations that the mathematics needs, over what the hardware
+        could have done in that time; recomputation is not counted.
+
+        Args:
+            positions: of all processes, as are the other counts.
+            pairs: see `attention.Runs.pairs`.
+            supervised: tokens with a loss.
+            images: pictures that the projector sees.
+            seconds: of the step.
+        """
+        found: dict[str, float] = {
+            "tokens_per_second": round(positions / seconds),
+            "memory_gb": round(self._memory() / 1e9, 3),
+        }
+        if self._peak is not None:
+            needed = self._work.step(positions, pairs, supervised, images)
+            found["mfu"] = round(needed / seconds / self._peak, 4)
+        return found
+
+    def _memory(self) -> int:
+        """Return the most that the GPU held so far, or what this process holds where there is none."""
+        if self._device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self._device))
+        import psutil
+
+        return int(psutil.Process().memory_info().rss)
 
 
 def smoothed(values: list[float]) -> list[float]:

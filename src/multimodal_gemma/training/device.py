@@ -1,23 +1,33 @@
-"""Where training runs and in which precision, or the sentence that says why not there."""
+"""Where training runs, in which precision and how much of it at once, or the sentence that says why not so."""
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import GeneralTracker
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 
+from multimodal_gemma import logs
 from multimodal_gemma.errors import InputError
-from multimodal_gemma.training import sharding
+from multimodal_gemma.model.attention import Runs
+from multimodal_gemma.model.forward import SupervisedLoss
+from multimodal_gemma.model.stream import Stream
 
 if TYPE_CHECKING:
     from multimodal_gemma.config.schema import TrainingConfig
+    from multimodal_gemma.data.processed import ProcessedDataset
+
+ON_CPU = 16_384  # positions; memory is seldom short there, and larger streams are not faster
+LARGEST = 262_144  # beyond it nothing gets faster on any GPU of today
+_ROOM = 0.85  # share of the memory that may be taken: a step's lengths vary, and allocators fragment
 
 
 def choose_device(asked: str, key: str) -> str:
@@ -74,16 +84,87 @@ def make_accelerator(training: TrainingConfig, trackers: Sequence[str | GeneralT
     precision = choose_precision(training.precision, device, "training.precision")
     # The state is shared by a whole process: a second training in it (a notebook) may differ in precision.
     AcceleratorState._reset_state(reset_partial_state=True)
-    plugin = sharding.plugin() if training.sharding == "fsdp" else None
-    accelerator = Accelerator(
+    return Accelerator(
         cpu=device == "cpu",
         mixed_precision="bf16" if precision == "bf16" else "no",
         log_with=list(trackers) or None,
-        # A batch of text alone leaves the projector without a gradient; the buffers are constants.
+        # A step of text alone leaves the projector without a gradient; the buffers are constants.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
         project_config=ProjectConfiguration(logging_dir=str(folder)),
-        fsdp_plugin=plugin,
     )
-    if plugin is not None:
-        sharding.activate(accelerator, plugin)
-    return accelerator
+
+
+def choose_budget(
+    training: TrainingConfig, accelerator: Accelerator, loss: SupervisedLoss, kernel: str, dataset: ProcessedDataset
+) -> int:
+    """Return the positions that a stream may have: on a GPU those of a whole step, or as many as its memory holds.
+
+    Args:
+        training: batch_tokens and batch_size.
+        accelerator: the process's device.
+        loss: the model, placed on it.
+        kernel: of the attention.
+        dataset: says how long its samples are.
+
+    Raises:
+        InputError: training.batch_tokens is neither a number nor auto, or the longest sample alone is too much for the
+            GPU.
+    """
+    asked = training.batch_tokens
+    if isinstance(asked, int):
+        return asked
+    if asked != "auto":
+        raise InputError(f"config: training.batch_tokens={asked!r} is not allowed. Give a number of positions or auto.")
+    longest = max(int(dataset.split(name).lengths.max(initial=1)) for name in ("train", "val"))
+    if accelerator.device.type != "cuda":
+        return max(ON_CPU, longest)
+    start, passes = time.monotonic(), 0
+    count = max(1, min(training.batch_size, LARGEST // longest))
+    while (passes := passes + 1) and not _fits(loss, count, longest, kernel, accelerator):
+        if count == 1:
+            raise InputError(
+                f"train: not even one conversation of {longest:,} positions fits into the GPU's memory. Set "
+                "training.gradient_checkpointing=true, or prepare with a smaller data.max_text_tokens."
+            )
+        count //= 2
+    torch.cuda.reset_peak_memory_stats(accelerator.device)  # from now on it is training's own
+    own = torch.tensor([count * longest], device=accelerator.device)
+    found = int(accelerator.gather(own).min())
+    logs.get("train").info(
+        f"training.batch_tokens: {found:,} positions at once fit into the GPU's memory ({passes} tried in "
+        f"{time.monotonic() - start:.0f} s, compilation included)"
+    )
+    return found
+
+
+def _fits(loss: SupervisedLoss, count: int, longest: int, kernel: str, accelerator: Accelerator) -> bool:
+    """Run one forward and backward pass of the densest kind, all text supervised, and look at its peak."""
+    device, total = accelerator.device, count * longest
+    bounds = np.arange(0, total + 1, longest)
+    own = np.stack([bounds[:-1], bounds[1:]], axis=1)
+    places = torch.arange(total)
+    learnt = places[places % longest != 0]
+    stream = Stream(
+        input_ids=torch.ones_like(places),
+        position_ids=places % longest,
+        image_positions=places[:0],
+        rows=learnt - 1,
+        targets=torch.ones_like(learnt),
+        runs=Runs(own, own[:, :1].repeat(2, axis=1)),
+        image_indices=[],
+        sample_indices=list(range(count)),
+    )
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    free, _ = torch.cuda.mem_get_info(device)
+    room = _ROOM * (free + torch.cuda.memory_reserved(device))
+    try:
+        with accelerator.autocast():
+            loss.train()
+            loss(stream.to(device, kernel), None).backward()
+        return float(torch.cuda.max_memory_allocated(device)) <= room
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        loss.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()

@@ -14,16 +14,15 @@ from multimodal_gemma import files
 from multimodal_gemma.errors import InputError
 
 if TYPE_CHECKING:
-    from multimodal_gemma.model.forward import Batch
-    from multimodal_gemma.model.shared_prefix import SharedBatch
-    from multimodal_gemma.training.plan import Job
+    from multimodal_gemma.model.stream import Stream
+    from multimodal_gemma.training.loop import Job
 
 REPLAY = "failed_step.json"
 _NAMED = 8  # conversations that the sentence names; the file has all
 
 
 def not_finite(
-    job: Job, step: int, loss: float, norm: float, batches: Sequence[Batch | SharedBatch], samples: np.ndarray
+    job: Job, step: int, loss: float, norm: float, streams: Sequence[Sequence[int]], samples: np.ndarray
 ) -> InputError:
     """Write down which conversations a step had, and return the sentence.
 
@@ -32,7 +31,7 @@ def not_finite(
         step: the failed one.
         loss: of the step.
         norm: of its gradient.
-        batches: this process's micro-batches.
+        streams: conversations of each of this process's streams.
         samples: conversations of all processes.
     """
     ids = job.train.ids
@@ -44,7 +43,7 @@ def not_finite(
             "loss": str(loss),
             "gradient_norm": str(norm),
             "conversations": [ids[index] for index in samples],
-            "micro_batches": [[ids[index] for index in batch.sample_indices] for batch in batches],
+            "streams": [[ids[index] for index in stream] for stream in streams],
             "how_to_replay": "Run the same command on the same output folder: it continues from the last checkpoint "
             f"and meets step {step} with these very conversations and random states again.",
         },
@@ -62,12 +61,12 @@ def not_finite(
 
 
 @contextlib.contextmanager
-def out_of_memory(batch: Batch | SharedBatch, budget: int) -> Iterator[None]:
+def out_of_memory(stream: Stream, budget: int) -> Iterator[None]:
     """Turn a lack of memory inside the block into a sentence.
 
     Args:
-        batch: the micro-batch.
-        budget: positions that a forward pass may have.
+        stream: what is computed.
+        budget: positions that a stream may have.
 
     Raises:
         InputError: the memory of the GPU, or of the machine, does not suffice.
@@ -78,14 +77,14 @@ def out_of_memory(batch: Batch | SharedBatch, budget: int) -> Iterator[None]:
         # PyTorch has a type of its own for a GPU alone.
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
-        rows, width = batch.shape
-        smaller = max(width, budget // 2)
+        count, positions = len(stream.sample_indices), stream.positions
         advice = (
-            f"Set training.batch_tokens={smaller}"
-            if smaller < budget
+            f"Set training.batch_tokens={max(positions // 2, stream.longest)}"
+            if count > 1 and positions // 2 < budget
             else "Set training.gradient_checkpointing=true, or prepare with a smaller data.max_text_tokens"
         )
         raise InputError(
-            f"train: the memory does not suffice for a forward pass of {rows} rows of {width:,} positions. {advice}; "
-            "the optimiser step stays the same. Run again with it in another output folder."
+            f"train: the memory does not suffice for {count} conversations of {positions:,} positions at once. "
+            f"{advice}, and run the same command: it goes on from its last checkpoint, and what it learns stays the "
+            "same."
         ) from None

@@ -1,33 +1,114 @@
 """What the language model gets to see of an image: computed once an image where the encoder is frozen.
 
-An epoch asks for the same features again and the encoder would give the same answer; kept in memory, they cost it once.
+An epoch asks for the same features again and the encoder would give the same answer. They are kept in the GPU's memory
+where they fit, else in the machine's, else in a file; where nothing has room, where the encoder learns or the pictures
+change with every epoch, images are encoded when they are asked for.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import mmap
+import os
+import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
-from multimodal_gemma import logs
+from multimodal_gemma import files, logs
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.model.forward import Encoder
 from multimodal_gemma.progress import Progress
+from multimodal_gemma.training.ahead import ahead
+from multimodal_gemma.training.augmentation import Augmented
 
+if TYPE_CHECKING:
+    from multimodal_gemma.config.schema import Config
+    from multimodal_gemma.data.processed import ProcessedDataset
+
+LIMIT = "MMGEMMA_SCRATCH_LIMIT"  # environment variable: bytes that this process's scratch files may take, e.g. 40Gi
 _CHUNK = 64  # images encoded at a time
-_SHARE = 0.5  # of the available memory that features may take
+_SHARE = 0.5  # of the memory that is free which features may take
+_NOTED_EVERY = 30.0  # seconds between notes of how far a file has come
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
 class Images(Protocol):
     """What is needed of `data.processed.ProcessedDataset`."""
 
-    def image(self, image_index: int) -> np.ndarray:
+    def image(self, image_index: int, /) -> np.ndarray:
         """Return uint8 (H, W, 3)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """What answers a stream's question for its images, in two halves.
+
+    Attributes:
+        fetch: image indices, and the epoch or None for pictures as they are, to a tensor; may run ahead of training,
+            in another thread. On the processor unless the features are on the device.
+        finish: that tensor, on the device, to what the loss takes: features, or images where the encoder learns.
+    """
+
+    fetch: Callable[[Sequence[int], int | None], Tensor]
+    finish: Callable[[Tensor], Tensor]
+
+
+def open_pictures(
+    config: Config,
+    dataset: ProcessedDataset,
+    encoder: Encoder,
+    accelerator: Accelerator,
+    folder: Path,
+    key: dict[str, Any],
+) -> Pictures:
+    """Say where a training's pictures come from, and encode them where they are kept.
+
+    Args:
+        config: sections `model` and `training`.
+        dataset: has the images.
+        encoder: on the accelerator's device.
+        accelerator: names the device and the processes that encode together.
+        folder: where a cache on disk lies.
+        key: what features on disk depend on besides the images' indices; another key is another file.
+
+    Raises:
+        InputError: the cache that was asked for cannot be.
+    """
+    training, device = config.training, accelerator.device
+    wanted = np.unique(np.concatenate([dataset.split(name).image_indices for name in ("train", "val")]))
+    wanted = wanted[wanted >= 0]
+    width = encoder.tower.config.hidden_size * (2 if accelerator.mixed_precision == "bf16" else 4)
+    place = choose_cache(
+        training.feature_cache,
+        changing=_changing(config),
+        images=len(wanted),
+        bytes_per_image=dataset.image_tokens * width,
+        folder=folder,
+        device=device,
+        epochs=training.epochs,
+        processes=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),  # set by launchers of several processes
+    )
+    if place == "none" or not len(wanted):
+        learns = config.model.vision_policy == "full"  # then it is encoded in the loss, and has its gradient there
+
+        def fetch(indices: Sequence[int], epoch: int | None) -> Tensor:
+            changes = training.augmentation != "none" and epoch is not None
+            shown = Augmented(dataset, training.seed, epoch or 0) if changes else dataset
+            return stack_images(shown, indices)
+
+        return Pictures(fetch, (lambda images: images) if learns else torch.no_grad()(encoder))
+    kept = Encoding(dataset, encoder, accelerator, wanted)
+    if place == "disk":
+        return kept.looked_up(kept.into_file(folder, key))
+    return kept.looked_up(kept.into(device if place == "device" else torch.device("cpu")))
 
 
 def stack_images(dataset: Images, indices: Sequence[int]) -> Tensor:
@@ -35,69 +116,210 @@ def stack_images(dataset: Images, indices: Sequence[int]) -> Tensor:
     return torch.from_numpy(np.stack([dataset.image(index) for index in indices]))
 
 
-def encode_on_demand(dataset: Images, encoder: Encoder, device: torch.device) -> Callable[[Sequence[int]], Tensor]:
-    """Return a function that runs the frozen encoder whenever it is asked for the features of some images."""
-
-    @torch.no_grad()
-    def features(indices: Sequence[int]) -> Tensor:
-        return encoder(stack_images(dataset, indices).to(device))
-
-    return features
-
-
-def cached_in_memory(
-    dataset: Images, encoder: Encoder, device: torch.device, images: Iterable[int], *, show: bool = True
-) -> Callable[[Sequence[int]], Tensor]:
-    """Encode images once and return a function that looks their features up.
+class Encoding:
+    """Encodes images once, all processes together, and looks their features up.
 
     Args:
         dataset: where the images are.
         encoder: frozen; its output's dtype is what is kept.
-        device: where the encoder is and where looked-up features go; the cache itself stays in host memory.
-        images: indices of the images that will be asked for.
-        show: show progress.
+        accelerator: the processes, each of which encodes its share and gets all.
+        wanted: image indices, in order.
     """
-    wanted = sorted(set(images))
-    slots = {index: slot for slot, index in enumerate(wanted)}
-    compute = encode_on_demand(dataset, encoder, device)
-    cache: Tensor | None = None
-    for start, part in encoded(compute, wanted, 0, show):
-        if cache is None:
-            cache = torch.empty((len(wanted), *part.shape[1:]), dtype=part.dtype)
-        cache[start : start + len(part)] = part
-    if cache is None:
-        return compute
 
-    def features(indices: Sequence[int]) -> Tensor:
-        return cache.index_select(0, torch.tensor([slots[index] for index in indices])).to(device, non_blocking=True)
+    def __init__(self, dataset: Images, encoder: torch.nn.Module, accelerator: Accelerator, wanted: np.ndarray) -> None:
+        self._dataset, self._encoder, self._accelerator, self._wanted = dataset, encoder, accelerator, wanted
 
-    return features
+    def into(self, device: torch.device) -> Tensor:
+        """Return the features of all images (images, P, V) on `device`."""
+        cache: Tensor | None = None
+        for start, part in self._parts(0):
+            if cache is None:
+                cache = torch.empty((len(self._wanted), *part.shape[1:]), dtype=part.dtype, device=device)
+            cache[start : start + len(part)] = part
+        assert cache is not None
+        return cache
+
+    def into_file(self, folder: Path, key: dict[str, Any]) -> Tensor:
+        """Return the features of all images in a file that is mapped into memory.
+
+        The kernel keeps of it what is asked for often and drops the rest when others need the room. All processes of a
+        machine share it, and a killed training finds what it had encoded.
+
+        Raises:
+            InputError: the folder cannot be written, its disk is full, or a file from elsewhere is damaged.
+        """
+        name = files.digest_of({**key, "images": self._wanted.tolist()})[:16]
+        note, path = folder / f"{name}.json", folder / f"{name}.bin"
+        if note.is_file() and path.is_file():
+            known = files.read_json(note, "feature cache")
+            shape, dtype, done = known["shape"], getattr(torch, known["dtype"]), known["done"]
+        else:
+            first = self._computed(self._wanted[:1])
+            shape, dtype, done = list(first.shape[1:]), first.dtype, 0
+        together = torch.tensor([done], device=self._accelerator.device)
+        done = int(self._accelerator.gather(together).min())  # machines may have come to different places
+        writes = bool(self._accelerator.is_local_main_process)
+        if writes:
+            mapped = _mapped(path, len(self._wanted) * int(torch.Size(shape).numel()) * dtype.itemsize, fresh=not done)
+        self._accelerator.wait_for_everyone()  # the others of this machine open what one has made
+        if not writes:
+            mapped = _mapped(path, None, fresh=False)
+        cache = torch.frombuffer(mapped, dtype=dtype).view(len(self._wanted), *shape)
+        noted = time.monotonic()
+        for start, part in self._parts(done):
+            end = start + len(part)
+            if not writes:
+                continue
+            cache[start:end] = part
+            if end == len(self._wanted) or time.monotonic() - noted > _NOTED_EVERY:
+                mapped.flush()  # before the note, which promises it
+                files.write_json(note, {"shape": shape, "dtype": str(dtype).removeprefix("torch."), "done": end})
+                noted = time.monotonic()
+        self._accelerator.wait_for_everyone()
+        self._check(cache)
+        return cache
+
+    def looked_up(self, cache: Tensor) -> Pictures:
+        """Return what looks features up."""
+        slots = np.full(int(self._wanted[-1]) + 1, -1)
+        slots[self._wanted] = np.arange(len(self._wanted))
+        if cache.device.type != "cpu":
+            # Only numbers go to the device; the features are there.
+            return Pictures(lambda indices, _: torch.from_numpy(slots[indices]), lambda at: cache.index_select(0, at))
+        return Pictures(
+            lambda indices, _: cache.index_select(0, torch.from_numpy(slots[indices])), lambda features: features
+        )
+
+    def _parts(self, done: int) -> Iterator[tuple[int, Tensor]]:
+        """Yield (start, features (images, P, V)) of piece after piece, from image `done` on, in every process."""
+        rank, ranks = self._accelerator.process_index, self._accelerator.num_processes
+        total, leads = len(self._wanted), self._accelerator.is_main_process
+        if leads and done < total:
+            logs.get("train").info(f"encoding {total - done:,} images once")
+
+        def own() -> Iterator[tuple[int, np.ndarray, Tensor]]:
+            for start in range(done, total, _CHUNK * ranks):
+                block = self._wanted[start : start + _CHUNK * ranks]
+                mine = np.resize(block[rank * _CHUNK :] if len(block) > rank * _CHUNK else block, _CHUNK)
+                yield start, block, stack_images(self._dataset, (mine if ranks > 1 else block).tolist())
+
+        with Progress("features", total, "image", done=done) as progress:
+            for start, block, images in ahead(own(), self._accelerator.device):
+                part = self._encoded(images)
+                if ranks > 1:
+                    part = self._accelerator.gather(part)[: len(block)]
+                yield start, part
+                if leads:
+                    progress.advance(len(block))
+
+    @torch.no_grad()
+    def _encoded(self, images: Tensor) -> Tensor:
+        device = self._accelerator.device
+        sent = images.pin_memory() if device.type == "cuda" else images
+        features: Tensor = self._encoder(sent.to(device, non_blocking=True))
+        return features
+
+    def _computed(self, indices: np.ndarray) -> Tensor:
+        return self._encoded(stack_images(self._dataset, indices.tolist()))
+
+    def _check(self, cache: Tensor) -> None:
+        """Compare one image's kept features with computed ones: a file that was written elsewhere may be damaged."""
+        fresh = self._computed(self._wanted[-1:])[0].float().cpu()
+        if (cache[-1].float() - fresh).abs().max() > 0.02 * fresh.abs().max().clamp(min=1e-6):
+            raise InputError(
+                "train: the kept features differ from what the encoder computes. Delete the folder of the feature "
+                "cache (training.cache_folder, or features/ in the output) and run again."
+            )
 
 
-def encoded(
-    compute: Callable[[Sequence[int]], Tensor], wanted: Sequence[int], done: int, show: bool
-) -> Iterator[tuple[int, Tensor]]:
-    """Yield (start, features (images, patches, V) on the processor) of piece after piece.
+def _mapped(path: Path, size: int | None, *, fresh: bool) -> mmap.mmap:
+    """Map a file of `size` bytes; None: as large as it is."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w+b" if fresh else "r+b") as stream:
+            if size is not None:
+                os.posix_fallocate(stream.fileno(), 0, size)  # a full disk shows here, not as SIGBUS
+            mapped = mmap.mmap(stream.fileno(), 0)
+    except OSError as error:
+        raise files.unwritable(path, error) from error
+    mapped.madvise(mmap.MADV_RANDOM)  # images are asked for in shuffled order: reading ahead is for nothing
+    return mapped
+
+
+def _changing(config: Config) -> str:
+    """Return the setting because of which features cannot be kept; "" where they can."""
+    if config.model.vision_policy != "frozen":
+        return "model.vision_policy=full: a learning encoder's features change"
+    if config.training.augmentation != "none":
+        return f"training.augmentation={config.training.augmentation}: every epoch shows other pictures"
+    return ""
+
+
+def choose_cache(
+    setting: str,
+    *,
+    changing: str = "",
+    images: int,
+    bytes_per_image: int,
+    folder: Path,
+    device: torch.device,
+    epochs: int,
+    processes: int = 1,
+) -> str:
+    """Decide where features are kept.
 
     Args:
-        compute: image indices to features.
-        wanted: image indices.
-        done: how many of them to leave out, from the first.
-        show: show progress.
+        setting: training.feature_cache.
+        changing: why features cannot be kept; "" where they can.
+        images: how many there are.
+        bytes_per_image: what the features of one take.
+        folder: where a cache on disk would lie.
+        device: where training computes.
+        epochs: of the training; a disk is not filled for a single one.
+        processes: of this machine, each of which would hold a cache in memory of its own.
+
+    Returns:
+        "device", "memory", "disk" or "none"; the processes of one machine share a cache on disk.
+
+    Raises:
+        InputError: a cache was asked for although features change, or what is to hold it has no room.
     """
-    if show and done < len(wanted):
-        logs.get("train").info(f"encoding {len(wanted) - done:,} images once")
-    with Progress("features", len(wanted), "image", done=done) as progress:
-        for start in range(done, len(wanted), _CHUNK):
-            part = compute(wanted[start : start + _CHUNK]).cpu()
-            yield start, part
-            if show:
-                progress.advance(len(part))
-
-
-def fits_in_memory(needed: int) -> bool:
-    """Tell whether `needed` bytes are at most half of the memory that is available."""
-    return needed <= _SHARE * available_memory()
+    if changing:
+        if setting in ("device", "memory", "disk"):
+            raise InputError(
+                f"config: training.feature_cache={setting} does not fit {changing}. Set training.feature_cache=none."
+            )
+        return "none"
+    needed, on_gpu = images * bytes_per_image, device.type == "cuda"
+    told = f"the features of {images:,} images take {needed / 1e9:.1f} GB"
+    if setting == "device" and not on_gpu:
+        raise InputError(
+            f"config: training.feature_cache=device needs a GPU; this run is on {device}. Set it to auto or memory."
+        )
+    room = _free_disk(folder)
+    if setting == "disk" and needed > room:
+        raise InputError(
+            f"train: {told}, and {folder} has room for {room / 1e9:.1f} GB (what is free, and what {LIMIT} allows). "
+            "Name a larger disk with training.cache_folder, or set training.feature_cache=none."
+        )
+    free = torch.cuda.mem_get_info(device)[0] if on_gpu else 0
+    if setting == "device" and needed > free:
+        raise InputError(
+            f"train: {told}, and the GPU has {free / 1e9:.1f} GB left. Set training.feature_cache=memory or auto."
+        )
+    if setting != "auto":
+        return setting
+    log = logs.get("train")
+    if needed <= _SHARE * free:
+        return "device"
+    if needed * processes <= _SHARE * available_memory():
+        return "memory"
+    if epochs > 1 and needed <= _SHARE * room:
+        log.info(f"{told}, more than half of the free memory: they are kept on disk, in {folder}")
+        return "disk"
+    why = "one epoch is not worth a disk" if epochs == 1 else f"more than half of what {folder} has room for"
+    log.info(f"{told}, more than half of the free memory, and {why}: the encoder runs at every step instead")
+    return "none"
 
 
 def available_memory() -> int:
@@ -118,58 +340,18 @@ def available_memory() -> int:
     return max(min(free, int(limit) - used + reclaimable), 0)
 
 
-def choose_cache(
-    setting: str, *, vision_policy: str, images: int, bytes_per_image: int, folder: Path, processes: int = 1
-) -> str:
-    """Decide where features are kept.
-
-    Args:
-        setting: training.feature_cache.
-        vision_policy: a learning encoder's features change, so they cannot be kept.
-        images: how many there are.
-        bytes_per_image: what the features of one take.
-        folder: where a cache on disk would lie.
-        processes: of this machine, each of which would hold a cache in memory of its own.
-
-    Returns:
-        "memory", "disk" or "none"; the processes of one machine share a cache on disk.
-
-    Raises:
-        InputError: a cache was asked for although the encoder learns, or the disk has no room for it.
-    """
-    log = logs.get("train")
-    if vision_policy != "frozen":
-        if setting in ("memory", "disk"):
-            raise InputError(
-                f"config: training.feature_cache={setting} does not fit model.vision_policy=full: a learning encoder's "
-                "features change. Set training.feature_cache=none."
-            )
-        return "none"
-    needed = images * bytes_per_image
-    free = _free_disk(folder)
-    if setting == "disk" and needed > free:
-        raise InputError(
-            f"train: the features of {images:,} images take {needed / 1e9:.1f} GB, and {folder} has "
-            f"{free / 1e9:.1f} GB left. Name a larger disk with "
-            "training.cache_folder, or set training.feature_cache=none."
-        )
-    if setting != "auto":
-        return setting
-    if fits_in_memory(needed * processes):
-        return "memory"
-    told = (
-        f"features of {images:,} images take {needed / 1e9:.1f} GB, more than half of the "
-        f"{available_memory() / processes / 1e9:.1f} GB of memory that are available to each process"
-    )
-    if needed <= _SHARE * free:
-        log.info(f"{told}: they are kept on disk, in {folder}")
-        return "disk"
-    log.info(f"{told}, and more than half of what is free on disk: the encoder runs at every step instead")
-    return "none"
-
-
 def _free_disk(folder: Path) -> int:
-    """Return the bytes that are free where `folder` is or will be, with those that it holds already."""
+    """Return the bytes that `folder` may take in all: what is free, and no more than a stated limit.
+
+    A container's limit of scratch space cannot be seen from inside: the pod's manifest states it as `LIMIT`.
+    """
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     held = sum(path.stat().st_size for path in folder.glob("*") if path.is_file()) if folder.is_dir() else 0
-    return shutil.disk_usage(there).free + held
+    free = shutil.disk_usage(there).free + held
+    stated = os.environ.get(LIMIT, "").strip()
+    if not stated:
+        return free
+    number = re.fullmatch(r"(\d+)([kMGT]?|[KMGT]i)", stated)
+    if number is None:
+        raise InputError(f"{LIMIT}={stated} is no size. Write bytes, or e.g. 40Gi.")
+    return min(free, int(number[1]) * _UNITS[number[2]])

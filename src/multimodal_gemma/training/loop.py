@@ -1,17 +1,21 @@
 """The training loop: a step, what is logged of it, when it is validated, saved and stopped.
 
-An optimiser step is a fixed number of conversations, whatever the number of micro-batches and processes it is cut
-into: each summed loss is divided by the supervised tokens of the whole step, so a long answer weighs as much in a
-small micro-batch as in a large one.
+An optimiser step is a fixed number of conversations, whatever the number of streams and processes it is cut into: each
+summed loss is divided by the supervised tokens of the whole step, so a long answer weighs as much in a small stream as
+in a large one.
+
+On a GPU nothing here waits for it: losses stay on the device and are read about once a second, before each validation
+and before whatever is saved.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,18 +26,123 @@ from torch import Tensor
 from multimodal_gemma import logs
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.model import adapters
-from multimodal_gemma.model.forward import Batch
+from multimodal_gemma.model.forward import SupervisedLoss
+from multimodal_gemma.model.stream import Composer
 from multimodal_gemma.progress import Progress
-from multimodal_gemma.training import checkpoint, failures, meters, optimiser, sampler, sharding
-from multimodal_gemma.training.curves import Curves
-from multimodal_gemma.training.keeper import Keeper
-from multimodal_gemma.training.plan import Job, Outcome, plan_steps, require_budget, validation_steps
+from multimodal_gemma.training import checkpoint, failures, optimiser, schedule
+from multimodal_gemma.training.ahead import Ready, Sender, ahead
+from multimodal_gemma.training.curves import Curves, Meter
 from multimodal_gemma.training.preemption import EXIT_CODE, Watch
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from multimodal_gemma.config.schema import TrainingConfig
     from multimodal_gemma.data.processed import Split
-    from multimodal_gemma.model.shared_prefix import SharedBatch
-    from multimodal_gemma.training.sharing import Sharing
+    from multimodal_gemma.planning.arithmetic import Work
+    from multimodal_gemma.training.features import Pictures
+    from multimodal_gemma.training.samples import Samples
+    from multimodal_gemma.training.trackers import Reporter
+
+_READ_EVERY = 1.0  # seconds between looks at what a GPU has computed
+_STEPS_TOGETHER = 10  # between looks that several processes take together: clocks differ, step numbers do not
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What one training is made of.
+
+    Attributes:
+        training: the optimiser, its schedule and the shape of a step.
+        loss: the model with its summed loss; what learns is marked, all of it on the accelerator's device.
+        train: conversations to learn from.
+        val: conversations to validate on; may be empty.
+        image_tokens: positions that an image takes.
+        image_token_id: its placeholder.
+        pictures: what `loss` takes of images.
+        kernel: of the attention.
+        folder: gets checkpoints/ and curves.jsonl.
+        settings: of the training; see `checkpoint.Settings`.
+        budget: positions a stream may have.
+        work: floating-point operations of the model's parts.
+        samples: asks for answers to look at, at every validation; None: nobody does.
+        reporter: sends scalars to trackers; None: nobody does.
+    """
+
+    training: TrainingConfig
+    loss: SupervisedLoss
+    train: Split
+    val: Split
+    image_tokens: int
+    image_token_id: int
+    pictures: Pictures
+    kernel: str
+    folder: Path
+    settings: checkpoint.Settings
+    budget: int
+    work: Work
+    samples: Samples | None = None
+    reporter: Reporter | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a training ended.
+
+    Attributes:
+        steps: optimiser steps done.
+        best_step: whose checkpoint has the lowest validation loss; the last one where nothing was validated.
+        validation_loss: of that step; None where nothing was validated.
+        stopped_early: the validation loss no longer fell.
+        rows: the lines of curves.jsonl.
+    """
+
+    steps: int
+    best_step: int
+    validation_loss: float | None
+    stopped_early: bool
+    rows: list[dict[str, Any]]
+
+    @property
+    def samples_per_second(self) -> float:
+        """Throughput over all steps."""
+        return sum(row["samples"] for row in self.rows) / max(sum(row["seconds"] for row in self.rows), 1e-9)
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """An optimiser step, ready to be taken.
+
+    Attributes:
+        number: counted from 1.
+        samples: its conversations, of all processes.
+        supervised: tokens with a loss, of all processes.
+        passes: what this process computes.
+    """
+
+    number: int
+    samples: np.ndarray
+    supervised: int
+    passes: list[Ready]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Taken:
+    """A step that was taken and is not read yet.
+
+    Attributes:
+        step: the step, without its passes.
+        streams: which conversations each of this process's streams held.
+        line: what is known of its line of curves.jsonl.
+        figures: float32 (2,) on the device: this process's summed loss, and the gradient's norm.
+        counts: positions, pairs and images of this process.
+    """
+
+    step: Step
+    streams: list[list[int]]
+    line: dict[str, Any]
+    figures: Tensor
+    counts: tuple[int, int, int]
 
 
 class Trainer:
@@ -50,21 +159,24 @@ class Trainer:
 
     def __init__(self, job: Job, accelerator: Accelerator, watch: Watch) -> None:
         self.job, self.accelerator, self.training, self.watch = job, accelerator, job.training, watch
-        self.log = logs.get("train")
+        self.log, self.device = logs.get("train"), accelerator.device
+        self.rank, self.ranks = accelerator.process_index, accelerator.num_processes
+        self.leads = bool(accelerator.is_main_process)
         for split in (job.train, job.val):
-            require_budget(split, job.budget)
-        self.steps, self.an_epoch = plan_steps(self.training, len(job.train))
-        self.validations = validation_steps(self.steps, self.an_epoch, self.training.validations_per_epoch)
-        self.keeper = Keeper(job.folder / "checkpoints", job.identity, self.training.checkpoint_uri, accelerator)
-        self.meter = meters.Meter(job.work, accelerator)
-        self.sharded = sharding.active(accelerator)
-        if self.sharded:
-            sharding.prepare(accelerator, job.loss)
-        bare = optimiser.make_optimiser(job.loss.llava, self.training, accelerator.device)
+            _require_budget(split, job.budget)
+        self.steps, self.an_epoch = schedule.plan_steps(self.training, len(job.train))
+        self.validations = schedule.validation_steps(self.steps, self.an_epoch, self.training.validations_per_epoch)
+        uri = self.training.checkpoint_uri
+        self.keeper = checkpoint.Keeper(job.folder / "checkpoints", job.settings, uri, accelerator)
+        self.meter = Meter(job.work, accelerator)
+        self.sender = Sender(self.device, job.kernel, job.pictures)
+        bare = optimiser.make_optimiser(job.loss.llava, self.training, self.device)
         self.model, self.optimiser = accelerator.prepare(job.loss, bare)
         self.trainable = [parameter for parameter in job.loss.llava.parameters() if parameter.requires_grad]
-        self.state = checkpoint.State()
-        self._epoch: tuple[int, list[np.ndarray]] = (-1, [])
+        self.state, self.saved_step = checkpoint.State(), 0
+        self.taken: list[_Taken] = []
+        self.stop = self.due = False  # SIGTERM came; a checkpoint is due by the clock
+        self.read_at = self.saved_at = time.monotonic()
 
     def run(self) -> Outcome:
         """Train, and return how it ended.
@@ -74,31 +186,34 @@ class Trainer:
                 training.
         """
         self._resume()
-        if self._leads and self.job.samples is not None:
+        if self.leads and self.job.samples is not None:
             self.job.samples.forget_after(self.state.step)
-        curves = Curves(self.job.folder / "curves.jsonl", resume_at=self.state.step) if self._leads else None
+        curves = Curves(self.job.folder / "curves.jsonl", resume_at=self.state.step) if self.leads else None
         size = self.training.batch_size
         total = Progress("train", self.steps * size, "sample", done=self.state.step * size)
-        with self.watch.deferred(), total as progress:
+        with (
+            self.watch.deferred(),
+            total as progress,
+            contextlib.closing(ahead(self._prepared(self.state.step + 1), self.device)) as prepared,
+        ):
+            self.read_at = self.saved_at = time.monotonic()
             while not self.state.finished:
-                self._end_if_asked()
-                row = self.state.pending
-                if row is None:
-                    row = self._step(self.state.step + 1)
+                self._end_if_asked(curves)
+                rows = [] if self.state.pending is None else [self.state.pending]
+                if not rows:
+                    self._take(next(prepared))
                     self.state.step += 1
                 validated = self.state.step in self.validations
+                if not rows and (validated or self._reads()):
+                    rows = self._read()
                 if validated:
-                    self._validate(row)
-                    if self._leads and self.job.samples is not None:
+                    self._validate(rows[-1], curves, rows[:-1])
+                    if self.leads and self.job.samples is not None:
                         self.job.samples.ask(self.state.step)
-                if curves is not None:
-                    curves.add(row)
-                    progress.advance(size, **_shown(row))
-                self.accelerator.log(
-                    {name: value for name, value in row.items() if name != "step"}, step=self.state.step
-                )
-                if validated:
-                    self._save()
+                self._tell(curves, rows)
+                progress.advance(size, **(_shown(rows[-1]) if rows else {}))
+                if validated or self.due:
+                    self._save(curves)
         if curves is not None:
             curves.close()
         best = self.state.best
@@ -110,140 +225,161 @@ class Trainer:
             rows=curves.rows if curves is not None else [],
         )
 
-    @property
-    def _leads(self) -> bool:
-        return bool(self.accelerator.is_main_process)
+    def _prepared(self, step: int) -> Iterator[Step]:
+        """Yield the steps from `step` on."""
+        train, size = self.job.train, self.training.batch_size
+        composer = Composer(train, self.job.image_tokens, self.job.image_token_id)
+        for epoch in itertools.count((step - 1) // self.an_epoch):
+            order = schedule.epoch_steps(train.image_indices, size, seed=self.training.seed, epoch=epoch)
+            while (step - 1) // self.an_epoch == epoch:
+                if step > self.steps:
+                    return
+                samples = order[(step - 1) % self.an_epoch]
+                if len(samples) < self.ranks:
+                    raise InputError(
+                        f"train: step {step} has {len(samples)} conversations for {self.ranks} processes. Use fewer "
+                        "processes, or another training.batch_size."
+                    )
+                # Every process counts for all: nobody has to be asked.
+                supervised = sum(int(train[int(index)].supervised[1:].sum()) for index in samples)
+                share = schedule.share_of_rank(samples, train.image_indices, train.lengths, self.rank, self.ranks)
+                streams = composer.streams(share, self.job.budget)
+                yield Step(step, samples, supervised, [self.sender.send(stream, epoch) for stream in streams])
+                step += 1
 
-    def _end_if_asked(self, unvalidated: dict[str, Any] | None = None) -> None:
-        """Save and end the process if any process of this training heard SIGTERM.
-
-        Args:
-            unvalidated: line of the step just taken, whose validation was left before its end.
-        """
-        asked = torch.tensor(float(self.watch.asked), device=self.accelerator.device)
-        if not float(self.accelerator.reduce(asked, "sum")):
-            return
-        if unvalidated is not None:
-            self.state.pending = unvalidated
-        if unvalidated is not None or (self.state.step and self.state.step not in self.validations):
-            self._save()  # after a validation, and where one is owed, it is saved already
-        self.log.warning(
-            f"stopped by SIGTERM; step {self.state.step:,} of {self.steps:,} is saved. Run the same command again to "
-            "continue."
-        )
-        raise SystemExit(EXIT_CODE)
-
-    def _step(self, step: int) -> dict[str, Any]:
-        """Take one optimiser step; return its line of curves.jsonl."""
-        start = time.perf_counter()
-        samples, batches = self._batches(step)
-        epoch = (step - 1) // self.an_epoch
-        counts = self.meter.counts(batches)
-        supervised = counts.supervised
-        factor = optimiser.rate_factor(step, self.steps, self.training.warmup_fraction)
+    def _take(self, step: Step) -> None:
+        """Take one optimiser step."""
+        factor = schedule.rate_factor(step.number, self.steps, self.training.warmup_fraction)
         rates = optimiser.set_rates(self.optimiser, self.training, factor)
         self.model.train()
         # Gradients are averaged over processes, the loss is divided by the tokens of all of them: hence the factor.
-        scale = self.accelerator.num_processes / max(supervised, 1)
-        total = torch.zeros((), device=self.accelerator.device)
-        passes = sharding.evened(batches, batches[-1], self.accelerator)
-        for number, (batch, counted) in enumerate(passes, start=1):
-            last = number == len(passes)
-            local = contextlib.nullcontext() if last else self.accelerator.no_sync(self.model)
-            with local, failures.out_of_memory(batch, self.job.budget):
-                summed = self.model(batch.to(self.accelerator.device), self._pictures(batch, epoch)) * counted
+        scale = self.ranks / max(step.supervised, 1)
+        total = torch.zeros((), device=self.device)
+        for number, ready in enumerate(step.passes, start=1):
+            stream, fetched = ready.arrived()
+            # Processes exchange their sums once a step: with the last of its backward passes.
+            local = contextlib.nullcontext() if number == len(step.passes) else self.accelerator.no_sync(self.model)
+            with local, failures.out_of_memory(stream, self.job.budget):
+                pictures = None if fetched is None else self.job.pictures.finish(fetched)
+                summed = self.model(stream, pictures)
                 self.accelerator.backward(summed * scale)
             total += summed.detach()
-        loss = float(self.accelerator.reduce(total, "sum")) / max(supervised, 1)
-        if self.sharded and not counts.images:
-            sharding.forget_pictures(self.job.loss.llava)
-        clipped = self.accelerator.clip_grad_norm_(self.trainable, self.training.max_grad_norm or math.inf)
-        norm = float(sharding.whole(clipped))
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise failures.not_finite(self.job, step, loss, norm, batches, samples)
+        norm = self.accelerator.clip_grad_norm_(self.trainable, self.training.max_grad_norm or math.inf)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        seconds = time.perf_counter() - start
-        return {
-            "step": step,
-            "epoch": round(step / self.an_epoch, 4),
-            "loss": loss,
+        streams = [ready.stream for ready in step.passes]
+        line = {
+            "step": step.number,
+            "epoch": round(step.number / self.an_epoch, 4),
             **{f"{part}_lr": rate for part, rate in rates.items()},
-            "grad_norm": norm,
-            "samples": len(samples),
-            "seconds": round(seconds, 4),
-            "samples_per_second": round(len(samples) / seconds, 2),
-            **self.meter.scalars(counts, seconds),
+            "samples": len(step.samples),
         }
-
-    def _batches(self, step: int) -> tuple[np.ndarray, list[Batch | SharedBatch]]:
-        """Return all samples of a step, and this process's share of them as micro-batches."""
-        epoch, place = divmod(step - 1, self.an_epoch)
-        job, size = self.job, self.training.batch_size
-        units = job.sharing.units if job.sharing is not None else None
-        if self._epoch[0] != epoch:
-            order = sampler.epoch_steps(job.train.lengths, size, seed=self.training.seed, epoch=epoch, units=units)
-            self._epoch = (epoch, order)
-        samples = self._epoch[1][place]
-        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        if len(samples) < ranks:
-            raise InputError(
-                f"train: step {step} has {len(samples)} conversations for {ranks} processes. Use fewer processes, or "
-                "another training.batch_size."
+        self.taken.append(
+            _Taken(
+                step=dataclasses.replace(step, passes=[]),
+                streams=[stream.sample_indices for stream in streams],
+                line=line,
+                figures=torch.stack([total, norm.to(total.dtype)]),
+                counts=(
+                    sum(stream.positions for stream in streams),
+                    sum(stream.runs.pairs for stream in streams),
+                    sum(len(stream.image_indices) for stream in streams),
+                ),
             )
-        share = sampler.share_of_rank(samples, rank, ranks, units)
-        return samples, list(self._micro_batches(job.train, share, job.sharing))
+        )
 
-    def _micro_batches(
-        self, split: Split, indices: np.ndarray, sharing: Sharing | None
-    ) -> Iterator[Batch | SharedBatch]:
-        """Yield samples as micro-batches: those with an image in common together, the others by their length."""
-        together = sharing.together(indices) if sharing is not None else np.zeros(len(indices), bool)
-        if sharing is not None:
-            for cut in sharing.cut(indices[together], self.job.budget):
-                yield sharing.make_batch(split, cut)
-        alone = indices[~together]
-        alone = alone[np.argsort(-split.lengths[alone], kind="stable")]
-        for cut in sampler.cut_by_tokens(alone, split.lengths, self.job.budget):
-            yield self.job.make_batch(split, cut)
+    def _reads(self) -> bool:
+        """Tell whether what was computed is to be looked at now."""
+        if self.device.type == "cpu" or (self.watch.asked and self.ranks == 1):
+            return True
+        if self.ranks > 1:
+            return self.state.step % _STEPS_TOGETHER == 0
+        return time.monotonic() - self.read_at >= _READ_EVERY
 
-    def _pictures(self, batch: Batch | SharedBatch, epoch: int | None = None) -> Tensor | None:
-        """Return what the loss takes of a batch's images, in training as that epoch shows them."""
-        if not batch.image_indices:
-            return None
-        if epoch is not None and self.job.augmented is not None:
-            return self.job.augmented(batch.image_indices, epoch)
-        return self.job.pictures(batch.image_indices)
+    def _read(self) -> list[dict[str, Any]]:
+        """Wait for the steps that were taken and return their lines of curves.jsonl; all processes do so together.
+
+        Raises:
+            InputError: a loss or a gradient is no number.
+        """
+        clock = time.monotonic() - self.saved_at >= 60 * self.training.checkpoint_minutes
+        flags = torch.tensor([float(self.watch.asked), float(clock and self.leads)], device=self.device)
+        if not self.taken:
+            self.stop, self.due = (bool(flag) for flag in self.accelerator.reduce(flags, "sum").tolist())
+            return []
+        counts = torch.tensor([taken.counts for taken in self.taken], dtype=torch.float64, device=self.device)
+        own = torch.cat([torch.stack([taken.figures for taken in self.taken]).double(), counts], dim=1)  # (steps, 5)
+        own[:, 1] /= self.ranks  # the norm is of the gradients of all: the same everywhere
+        both = self.accelerator.reduce(torch.cat([own.flatten(), flags.double()]), "sum").cpu()
+        self.stop, self.due = (bool(flag) for flag in both[-2:].tolist())
+        now = time.monotonic()
+        seconds = max(now - self.read_at, 1e-9) / len(self.taken)
+        self.read_at = now
+        rows = []
+        for taken, (summed, norm, positions, pairs, images) in zip(
+            self.taken, both[:-2].view(len(self.taken), -1).tolist(), strict=True
+        ):
+            loss = summed / max(taken.step.supervised, 1)
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise failures.not_finite(self.job, taken.step.number, loss, norm, taken.streams, taken.step.samples)
+            rows.append(
+                {
+                    **taken.line,
+                    "loss": loss,
+                    "grad_norm": norm,
+                    "seconds": round(seconds, 4),
+                    "samples_per_second": round(taken.line["samples"] / seconds, 2),
+                    **self.meter.scalars(int(positions), int(pairs), taken.step.supervised, int(images), seconds),
+                }
+            )
+        self.taken = []
+        return rows
+
+    def _tell(self, curves: Curves | None, rows: list[dict[str, Any]]) -> None:
+        """Write lines down, and have them sent to the trackers."""
+        if curves is None:
+            return
+        for row in rows:
+            curves.add(row)
+            if self.job.reporter is not None:
+                self.job.reporter.send(row)
 
     @torch.no_grad()
-    def _validate(self, row: dict[str, Any]) -> None:
-        """Add the validation loss to a step's line, and say whether training should stop."""
-        val = self.job.val
+    def _validate(self, row: dict[str, Any], curves: Curves | None, before: list[dict[str, Any]]) -> None:
+        """Add the validation loss to a step's line, and say whether training should stop.
+
+        Args:
+            row: of the step just taken.
+            curves: gets `before` where SIGTERM ends the validation.
+            before: lines of the steps before it that are not written down yet.
+        """
+        val, state = self.job.val, self.state
         if not len(val):
-            self.state.finished = self.state.step >= self.steps
+            state.finished = state.step >= self.steps
             return
         self.model.eval()
-        order = np.argsort(-val.lengths, kind="stable")
-        if self.job.val_sharing is not None:
-            order = order[np.argsort(self.job.val_sharing.units[order], kind="stable")]
-        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        sums = torch.zeros(2, dtype=torch.float64)
-        found = itertools.islice(self._micro_batches(val, order, self.job.val_sharing), rank, None, ranks)
-        passes: Iterable[tuple[Batch | SharedBatch, float]] = ((batch, 1.0) for batch in found)
-        if self.sharded:
-            passes = sharding.evened(list(found), self.job.make_batch(val, [0]), self.accelerator)
-        for batch, counted in passes:
-            # Not through the distributed wrapper: processes may have different numbers of batches here.
-            # A spot node leaves half a minute: this validation is for the next one, unless others wait for this one.
-            if self.watch.asked and not self.sharded:
+        order = np.lexsort((-val.lengths, val.image_indices))  # an image's conversations are neighbours
+        composer = Composer(val, self.job.image_tokens, self.job.image_token_id)
+        streams = itertools.islice(composer.streams(order, self.job.budget), self.rank, None, self.ranks)
+        total, tokens = torch.zeros((), dtype=torch.float64, device=self.device), 0
+        for ready in ahead((self.sender.send(stream, None) for stream in streams), self.device):
+            # A spot node leaves half a minute: this validation is for the next one.
+            if self.watch.asked:
                 break
-            summed = self.job.loss(batch.to(self.accelerator.device), self._pictures(batch))
-            sums += counted * torch.tensor([float(summed), len(batch.targets)], dtype=torch.float64)
-        self._end_if_asked(unvalidated=row)
-        self.state.finished, self.state.pending = self.state.step >= self.steps, None
-        summed_loss, tokens = self.accelerator.reduce(sums.to(self.accelerator.device), "sum").tolist()
-        loss = row["validation_loss"] = summed_loss / max(tokens, 1)
-        state = self.state
+            stream, fetched = ready.arrived()
+            pictures = None if fetched is None else self.job.pictures.finish(fetched)
+            # Not through the distributed wrapper: processes may have different numbers of streams here.
+            total += self.job.loss(stream, pictures).double()
+            tokens += len(stream.targets)
+        counted = torch.tensor([float(tokens), float(self.watch.asked)], dtype=torch.float64, device=self.device)
+        sums = self.accelerator.reduce(torch.cat([total[None], counted]), "sum").tolist()
+        self.stop = bool(sums[2])
+        if self.stop:
+            self._tell(curves, before)
+            state.pending = row
+            self._end_if_asked(curves)
+        state.finished, state.pending = state.step >= self.steps, None
+        loss = row["validation_loss"] = sums[0] / max(sums[1], 1)
         if state.best_loss is None or loss < state.best_loss:
             state.best_loss, state.stale = loss, 0
         else:
@@ -252,24 +388,61 @@ class Trainer:
         if state.stale >= self.training.patience and not state.finished:
             self.log.info(f"stopped early at step {state.step:,}: {state.stale} validations without a better loss")
             state.finished = True
+        self.read_at = time.monotonic()  # the time of a validation is no step's
 
-    def _save(self) -> None:
-        weights = sharding.whole(adapters.trained_weights(self.job.loss.llava))
-        self.keeper.save(self.state, weights, sharding.whole(self.optimiser.state_dict()))
+    def _end_if_asked(self, curves: Curves | None) -> None:
+        """Save and end the process if any process of this training heard SIGTERM."""
+        asked = self.watch.asked if self.ranks == 1 else self.stop
+        if not asked:
+            return
+        if self.state.step != self.saved_step:
+            self._save(curves)
+        self.log.warning(
+            f"stopped by SIGTERM; step {self.state.step:,} of {self.steps:,} is saved. Run the same command again to "
+            "continue."
+        )
+        raise SystemExit(EXIT_CODE)
+
+    def _save(self, curves: Curves | None) -> None:
+        """Save where training stands; what it has computed until here is looked at first."""
+        self._tell(curves, self._read())
+        self.saved_step = self.state.step
+        weights = adapters.trained_weights(self.job.loss.llava)
+        self.keeper.save(self.state, weights, self.optimiser.state_dict())
+        self.saved_at, self.due = time.monotonic(), False
+        self.read_at = self.saved_at
 
     def _resume(self) -> None:
-        rank = self.accelerator.process_index
-        torch.manual_seed(self.training.seed + rank)  # dropout
+        torch.manual_seed(self.training.seed + self.rank)  # dropout
         found = self.keeper.newest()
         if found is None:
             self.log.info(f"{self.steps:,} steps of {self.training.batch_size} conversations")
             return
         self.state, weights, optimiser_state, random_states = found
-        adapters.restore(self.job.loss.llava, weights, sharding.like)
-        self.optimiser.load_state_dict(sharding.cut_state(self.optimiser, optimiser_state))
-        if rank < len(random_states):
-            checkpoint.set_random_state(random_states[rank])
+        self.saved_step = self.state.step
+        adapters.restore(self.job.loss.llava, weights)
+        self.optimiser.load_state_dict(optimiser_state)
+        if self.rank < len(random_states):
+            checkpoint.set_random_state(random_states[self.rank])
         self.log.info(f"continuing from the checkpoint of step {self.state.step:,} of {self.steps:,}")
+
+
+def _require_budget(split: Split, budget: int) -> None:
+    """Check that every sample fits into a stream by itself.
+
+    Raises:
+        InputError: one does not.
+    """
+    if not len(split):
+        return
+    longest = int(split.lengths.argmax())
+    length = int(split.lengths[longest])
+    if length > budget:
+        raise InputError(
+            f"config: training.batch_tokens={budget} is below the longest conversation: {split.ids[longest]} takes "
+            f"{length:,} positions, image tokens counted. Set training.batch_tokens={length} or more, or prepare with "
+            "a smaller data.max_text_tokens."
+        )
 
 
 def _shown(row: dict[str, Any]) -> dict[str, str]:

@@ -1,7 +1,7 @@
-"""AdamW in groups, and a learning rate that is a pure function of the step.
+"""AdamW in groups: each part of the model at its own rate, norms and biases without decay.
 
 The projector learns from random weights and wants five times the rate of adapters that bend pretrained ones; norms and
-biases are not decayed (they are scales and offsets, pulling them to zero has no meaning).
+biases are scales and offsets, which it has no meaning to pull to zero.
 """
 
 from __future__ import annotations
@@ -62,20 +62,6 @@ def count_as_change(optimiser: torch.optim.Optimizer, *_: Any) -> None:
     Whoever keeps something computed from a weight, as `model.fused_lora` does, would go on with the old one.
     """
     torch.autograd.graph.increment_version([weight for group in optimiser.param_groups for weight in group["params"]])
-
-
-def rate_factor(step: int, steps: int, warmup_fraction: float) -> float:
-    """Return the share of the peak rate at a step: linear from zero over the warm-up, then linear to zero.
-
-    Args:
-        step: counted from 1.
-        steps: of the whole run.
-        warmup_fraction: of `steps`.
-    """
-    warmup = round(steps * warmup_fraction)
-    if step <= warmup:
-        return step / warmup
-    return (steps - step + 1) / (steps - warmup)
 
 
 def set_rates(optimiser: torch.optim.Optimizer, training: TrainingConfig, factor: float) -> dict[str, float]:

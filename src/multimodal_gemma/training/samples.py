@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,15 +15,27 @@ from torch import Tensor
 from transformers import LlavaProcessor
 
 from multimodal_gemma import files
-from multimodal_gemma.model.forward import Batch, SupervisedLoss
+from multimodal_gemma.model import attention
+from multimodal_gemma.model.forward import SupervisedLoss
+from multimodal_gemma.model.stream import Composer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from multimodal_gemma.data.processed import ProcessedDataset, Sample
+    from multimodal_gemma.training.features import Pictures
 
 NAME = "samples.jsonl"
 _LONGEST = 32  # tokens of an answer
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """A conversation up to its first answer."""
+
+    image_index: int
+    input_ids: np.ndarray
+    supervised: np.ndarray
 
 
 class Samples:
@@ -31,8 +45,7 @@ class Samples:
         dataset: has the images and questions.
         processor: its tokenizer reads and writes.
         loss: the model.
-        pictures: image indices to what `loss` takes of them.
-        make_batch: split and sample indices to a micro-batch.
+        pictures: what `loss` takes of images.
         accelerator: the precision to compute in.
         path: gets a line for each answer.
         count: how many images.
@@ -43,18 +56,19 @@ class Samples:
         dataset: ProcessedDataset,
         processor: LlavaProcessor,
         loss: SupervisedLoss,
-        pictures: Callable[[Sequence[int]], Tensor],
-        make_batch: Callable[..., Batch],
+        pictures: Pictures,
         accelerator: Accelerator,
         path: Path,
         count: int,
     ) -> None:
-        self._dataset, self._processor, self._loss, self._pictures = dataset, processor, loss, pictures
-        self._make_batch, self._accelerator, self._path = make_batch, accelerator, path
-        self._split = dataset.split("val")
-        with_image = np.flatnonzero(self._split.image_indices >= 0)
-        _, first = np.unique(self._split.image_indices[with_image], return_index=True)
-        self._rows = [int(row) for row in with_image[np.sort(first)][:count]]
+        self._processor, self._loss, self._pictures = processor, loss, pictures
+        self._accelerator, self._path = accelerator, path
+        split = dataset.split("val")
+        with_image = np.flatnonzero(split.image_indices >= 0)
+        _, first = np.unique(split.image_indices[with_image], return_index=True)
+        self._samples = [split[int(row)] for row in with_image[np.sort(first)][:count]]
+        self._asked = [self._question(sample) for sample in self._samples]
+        self._composer = Composer(self._asked, dataset.image_tokens, dataset.image_token_id)
 
     def forget_after(self, step: int) -> None:
         """Drop the answers that came after a checkpoint: a resumed run gives them again."""
@@ -64,37 +78,64 @@ class Samples:
     @torch.no_grad()
     def ask(self, step: int) -> None:
         """Write down what the model answers now; the likeliest word each time, so that no random state moves."""
+        if not self._asked:
+            return
         self._loss.eval()
-        lines = []
-        # Generation has a new length with every token: compiling each would take longer than all answers.
-        with torch.compiler.set_stance("force_eager"), self._accelerator.autocast():
-            for row in self._rows:
-                lines.append({"step": step, **self._answer(self._split[row])})
+        with self._as_stock(), self._accelerator.autocast():
+            tokens = self._answers()
+        decode = self._processor.tokenizer.decode
+        lines = [
+            {
+                "step": step,
+                "image_index": sample.image_index,
+                "question": decode(asked.input_ids, skip_special_tokens=True).strip(),
+                "answer": decode(said, skip_special_tokens=True).strip(),
+                "expected": decode(_first_answer(sample), skip_special_tokens=True).strip(),
+            }
+            for sample, asked, said in zip(self._samples, self._asked, tokens, strict=True)
+        ]
         with self._path.open("a", encoding="utf-8") as stream:
             stream.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
-    def _answer(self, sample: Sample) -> dict[str, Any]:
-        tokenizer = self._processor.tokenizer
+    def _question(self, sample: Sample) -> _Asked:
         begin = int(np.argmax(sample.supervised))
-        ended = np.flatnonzero(~sample.supervised[begin:])
-        end = begin + int(ended[0]) if len(ended) else len(sample.supervised)
-        asked = Asked(sample.image_index, sample.input_ids[:begin], sample.supervised[:begin])
-        if not (asked.input_ids == self._processor.image_token_id).any():  # the image comes later in this conversation
-            asked.image_index = -1
-        batch = self._make_batch([asked], [0]).to(self._accelerator.device)
-        pictures = self._pictures(batch.image_indices) if batch.image_indices else None
-        embeds = self._loss.embed(batch, pictures)
-        tokens = self._loss.llava.generate(inputs_embeds=embeds, max_new_tokens=_LONGEST, do_sample=False)
-        return {
-            "image_index": sample.image_index,
-            "question": tokenizer.decode(asked.input_ids, skip_special_tokens=True).strip(),
-            "answer": tokenizer.decode(tokens[0], skip_special_tokens=True).strip(),
-            "expected": tokenizer.decode(sample.input_ids[begin:end], skip_special_tokens=True).strip(),
-        }
+        ids = sample.input_ids[:begin]
+        shown = bool((ids == self._processor.image_token_id).any())  # else the image comes later in the conversation
+        return _Asked(sample.image_index if shown else -1, ids, sample.supervised[:begin])
+
+    def _answers(self) -> Tensor:
+        """Return what stock generation says to all questions at once, (questions, words)."""
+        device = self._accelerator.device
+        rows = []
+        for number in range(len(self._asked)):
+            stream = self._composer.stream([number]).to(device)
+            pictures = None
+            if stream.image_indices:
+                pictures = self._pictures.finish(self._pictures.fetch(stream.image_indices, None).to(device))
+            rows.append(self._loss.embed(stream, pictures))  # (positions, D)
+        width = max(map(len, rows))
+        embeds = rows[0].new_zeros((len(rows), width, rows[0].shape[1]))
+        mask = torch.zeros(embeds.shape[:2], dtype=torch.int64, device=device)
+        for number, row in enumerate(rows):  # padded on the left: answers begin side by side
+            embeds[number, width - len(row) :], mask[number, width - len(row) :] = row, 1
+        tokens: Tensor = self._loss.llava.generate(
+            inputs_embeds=embeds, attention_mask=mask, max_new_tokens=_LONGEST, do_sample=False
+        )
+        return tokens
+
+    @contextlib.contextmanager
+    def _as_stock(self) -> Iterator[None]:
+        """Let the language model attend as in stock Llava inside the block, uncompiled: each word has a new length."""
+        language = self._loss.llava.model.language_model
+        language.set_attn_implementation("sdpa")
+        try:
+            with torch.compiler.set_stance("force_eager"):
+                yield
+        finally:
+            attention.use_streams(language)
 
 
-class Asked:
-    """The part of a conversation up to its first answer."""
-
-    def __init__(self, image_index: int, input_ids: np.ndarray, supervised: np.ndarray) -> None:
-        self.image_index, self.input_ids, self.supervised = image_index, input_ids, supervised
+def _first_answer(sample: Sample) -> np.ndarray:
+    begin = int(np.argmax(sample.supervised))
+    ended = np.flatnonzero(~sample.supervised[begin:])
+    return sample.input_ids[begin : begin + int(ended[0]) if len(ended) else None]

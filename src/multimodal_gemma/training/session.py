@@ -5,39 +5,33 @@ This is where the parts meet; each of them knows nothing of the others.
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 
-from multimodal_gemma import files, logs
+from multimodal_gemma import logs
 from multimodal_gemma.errors import InputError
-from multimodal_gemma.model import adapters, assembly, quantisation
-from multimodal_gemma.model.attention import takes_masks
-from multimodal_gemma.model.forward import Encoder, SupervisedLoss
+from multimodal_gemma.model import adapters, assembly, attention, quantisation
+from multimodal_gemma.model.forward import Encoder, SupervisedLoss, encoder_of
 from multimodal_gemma.model.fused_lora import fuse
 from multimodal_gemma.planning.arithmetic import Shapes, Work
-from multimodal_gemma.training import pictures, samples, sharding, trackers
-from multimodal_gemma.training.batches import make_batch
-from multimodal_gemma.training.budget import choose_budget, logit_rows
-from multimodal_gemma.training.device import choose_device, leads, make_accelerator
-from multimodal_gemma.training.loop import Trainer
-from multimodal_gemma.training.plan import Job, Outcome
-from multimodal_gemma.training.preemption import Watch
-from multimodal_gemma.training.sharing import Sharing
+from multimodal_gemma.training import features, samples, trackers
+from multimodal_gemma.training.device import choose_budget, leads, make_accelerator
+from multimodal_gemma.training.loop import Job, Outcome, Trainer
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-    from multimodal_gemma.config.schema import Config, TrainingConfig
+    from multimodal_gemma.config.schema import Config
     from multimodal_gemma.data.processed import ProcessedDataset
+    from multimodal_gemma.training.checkpoint import Settings
+    from multimodal_gemma.training.preemption import Watch
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-_COMPILED_MULTIPLE = 64  # row lengths are rounded up to this where each new shape would be compiled
 
 
 def train(
@@ -47,7 +41,7 @@ def train(
     folder: Path,
     watch: Watch,
     *,
-    identity: dict[str, Any],
+    settings: Settings,
     run_id: str,
 ) -> Outcome:
     """Run one training to its end.
@@ -55,10 +49,10 @@ def train(
     Args:
         config: the whole configuration.
         dataset: what to learn from.
-        models: base models, with `vision/`, `language/` and perhaps `projector/`.
+        models: base models, with `vision/`, `language/` and perhaps `projector/` and `adapter/`.
         folder: gets checkpoints/ and curves.jsonl.
         watch: hears SIGTERM.
-        identity: flat configuration and input digests that a checkpoint belongs to.
+        settings: what its checkpoints can be continued with.
         run_id: the pipeline run, for MLflow.
 
     Returns:
@@ -67,104 +61,74 @@ def train(
     Raises:
         InputError: an input does not fit, a device is not there, or the loss is no number any more.
     """
-    log = logs.get("train")
     training = config.training
-    sharding.require_possible(config, choose_device(training.device, "training.device"))
+    train_split = dataset.split("train")
+    if not len(train_split):
+        raise InputError(f"train: {dataset.folder} has no conversation in its training split. Prepare more data.")
     names = trackers.wanted(config) if leads() else []  # one process is watched
     accelerator = make_accelerator(training, _tracker_objects(config, names, run_id, folder), folder / "trackers")
+    precision = _precision(accelerator)
     processor = dataset.processor()
-    llava, _ = build(config, processor, models, check=True, packed=_DTYPES[_precision(accelerator)])
-    total = sum(weight.numel() for weight in llava.parameters())
-    learning = sum(weight.numel() for weight in adapters.trained_weights(llava).values())
-    log.info(f"{learning:,} of {total:,} parameters learn, on {accelerator.device} in {_precision(accelerator)}")
+    llava, _ = build(config, processor, models, check=True, packed=_DTYPES[precision])
     encoder = _place(llava, processor, accelerator)
-    sharded = sharding.active(accelerator)
-    on_gpu = accelerator.device.type == "cuda"
-    compiled = training.compile == "on" or (training.compile == "auto" and on_gpu and not sharded)
-    if compiled:
-        llava.model.language_model.compile()
-    if training.gradient_checkpointing:
-        llava.model.language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if _precision(accelerator) == "fp32" and not sharded and (fused := fuse(llava)):
-        log.info(f"{fused} adapted layers are computed as one product each")
-    inputs = {name: identity[name] for name in ("dataset", "models")}
-    learns_to_see = config.model.vision_policy == "full"
-    # Where words alone have nothing that learns, a pass of theirs must not be without a gradient either.
-    kind = sharding.WholeLoss if sharded or config.model.language_policy == "frozen" else SupervisedLoss
-    loss = kind(llava, encoder if learns_to_see else None, logit_rows(llava, accelerator.device))
-    shapes = Shapes.of(llava.config.vision_config, llava.config.text_config)
-    cut = functools.partial(
-        make_batch,
-        image_tokens=dataset.image_tokens,
-        image_token_id=processor.image_token_id,
-        pad_token_id=processor.tokenizer.pad_token_id,
-    )
-    kept_for = {**inputs, "layer": config.model.vision_feature_layer, "precision": _precision(accelerator)}
-    shown_as = pictures.as_they_are(config, dataset, encoder, accelerator, features_folder(config, folder), kept_for)
+    kernel = speed_up(config, llava, accelerator)
+    loss = SupervisedLoss(llava, encoder if config.model.vision_policy == "full" else None)
+    kept_for = {
+        "dataset": settings.identity["dataset"],
+        "models": settings.identity["models"],
+        "layer": config.model.vision_feature_layer,
+        "precision": precision,
+    }
+    pictures = features.open_pictures(config, dataset, encoder, accelerator, features_folder(config, folder), kept_for)
     shown = folder / samples.NAME
-    if sharded and accelerator.is_main_process:  # which cannot ask alone
-        files.write_jsonl(shown, [])
-    train_split, val_split = dataset.split("train"), dataset.split("val")
-    shares = not sharded and _shares_images(training, llava, compiled)
-    share = functools.partial(
-        Sharing.of,
-        image_token_id=processor.image_token_id,
-        image_tokens=dataset.image_tokens,
-        pad_token_id=processor.tokenizer.pad_token_id,
-    )
-    sharing = share(train_split) if shares else None
-    if sharing is not None and not sharing.saved:
-        sharing = None  # no image has a second conversation that begins with it
-    if sharing is not None:
-        log.info(f"an image's conversations share a step: {sharing.saved:.0%} of all positions are not read again")
+    reporter = trackers.Reporter(accelerator)
     job = Job(
         training=training,
         loss=loss,
         train=train_split,
-        val=val_split,
-        make_batch=functools.partial(cut, multiple=_COMPILED_MULTIPLE if compiled else 1),
-        pictures=shown_as,
-        augmented=pictures.augmented(config, dataset, encoder, accelerator.device),
+        val=dataset.split("val"),
+        image_tokens=dataset.image_tokens,
+        image_token_id=processor.image_token_id,
+        pictures=pictures,
+        kernel=kernel,
         folder=folder,
-        identity=identity,
-        budget=choose_budget(training.batch_tokens, accelerator, loss, dataset),
-        work=Work.of(shapes, config.model),
-        samples=None
-        if sharded
-        else samples.Samples(dataset, processor, loss, shown_as, cut, accelerator, shown, training.sample_images),
-        sharing=sharing,
-        val_sharing=share(val_split) if sharing is not None else None,
+        settings=settings,
+        budget=choose_budget(training, accelerator, loss, kernel, dataset),
+        work=Work.of(Shapes.of(llava.config.vision_config, llava.config.text_config), config.model),
+        samples=samples.Samples(dataset, processor, loss, pictures, accelerator, shown, training.sample_images),
+        reporter=reporter,
     )
-    if not len(job.train):
-        raise InputError(f"train: {dataset.folder} has no conversation in its training split. Prepare more data.")
     trainer = Trainer(job, accelerator, watch)
     trackers.start(accelerator, names, config)
     try:
         return trainer.run()
     finally:  # what was measured before a failure is what one wants to see
-        for tracker in accelerator.trackers:
-            if isinstance(tracker, trackers.MLflowBatches):
-                tracker.keep([shown], "training")
-            tracker.finish()
+        reporter.close([shown])
 
 
-def _shares_images(training: TrainingConfig, llava: LlavaForConditionalGeneration, compiled: bool) -> bool:
-    """Decide whether conversations of one image are read behind one copy of it.
+def speed_up(config: Config, llava: LlavaForConditionalGeneration, accelerator: Accelerator) -> str:
+    """Give a placed model what makes it fast, and return the kernel of its attention.
 
     Raises:
-        InputError: it was asked for, and cannot be.
+        InputError: its attention cannot be replaced, or the kernel that was asked for is not there.
     """
-    setting = training.share_images
-    if setting == "off":
-        return False
-    reason = ""
+    training, device, precision = config.training, accelerator.device, _precision(accelerator)
+    log, language = logs.get("train"), llava.model.language_model
+    total = sum(weight.numel() for weight in llava.parameters())
+    learning = sum(weight.numel() for weight in adapters.trained_weights(llava).values())
+    log.info(f"{learning:,} of {total:,} parameters learn, on {device} in {precision}")
+    attention.use_streams(language)
+    kernel = attention.choose_kernel(training.attention, language, device, _DTYPES[precision])
+    if config.model.language_policy == "lora" and config.model.lora.dropout:
+        log.info("model.lora.dropout: conversations that share an image share what is dropped at its positions")
+    compiled = training.compile == "on" or (training.compile == "auto" and device.type == "cuda")
+    if compiled:
+        language.compile(dynamic=True)  # streams have a new length every time
     if training.gradient_checkpointing:
-        reason = "training.gradient_checkpointing keeps no keys and values to share"
-    elif not takes_masks(llava.model.language_model):
-        reason = f"{type(llava.model.language_model).__name__} takes no prepared attention mask"
-    if reason and setting == "on":
-        raise InputError(f"config: training.share_images=on does not fit: {reason}. Set training.share_images=auto.")
-    return not reason and (setting == "on" or not compiled)
+        language.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if precision == "fp32" and not compiled and (fused := fuse(llava)):
+        log.info(f"{fused} adapted layers are computed as one product each")
+    return kernel
 
 
 def features_folder(config: Config, folder: Path) -> Path:
@@ -191,14 +155,21 @@ def build(
     quantisation.require_possible(config.model)
     vision = assembly.load_vision(models / "vision")
     language = assembly.load_language(models / "language")
-    projector = models / "projector" if config.model.projector else None
+    projector = next((models / part for part in ("projector", "adapter") if getattr(config.model, part)), None)
     seed = config.training.seed
     llava = assembly.assemble(vision, language, processor, config.model, projector=projector, seed=seed)
     if check:
         assembly.check_wrapping(llava, language)
     if config.model.language_quantization == "nf4":
         quantisation.round_weights(llava) if packed is None else quantisation.quantise(llava, packed)
-    return llava, adapters.apply_policies(llava, config.model, seed=seed)
+    peft_model = adapters.apply_policies(llava, config.model, seed=seed)
+    if config.model.adapter:
+        if peft_model is None:
+            raise InputError(
+                "config: model.adapter needs model.language_policy=lora. Set it, or leave model.adapter out."
+            )
+        adapters.start_adapter(peft_model, models / "adapter", config.model)
+    return llava, peft_model
 
 
 def _tracker_objects(config: Config, names: list[str], run_id: str, folder: Path) -> list[str | GeneralTracker]:
@@ -214,18 +185,9 @@ def _precision(accelerator: Accelerator) -> str:
 
 def _place(llava: LlavaForConditionalGeneration, processor: LlavaProcessor, accelerator: Accelerator) -> Encoder:
     """Move the model to its device, what is frozen in bf16 where the run is, and return its encoder."""
-    sharded = sharding.active(accelerator)  # its weights are cut in fp32, and gathered in bf16
-    if _precision(accelerator) == "bf16" and not sharded:
+    if _precision(accelerator) == "bf16":
         for parameter in llava.parameters():
             if not parameter.requires_grad and parameter.is_floating_point():  # codes of 4 bits are none
                 parameter.data = parameter.data.to(torch.bfloat16)
-    # Cut weights go to their devices part by part: whole they may be too much for one.
-    (llava.model.vision_tower if sharded else llava).to(accelerator.device)
-    stock = processor.image_processor
-    encoder = Encoder(
-        llava,
-        mean=list(stock.image_mean) if stock.do_normalize else [0.0, 0.0, 0.0],
-        std=list(stock.image_std) if stock.do_normalize else [1.0, 1.0, 1.0],
-        rescale=stock.rescale_factor if stock.do_rescale else 1.0,
-    )
-    return encoder.to(accelerator.device)
+    llava.to(accelerator.device)
+    return encoder_of(llava, processor)

@@ -16,7 +16,6 @@ from urllib.parse import urlsplit
 from multimodal_gemma import logs, manifest
 from multimodal_gemma.data.sources import s3
 from multimodal_gemma.errors import InputError
-from multimodal_gemma.training import checkpoint
 
 _MANIFEST = re.compile(rf"(step-\d{{8}})/{re.escape(manifest.NAME)}")
 
@@ -64,7 +63,7 @@ class CheckpointStore:
             with self._spoken():
                 names = self._names()
                 there = {match[1] for name in names if (match := _MANIFEST.fullmatch(name))}
-                wanted = {f"step-{step:08d}" for step in keep & set(checkpoint.steps(folder))}
+                wanted = {name for step in keep if (folder / (name := f"step-{step:08d}")).is_dir()}
                 for step in sorted(wanted - there):
                     for path in sorted((folder / step).iterdir(), key=lambda path: path.name == manifest.NAME):
                         self._client.fput_object(self._bucket, f"{self._prefix}/{step}/{path.name}", str(path))

@@ -1,8 +1,8 @@
 """Where scalars go beside curves.jsonl: any tracker that accelerate knows, MLflow by default.
 
-MLflow gets its scalars in batches, since a write a step to its database takes longer than a small step itself. A
-tracker watches; it never decides whether training goes on: one that fails later is asked again with the next batch,
-and curves.jsonl has it all.
+Trackers are spoken to in a thread of their own, and MLflow gets its scalars in batches, since a write a step to its
+database takes longer than a small step itself. A tracker watches; it never decides whether training goes on: one that
+fails later is asked again with the next batch, and curves.jsonl has it all.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -220,6 +221,38 @@ def start(accelerator: Accelerator, names: list[str], config: Config) -> None:
     if names:
         more = {"wandb": _wandb_settings(str(accelerator.logging_dir))} if "wandb" in names else {}
         accelerator.init_trackers(config.registry.experiment, config=parameters(config), init_kwargs=more)
+
+
+class Reporter:
+    """Sends scalars to all trackers, in a thread of its own.
+
+    Args:
+        accelerator: has the trackers.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator, self._warned = accelerator, False
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="trackers")
+
+    def send(self, row: dict[str, Any]) -> None:
+        """Have a step's line sent; returns at once."""
+        if self._accelerator.trackers:
+            values = {name: value for name, value in row.items() if name != "step"}
+            self._thread.submit(self._accelerator.log, values, step=row["step"]).add_done_callback(self._look)
+
+    def close(self, kept: Sequence[Path]) -> None:
+        """Wait until everything is sent, upload files where MLflow takes them, and close the trackers."""
+        self._thread.shutdown()
+        for tracker in self._accelerator.trackers:
+            if isinstance(tracker, MLflowBatches):
+                tracker.keep(kept, "training")
+            tracker.finish()
+
+    def _look(self, sent: Future[None]) -> None:
+        error = sent.exception()
+        if error is not None and not self._warned:
+            logs.get("train").warning(f"a tracker fails ({error}). Training goes on; curves.jsonl has all scalars.")
+            self._warned = True
 
 
 def _wandb_settings(folder: str) -> dict[str, Any]:

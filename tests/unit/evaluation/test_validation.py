@@ -22,6 +22,7 @@ class Split:
 
     def __init__(self, samples: list[Any]) -> None:
         self.samples = samples
+        self.image_indices = np.array([s.image_index for s in samples])
         self.lengths = np.array([len(s.input_ids) + (TOKENS - 1) * (s.image_index >= 0) for s in samples])
 
     def __len__(self) -> int:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional
-from transformers import Gemma2Config
 
 from multimodal_gemma.model import vocabulary_loss as module
-from multimodal_gemma.model.forward import needs_no_logits
 from multimodal_gemma.model.vocabulary_loss import vocabulary_loss
 
 
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch):
-    monkeypatch.setattr(module, "_WORDS_ON_CPU", 64)
+    monkeypatch.setattr(module, "_WORDS", 64)
 
 
 def problem(vocabulary: int, rows: int = 7, width: int = 16, scale: float = 1.0):
@@ -120,20 +117,42 @@ def test_nothing_of_the_vocabularys_size_is_kept():
     assert kept == [hidden.shape]
 
 
-class Joined(nn.Module):
-    """What is asked of a joined model: its head and its language model's configuration."""
+@pytest.mark.parametrize("cap", [None, 3.0], ids=["plain", "capped"])
+@pytest.mark.parametrize("rows", [0, 1, 7, 8, 19])
+def test_a_head_that_learns_or_caps_its_logits_has_their_gradients_too(monkeypatch, rows, cap):
+    """By the formula of Gemma 2 for the cap; in pieces of 8 rows."""
+    monkeypatch.setattr(module, "_ROWS_ON_CPU", 8)
+    hidden, weight, targets = problem(300, rows=rows, scale=0.5)
+    weight.requires_grad_()
+    logits = hidden @ weight.T
+    if cap is not None:
+        logits = cap * torch.tanh(logits / cap)
+    stock = functional.cross_entropy(logits, targets, reduction="sum")
+    expected = torch.autograd.grad(stock / 3, (hidden, weight))
+    ours = vocabulary_loss(hidden, weight, targets, cap)
+    found = torch.autograd.grad(ours / 3, (hidden, weight))
+    torch.testing.assert_close(ours, stock, rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
-    def __init__(self, head: nn.Module, text_config: object) -> None:
-        super().__init__()
-        self.lm_head = head.requires_grad_(False)
-        self.config = type("Config", (), {"text_config": text_config})
+
+def test_what_a_gpu_compiles_is_what_is_computed_without(monkeypatch):
+    """One graph for all numbers of rows; the two ways round alike."""
+    from torch._dynamo.testing import CompileCounter
+
+    counter = CompileCounter()
+    step = torch.compile(module._softmax, backend=counter, dynamic=True, fullgraph=True)
+    for rows in (5, 8, 11):
+        hidden, weight, targets = problem(300, rows=rows)
+        logits = (hidden @ weight.T).detach()
+        torch.testing.assert_close(step(logits, targets, None), module._softmax(logits, targets, None))
+    assert counter.frame_count == 1
 
 
-def test_heads_that_learn_or_cap_their_logits_keep_them():
-    plain, capped = Gemma2Config(final_logit_softcapping=None), Gemma2Config(final_logit_softcapping=30.0)
-    assert needs_no_logits(Joined(nn.Linear(4, 9, bias=False), plain))
-    assert not needs_no_logits(Joined(nn.Linear(4, 9, bias=False), capped))
-    assert not needs_no_logits(Joined(nn.Linear(4, 9), plain))
-    learning = Joined(nn.Linear(4, 9, bias=False), plain)
-    learning.lm_head.weight.requires_grad_(True)
-    assert not needs_no_logits(learning)
+def test_pieces_of_rows_and_of_words_agree_in_bf16():
+    hidden, weight, targets = problem(1000, rows=64, width=64, scale=0.1)
+    by_words, by_rows = (
+        compute(hidden.detach().bfloat16(), weight.bfloat16(), targets, (True, False), **more)
+        for compute, more in ((module._by_words, {}), (module._by_rows, {"cap": None}))
+    )
+    torch.testing.assert_close(by_rows[0], by_words[0], rtol=1e-3, atol=0)
+    torch.testing.assert_close(by_rows[1], by_words[1], rtol=0, atol=2e-2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -105,7 +106,7 @@ def test_curves_show_the_schedule(undisturbed):
     assert [line["step"] for line in lines if "validation_loss" in line] == [3, 6]
     assert all(line["lora_lr"] == pytest.approx(line["projector_lr"] / 5) for line in lines)
     assert all(line["samples_per_second"] > 0 for line in lines)
-    assert all(0 <= line["padding_share"] < 1 and line["memory_gb"] > 0 for line in lines)
+    assert all(line["tokens_per_second"] > 0 and line["memory_gb"] > 0 for line in lines)
 
 
 def test_answers_on_fixed_validation_images_are_kept_and_shown(undisturbed, dataset):
@@ -233,10 +234,10 @@ def test_the_best_checkpoints_weights_become_the_model(models, dataset, tmp_path
     dictated = iter([3.0, 1.0, 2.0, 2.5, 1.5, 0.1])
     validate = loop.Trainer._validate
 
-    def dictate(self, row):
+    def dictate(self, row, *others):
         loss, forward = next(dictated), self.job.loss.forward
-        self.job.loss.forward = lambda batch, _: torch.tensor(loss * len(batch.targets))
-        validate(self, row)
+        self.job.loss.forward = lambda stream, _: torch.tensor(loss * len(stream.targets))
+        validate(self, row, *others)
         self.job.loss.forward = forward
 
     monkeypatch.setattr(loop.Trainer, "_validate", dictate)
@@ -261,15 +262,15 @@ def test_without_a_validation_split_the_last_weights_are_the_model(models, tmp_p
 
 
 def test_a_loss_that_is_no_number_names_step_and_conversations(models, dataset, tmp_path, monkeypatch):
-    step = loop.Trainer._batches
+    take = loop.Trainer._take
 
-    def poison(self, number):
-        if number == 4:
+    def poison(self, step):
+        if step.number == 4:
             with torch.no_grad():
                 self.job.loss.llava.model.multi_modal_projector.linear_1.weight.fill_(math.nan)
-        return step(self, number)
+        take(self, step)
 
-    monkeypatch.setattr(loop.Trainer, "_batches", poison)
+    monkeypatch.setattr(loop.Trainer, "_take", poison)
     with pytest.raises(
         InputError, match=r"the loss of step 4 is nan. Its conversations: c\d+, .*lower training.projector_lr"
     ):
@@ -278,7 +279,7 @@ def test_a_loss_that_is_no_number_names_step_and_conversations(models, dataset, 
     replay = json.loads((tmp_path / "failed_step.json").read_text())
     assert replay["step"] == 4
     assert len(replay["conversations"]) == 8
-    assert sorted(name for batch in replay["micro_batches"] for name in batch) == sorted(replay["conversations"])
+    assert sorted(name for batch in replay["streams"] for name in batch) == sorted(replay["conversations"])
     assert "continues from the last checkpoint" in replay["how_to_replay"]
     monkeypatch.undo()  # the data are mended: the same command goes on
     train.run(toys.configuration("training.batch_tokens=100"), dataset, models, tmp_path)
@@ -290,9 +291,11 @@ def test_a_lack_of_memory_names_the_budget_to_try(models, dataset, tmp_path, mon
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(SupervisedLoss, "forward", full)
-    sentence = r"does not suffice for a forward pass of \d+ rows of \d+ positions. Set training.batch_tokens=256;"
-    with pytest.raises(InputError, match=sentence):
+    sentence = r"does not suffice for \d+ conversations of ([\d,]+) positions at once. Set training.batch_tokens=(\d+),"
+    with pytest.raises(InputError, match=sentence) as caught:
         train.run(toys.configuration(), dataset, models, tmp_path)
+    positions, advised = (int(text.replace(",", "")) for text in re.search(sentence, str(caught.value)).groups())
+    assert advised == positions // 2
 
 
 def test_a_password_in_the_tracking_uri_stays_out_of_the_model(models, dataset, tmp_path):

@@ -1,38 +1,56 @@
-"""The search for the token budget: what a GPU would answer is played, the decisions are worked by hand."""
+"""How much goes into a stream: what a GPU would answer is played, the decisions are worked by hand."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
+import torch
 
 from multimodal_gemma.errors import InputError
-from multimodal_gemma.training import budget
+from multimodal_gemma.training import device
+from tests.unit.training import toys
 
 
-def memory_of(limit: int):
-    """A GPU that takes a byte a position and has no more than `limit` of them."""
-    return lambda positions: float(positions) if positions <= limit else None
+def chosen(monkeypatch, holds: int, *, longest: int = 100, **training) -> tuple[int, list[int]]:
+    """The budget that is found where a GPU holds so many conversations at once, and what was tried."""
+    tried: list[int] = []
+
+    def fits(_loss, count, *_):
+        tried.append(count)
+        return count <= holds
+
+    monkeypatch.setattr(device, "_fits", fits)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
+    split = SimpleNamespace(lengths=np.array([7, longest, 20]))
+    given = toys.configuration("training.batch_size=40", "training.batch_tokens=auto").training
+    for name, value in training.items():
+        setattr(given, name, value)
+    here = SimpleNamespace(device=SimpleNamespace(type="cuda"), gather=lambda tensor: tensor)
+    with monkeypatch.context() as patch:
+        patch.setattr(device.torch, "tensor", lambda values, **_: np.array(values))
+        found = device.choose_budget(given, here, None, "varlen", SimpleNamespace(split=lambda _: split))
+    return found, tried
 
 
-@pytest.mark.parametrize(
-    ("longest", "room", "found"),
-    [
-        (100, 1000.0, 800),  # 100, 200, 400, 800 fit, 1600 does not, and neither does 1200
-        (100, 1300.0, 1200),  # halfway to the next doubling still fits
-        (100, 100.0, 100),
-    ],
-)
-def test_the_budget_grows_until_the_room_is_taken(longest: int, room: float, found: int) -> None:
-    assert budget._largest(memory_of(10_000), longest, room) == found
+def test_a_whole_step_is_tried_first_and_is_enough(monkeypatch):
+    assert chosen(monkeypatch, 99) == (4000, [40])
 
 
-def test_a_pass_that_runs_out_of_memory_ends_the_search() -> None:
-    assert budget._largest(memory_of(450), 100, 1e9) == 400
+def test_less_is_tried_until_it_fits(monkeypatch):
+    assert chosen(monkeypatch, 12) == (1000, [40, 20, 10])
 
 
-def test_a_conversation_that_fits_nowhere_is_said() -> None:
+def test_a_conversation_that_fits_nowhere_is_said(monkeypatch):
     with pytest.raises(InputError, match=r"not even one conversation of 100 positions fits .*gradient_checkpointing"):
-        budget._largest(memory_of(50), 100, 1e9)
+        chosen(monkeypatch, 0)
 
 
-def test_a_tiny_model_on_a_large_gpu_stops_somewhere() -> None:
-    assert budget._largest(memory_of(10**9), 1000, 1e12) <= budget.LARGEST
+def test_long_conversations_in_large_steps_stop_somewhere(monkeypatch):
+    found, _ = chosen(monkeypatch, 10**9, longest=1000, batch_size=10_000)
+    assert found <= device.LARGEST
+
+
+def test_a_number_is_taken_as_it_is(monkeypatch):
+    assert chosen(monkeypatch, 0, batch_tokens=512) == (512, [])

@@ -22,7 +22,7 @@ def save(folder, step=3, **state):
         "param_groups": [{"lr": 0.1, "params": [0]}],
     }
     made = checkpoint.State(step=step, **state)
-    checkpoint.save(folder, made, weights, optimiser, [checkpoint.random_state()], IDENTITY)
+    checkpoint.save(folder, made, weights, optimiser, [checkpoint.random_state()], checkpoint.Settings(IDENTITY))
     return weights, optimiser
 
 
@@ -144,3 +144,46 @@ def test_pruning_keeps_what_is_named(tmp_path):
     (tmp_path / ".step-00000009.tmp").mkdir()
     checkpoint.prune(tmp_path, {1, 3})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000003"]
+
+
+def carried(tmp_path, caplog, monkeypatch, then, now, **state):
+    """The state that a checkpoint of step 3 is continued from, and what is said of it."""
+    monkeypatch.setattr(logging.getLogger("multimodal_gemma"), "propagate", True)
+    made = checkpoint.State(step=3, finished=True, **state)
+    checkpoint.save(tmp_path, made, {"a": torch.ones(1)}, {}, [], then)
+    with caplog.at_level(logging.INFO, "multimodal_gemma"):
+        checkpoint.carry_on(tmp_path, made, now)
+    return made, caplog.text
+
+
+def test_what_saves_time_or_memory_may_change_and_is_said(tmp_path, caplog, monkeypatch):
+    then, now = (
+        checkpoint.Settings(IDENTITY, {"training.batch_tokens": room, "training.compile": "off"}, steps=3)
+        for room in (512, 256)
+    )
+    state, said = carried(tmp_path, caplog, monkeypatch, then, now)
+    assert state.finished
+    assert "training.batch_tokens was 512 until this checkpoint and is 256 from now on" in said
+    assert "compile" not in said
+
+
+def test_a_longer_training_goes_on_and_says_what_becomes_of_the_rate(tmp_path, caplog, monkeypatch):
+    """Of step 4: 0 where training ended with step 3; of 6 steps without warm-up 3/6."""
+    then, now = (checkpoint.Settings(IDENTITY, steps=steps, patience=2) for steps in (3, 6))
+    state, said = carried(tmp_path, caplog, monkeypatch, then, now)
+    assert not state.finished
+    assert "ends at step 6 instead of 3: the learning rates of step 4 are 50% of their peaks instead of 0%" in said
+
+
+def test_more_patience_takes_back_an_early_stop_and_more_steps_alone_do_not(tmp_path, caplog, monkeypatch):
+    then = checkpoint.Settings(IDENTITY, steps=9, patience=2)
+    for patience, steps, finished in ((3, 9, False), (2, 12, True)):
+        now = checkpoint.Settings(IDENTITY, steps=steps, patience=patience)
+        state, _ = carried(tmp_path, caplog, monkeypatch, then, now, stale=2)
+        assert state.finished is finished
+
+
+def test_an_end_before_what_is_done_is_refused(tmp_path, caplog, monkeypatch):
+    then, now = (checkpoint.Settings(IDENTITY, steps=steps) for steps in (3, 2))
+    with pytest.raises(InputError, match=r"stands at step 3, and training.epochs and training.max_steps make 2 steps"):
+        carried(tmp_path, caplog, monkeypatch, then, now)

@@ -8,7 +8,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from multimodal_gemma.model import adapters, assembly
 from multimodal_gemma.model.fused_lora import fuse
-from multimodal_gemma.training import optimiser
+from multimodal_gemma.training import optimiser, schedule
 from tests.unit.training import toys
 
 
@@ -25,19 +25,19 @@ def learning(tmp_path, *overrides):
 def test_the_schedule_is_linear_up_and_linear_down():
     weight = torch.nn.Parameter(torch.zeros(1))
     stock = torch.optim.SGD([weight], lr=1.0)
-    schedule = get_linear_schedule_with_warmup(stock, 10, 100)
+    expected = get_linear_schedule_with_warmup(stock, 10, 100)
     for step in range(1, 101):
         if step <= 10:
-            assert optimiser.rate_factor(step, 100, 0.1) == pytest.approx(step / 10)  # the first step already learns
+            assert schedule.rate_factor(step, 100, 0.1) == pytest.approx(step / 10)  # the first step already learns
         else:
-            assert optimiser.rate_factor(step, 100, 0.1) == pytest.approx(schedule.get_last_lr()[0])
+            assert schedule.rate_factor(step, 100, 0.1) == pytest.approx(expected.get_last_lr()[0])
         stock.step()
-        schedule.step()
+        expected.step()
 
 
 def test_warm_up_may_be_nothing_or_everything():
-    assert optimiser.rate_factor(1, 10, 0.0) == 1
-    assert optimiser.rate_factor(10, 10, 1.0) == 1
+    assert schedule.rate_factor(1, 10, 0.0) == 1
+    assert schedule.rate_factor(10, 10, 1.0) == 1
 
 
 def test_projector_and_adapters_have_their_own_rates(tmp_path):

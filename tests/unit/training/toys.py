@@ -1,4 +1,4 @@
-"""Tiny base models of three families and a processed dataset of coloured squares, for tests of model and training."""
+"""Tiny base models of several families and a processed dataset of coloured squares, for tests of model and training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    SiglipConfig,
     SiglipImageProcessorPil,
+    SiglipModel,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
@@ -38,11 +40,12 @@ from multimodal_gemma.model.processor import build_processor
 
 IMAGE_SIZE, PATCH = 28, 14  # 4 patches
 COLORS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (240, 240, 240)}
-FAMILIES = ("gemma", "qwen2", "qwen3", "llama")
+FAMILIES = ("gemma", "qwen2", "qwen3", "llama", "smollm2")
 _TURNS = {
     "gemma": ["<start_of_turn>", "<end_of_turn>"],
     "qwen2": ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|fim_pad|>"],
     "qwen3": ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>"],
+    "smollm2": ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>", "<file_sep>"],
     "llama": [
         "<|begin_of_text|>",
         "<|end_of_text|>",
@@ -55,7 +58,10 @@ _TURNS = {
 
 
 def write_vision(folder: Path, kind: str = "clip_vision_model", image_size: int = IMAGE_SIZE) -> Path:
-    """Write a vision base with random weights: "clip" (whole), "clip_vision_model" or "siglip_vision_model"."""
+    """Write a vision base with random weights: "clip" or "siglip" (whole), or the vision half of either.
+
+    SigLIP2 of a fixed size is a "siglip" checkpoint with another tokenizer.
+    """
     shape = {
         "hidden_size": 16,
         "intermediate_size": 32,
@@ -70,14 +76,19 @@ def write_vision(folder: Path, kind: str = "clip_vision_model", image_size: int 
         SiglipVisionModel(SiglipVisionConfig(**shape)).save_pretrained(folder)
         SiglipImageProcessorPil(size=side).save_pretrained(folder)
         return folder
+    text: dict[str, int] = {
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "vocab_size": 9,
+    }
+    if kind == "siglip":
+        text["projection_size"] = shape["hidden_size"]
+        SiglipModel(SiglipConfig(text_config=text, vision_config=shape)).save_pretrained(folder)
+        SiglipImageProcessorPil(size=side).save_pretrained(folder)
+        return folder
     if kind == "clip":
-        text = {
-            "hidden_size": 8,
-            "intermediate_size": 8,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 1,
-            "vocab_size": 9,
-        }
         text |= {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
         CLIPModel(CLIPConfig(text_config=text, vision_config=shape)).save_pretrained(folder)
     else:
@@ -136,7 +147,7 @@ def write_language(folder: Path, family: str = "gemma") -> Path:
     elif family == "qwen3":
         model = Qwen3ForCausalLM(Qwen3Config(**shape, head_dim=12, initializer_range=0.2))
     else:
-        model = LlamaForCausalLM(LlamaConfig(**shape, initializer_range=0.2))
+        model = LlamaForCausalLM(LlamaConfig(**shape, initializer_range=0.2, tie_word_embeddings=family == "smollm2"))
     model.save_pretrained(folder)
     made.save_pretrained(folder)
     return folder
