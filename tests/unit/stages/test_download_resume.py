@@ -172,6 +172,27 @@ def test_one_photograph_under_two_names_is_stored_once(server: Server, tmp_path:
     assert again.digest == download.run(settings(server), "dataset", tmp_path / "fresh").digest
 
 
+def test_the_next_pod_on_an_empty_disk_fetches_nothing_twice(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"AWS_ENDPOINT_URL": server.url, "AWS_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(name, value)
+    config = settings(server, "data.work_uri=s3://bucket/work")
+    undisturbed = download.run(settings(server), "dataset", tmp_path / "undisturbed")
+    interrupt(config, tmp_path / "lost", monkeypatch, after=30)
+    server.asked.clear()
+    successor = download.run(config, "dataset", tmp_path / "successor")
+    assert successor.digest == undisturbed.digest
+    assert images_asked(server) <= 10 + 4  # of the group that was not whole, all
+    assert server.asked["GET", "/talk.json"] == 0
+    server.asked.clear()
+    server.files["/images/more.jpg"] = making.image_bytes((9, 9, 9))
+    talk(server, [*NAMES, "more.jpg"])
+    grown = download.run(config, "dataset", tmp_path / "grown")
+    assert grown.numbers["images"] == 41
+    assert images_asked(server) <= 5  # what its group holds
+
+
 def test_two_downloads_into_one_folder_are_refused(server: Server, tmp_path: Path) -> None:
     with (
         locks.only_writer(tmp_path / "raw", "download"),
