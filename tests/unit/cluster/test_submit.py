@@ -238,7 +238,7 @@ def test_new_data_submits_only_when_the_data_has_changed(
     conversations.write_text(json.dumps([{"id": "1", "image": "1.jpg", "conversations": turns}]))
     (tmp_path / "images").mkdir()
     (tmp_path / "pope").mkdir()
-    for name in benchmark_files.pope_names():
+    for name in map(benchmark_files.pope_file, benchmark_files.POPE_SETTINGS):
         (tmp_path / "pope" / name).write_text("{}")
     benchmarks = [f"benchmarks.pope={tmp_path / 'pope'}", "benchmarks.vqa=", f"benchmarks.images={tmp_path / 'images'}"]
     where = f"data_conversations={conversations.as_uri()}"

@@ -57,7 +57,8 @@ def test_stages_learn_the_run_the_registry_and_the_pipeline_that_they_belong_to(
     seen = (runs / "latest" / "artifacts" / "learn" / "model" / "seen").read_text().splitlines()
     assert seen[0] == (runs / "latest").resolve().name
     assert seen[1] == f"sqlite:///{runs}/mlflow/mlflow.db"
-    digest = subprocess.run(["sha256sum", compiled], capture_output=True, text=True, check=True).stdout.split()[0]
+    told = subprocess.run(["sha256sum", compiled], capture_output=True, text=True, check=True, timeout=60)
+    digest = told.stdout.split()[0]
     assert seen[2] == digest
     assert "MMGEMMA_PIPELINE_DIGEST" not in os.environ  # nothing is left behind in this process
 
