@@ -172,7 +172,7 @@ def check_wrapping(llava: LlavaForConditionalGeneration, language: PreTrainedMod
     """Check on a few tokens that the joined model computes what the language model computes by itself.
 
     Stock Llava knows a decoder and a linear head. Anything else that a language model does to its logits (scaling, a
-    bias) is lost, and a model that sees later tokens cannot be trained on right-padded rows.
+    bias) is lost, and what a model that sees later tokens makes of an image cannot be shared by what follows it.
 
     Raises:
         InputError: it does not, or its attention is not causal.
