@@ -143,7 +143,7 @@ def _texts() -> frozenset[str]:
 @functools.cache
 def _lists() -> frozenset[str]:
     """Return the keys whose value is a list of locations, which may be written as one text."""
-    found = set()
+    found: set[str] = set()
     for section in dataclasses.fields(Config):
         if dataclasses.is_dataclass(section.default_factory):
             inner = dataclasses.fields(section.default_factory)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from multimodal_gemma.data.choose import Share
 from multimodal_gemma.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -158,9 +159,11 @@ class Story:
         return base("vision encoder", str(self._setting("model.vision") or ""))
 
     @property
-    def data(self) -> Base:
-        """The conversations it learned from."""
-        return base("training data", str(self._setting("data.conversations") or ""))
+    def data(self) -> list[Base]:
+        """The sets of conversations it learned from."""
+        asked = self._setting("data.conversations") or []
+        sets = [asked] if isinstance(asked, str) else asked  # one text, in a model of before there could be several
+        return [base("training data", Share.parse(text).uri) for text in sets]
 
     @property
     def gemma(self) -> bool:
@@ -219,7 +222,7 @@ def _text(story: Story, hub: str) -> str:
         "images, in their "
         "language, and say nothing about other uses. Do not rely on an answer where a mistake would hurt somebody.",
         "## Data",
-        _table(("what", "from"), [("conversations", _named(story.data)), *_counts(story.model.counts)]),
+        _table(("what", "from"), [("conversations", _named(one)) for one in story.data] + _counts(story.model.counts)),
         "## Recipe",
         _table(("setting", "value"), story.recipe()) if story.recipe() else "The model folder states no configuration.",
         "## Lineage",
@@ -264,7 +267,7 @@ def _data(story: Story, hub: str) -> ModelCardData:
         library_name="transformers",
         pipeline_tag="image-text-to-text",
         base_model=bases or None,
-        datasets=[story.data.name] if story.data.hub else None,
+        datasets=[one.name for one in story.data if one.hub] or None,
         model_name=hub.partition("/")[2] or story.name,
         eval_results=results or None,
     )
@@ -351,7 +354,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def notice(language: Base, vision: Base, data: Base, gemma: bool, *, enclosed: bool = False) -> str:
+def notice(language: Base, vision: Base, data: Sequence[Base], gemma: bool, *, enclosed: bool = False) -> str:
     """Return the text of NOTICE; `enclosed` says that a copy of Gemma's terms goes with it."""
     lines, copy = ["NOTICE", ""], f" ({TERMS})" if enclosed else ""
     if gemma:
@@ -374,7 +377,7 @@ def notice(language: Base, vision: Base, data: Base, gemma: bool, *, enclosed: b
             "Modification notice: its weights were modified.",
             "It was fine-tuned, and joined with a vision encoder and a projector.",
         ]
-    lines += ["", *[_other(item) for item in (vision, data) if not item.ours]]
+    lines += ["", *[_other(item) for item in (vision, *data) if not item.ours]]
     return "\n".join(lines).rstrip() + "\n"
 
 

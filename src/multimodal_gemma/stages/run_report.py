@@ -137,8 +137,8 @@ def facts(config: Config) -> dict[str, str]:
     count = f", {hardware.accelerator_count} x {hardware.accelerator}" if hardware.accelerator_count else ""
     return {
         "preset": config.preset,
-        "conversations": config.data.conversations,
-        "images": config.data.images or ", ".join(config.data.image_roots),
+        "conversations": ", ".join(config.data.conversations),
+        "images": ", ".join([*config.data.images, *config.data.image_roots]),
         "vision encoder": f"{config.model.vision} ({config.model.vision_policy})",
         "language model": f"{config.model.language} ({config.model.language_policy})",
         "training": f"{config.training.max_steps or config.training.epochs} "

@@ -26,27 +26,27 @@ def test_which_terms_apply(location: str, text_config: dict[str, str], gemma: bo
     base = card.base("language model", location)
     assert card.is_gemma(base, text_config) is gemma
     assert card.identifier(base, gemma) == identifier
-    text = card.notice(base, card.base("vision encoder", "hf://openai/clip@1"), base, gemma)
+    text = card.notice(base, card.base("vision encoder", "hf://openai/clip@1"), [base], gemma)
     assert (TERMS in text) is gemma
     assert "openai/clip: check its licence at https://huggingface.co/openai/clip" in text
 
 
 def test_a_changed_gemma_says_that_it_was_changed() -> None:
     base = card.base("language model", "hf://google/gemma-3-270m@main")
-    text = card.notice(base, base, base, gemma=True)
+    text = card.notice(base, base, [base], gemma=True)
     assert "Modification notice" in text
     assert "prohibited_use_policy" in text
 
 
 def test_another_base_sends_its_user_to_its_own_licence() -> None:
     base = card.base("language model", "hf://Qwen/Qwen2.5-0.5B@main")
-    assert "https://huggingface.co/Qwen/Qwen2.5-0.5B" in card.notice(base, base, base, gemma=False)
+    assert "https://huggingface.co/Qwen/Qwen2.5-0.5B" in card.notice(base, base, [base], gemma=False)
 
 
 def test_published_terms_are_stated() -> None:
     data = card.base("training data", "hf://datasets/liuhaotian/LLaVA-Instruct-150K@main/llava_instruct_150k.json")
     vision = card.base("vision encoder", "hf://openai/clip-vit-large-patch14@1")
-    text = card.notice(card.base("language model", "sample://language"), vision, data, gemma=False)
+    text = card.notice(card.base("language model", "sample://language"), vision, [data], gemma=False)
     assert "LLaVA-Instruct-150K: CC BY 4.0, and to be used within the policy of OpenAI" in text
     assert "clip-vit-large-patch14: MIT" in text or "clip-vit-large-patch14 is MIT" in text or "MIT, as" in text
 

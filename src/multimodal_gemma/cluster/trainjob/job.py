@@ -84,7 +84,8 @@ def surroundings(namespace: Namespace) -> spec.Surroundings:
     if name:
         with _refusals(namespace):
             pod = namespace.get(PODS, name)
-    env, image, pull, workflow = {}, "", [], {}
+    env, image, pull = {}, "", []
+    workflow: Object = {}
     if pod is not None:
         containers = pod["spec"]["containers"]
         mine = next((one for one in containers if one["name"] == "main"), containers[0])
