@@ -111,11 +111,11 @@ def test_a_server_that_dies_during_registration_costs_no_version_and_no_alias(
     submit(config, model, tmp_path, 0.5)
     real = getattr(versions, step)
 
-    def dies(*arguments: Any) -> Any:
+    def dies(*arguments: Any, **named: Any) -> Any:
         if when == "after":
-            real(*arguments)
+            real(*arguments, **named)
         mlflow_server.stop()
-        return real(*arguments)
+        return real(*arguments, **named)
 
     with monkeypatch.context() as patch:
         patch.setattr(versions, step, dies)

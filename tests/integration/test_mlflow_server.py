@@ -124,9 +124,9 @@ def test_from_registration_to_answers_to_rollback_on_a_server(
     # The server goes away between the version and its alias: a sentence, and no harm when it is back.
     real = versions.crown
 
-    def dies(*arguments: Any) -> None:
+    def dies(*arguments: Any, **named: Any) -> None:
         mlflow_server.stop()
-        real(*arguments)
+        real(*arguments, **named)
 
     with monkeypatch.context() as patch:
         patch.setattr(versions, "crown", dies)
