@@ -116,7 +116,7 @@ def killed(stage: str, base: Path, overrides: list[str]) -> dict[str, Any]:
 
 def settings(server: Server) -> list[str]:
     places = [f"data.conversations={server.url}/talk.json", f"data.images={server.url}/images"]
-    return [*places, "data.shard_bytes=300000", "data.workers=1", "data.validation_fraction=0.1"]
+    return [*places, "data.shard_bytes=3200000", "data.workers=1", "data.validation_fraction=0.1"]
 
 
 def test_download_killed_at_random_points_ends_the_same(server: Server, tmp_path: Path) -> None:

@@ -24,9 +24,19 @@ OFFICIAL = {  # archive, and the validation file in it
 }
 
 
-def pope_names() -> list[str]:
-    """Return the names of the three POPE files."""
-    return [pope_file(setting) for setting in POPE_SETTINGS]
+def pope_names(source: Source) -> dict[str, str]:
+    """Return the published name (`.json`, or `.jsonl` as some repackage it) by the name in the artifact."""
+    found = {}
+    for name in (pope_file(setting) for setting in POPE_SETTINGS):
+        try:
+            lines = not source.exists(name) and source.exists(f"{name}l")
+        except Unavailable as error:
+            raise InputError(f"benchmarks.pope: {source.uri} cannot be had ({error}). Check the address.") from None
+        found[name] = f"{name}l" if lines else name
+    return found
+
+
+UNPACKED = {key: member for key, (_, member) in OFFICIAL.items()}
 
 
 def vqa_names(source: Source) -> list[str]:
@@ -37,7 +47,7 @@ def vqa_names(source: Source) -> list[str]:
     """
     official = [archive for archive, _ in OFFICIAL.values()]
     try:
-        for names in (list(PLAIN.values()), official):
+        for names in (list(PLAIN.values()), list(UNPACKED.values()), official):
             if all(source.exists(name) for name in names):
                 return names
     except Unavailable as error:
@@ -54,8 +64,8 @@ def fetch_pope(source: Source, folder: Path) -> None:
     Raises:
         InputError: one of them cannot be had.
     """
-    for name in pope_names():
-        _fetch(source, name, folder / name, "benchmarks.pope")
+    for name, published in pope_names(source).items():
+        _fetch(source, published, folder / name, "benchmarks.pope")
 
 
 def fetch_vqa(source: Source, folder: Path) -> None:
@@ -64,9 +74,10 @@ def fetch_vqa(source: Source, folder: Path) -> None:
     Raises:
         InputError: they cannot be had.
     """
-    if vqa_names(source) == list(PLAIN.values()):
-        for name in PLAIN.values():
-            _fetch(source, name, folder / name, "benchmarks.vqa")
+    found = vqa_names(source)
+    if found != [archive for archive, _ in OFFICIAL.values()]:
+        for name, published in zip(PLAIN.values(), found, strict=True):
+            _fetch(source, published, folder / name, "benchmarks.vqa")
         return
     with tempfile.TemporaryDirectory(prefix="mmgemma-vqa-") as scratch:
         for key, (archive, member) in OFFICIAL.items():

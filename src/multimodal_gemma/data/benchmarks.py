@@ -155,12 +155,13 @@ def _pope_setting(path: Path) -> list[PopeQuestion]:
         for name, kind in {"question_id": int, "image": str, "text": str, "label": str}.items():
             if not isinstance(row.get(name), kind):
                 raise InputError(f"pope: question {line} of {path} has no {name!r} of type {kind.__name__}.")
-        if row["label"] not in ("yes", "no"):
+        label = row["label"].strip().lower()
+        if label not in ("yes", "no"):
             raise InputError(f"pope: question {line} of {path} has the label {row['label']!r}; yes and no are known.")
         if row["question_id"] in seen:
             raise InputError(f"pope: question_id {row['question_id']} stands twice in {path}. Ids must be distinct.")
         seen.add(row["question_id"])
-        questions.append(PopeQuestion(row["question_id"], row["image"], row["text"], row["label"]))
+        questions.append(PopeQuestion(row["question_id"], row["image"], row["text"], label))
     if not questions:
         raise InputError(f"pope: {path} holds no question. Give a file in the format of POPE.")
     return questions

@@ -153,7 +153,7 @@ class Benchmarks(Download):
 
     def _stamp(self, key: str, source: Source) -> str:
         if key == "benchmarks.pope":
-            return source.fingerprint(*benchmark_files.pope_names())
+            return source.fingerprint(*benchmark_files.pope_names(source).values())
         if key == "benchmarks.vqa":
             return source.fingerprint(*benchmark_files.vqa_names(source))
         return source.fingerprint()

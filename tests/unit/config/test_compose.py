@@ -121,7 +121,7 @@ def test_a_text_stays_what_was_typed(override: str, text: str) -> None:
 @pytest.mark.parametrize("location", ["scratch${x}", "scratch\\b"])
 def test_any_path_is_a_location(location: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert compose("sample", [f"data.images={location}"]).data.images == (tmp_path / location).as_uri()
+    assert compose("sample", [f"data.images={location}"]).data.images == [(tmp_path / location).as_uri()]
 
 
 def test_a_negative_seed_is_refused() -> None:

@@ -341,7 +341,10 @@ def test_a_wrong_setting_of_the_store_is_a_sentence(
 
 @pytest.mark.parametrize(
     ("code", "said"),
-    [("NoSuchBucket", "there is no bucket 'bucket'"), ("AccessDenied", r"refuses s3://bucket/prefix \(AccessDenied\)")],
+    [
+        ("NoSuchBucket", "there is no bucket 'bucket'"),
+        ("InvalidAccessKeyId", r"refuses s3://bucket/prefix \(InvalidAccessKeyId\)"),
+    ],
 )
 def test_what_the_store_refuses_is_a_sentence(code: str, said: str, s3: Server) -> None:
     s3.errors["/bucket/prefix/a.jpg"] = code
@@ -389,3 +392,22 @@ def test_half_an_archive_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "b.zip").write_bytes((tmp_path / "a.zip").read_bytes()[:700])
     with pytest.raises(InputError, match="no whole zip archive"):
         ZipSource(tmp_path / "b.zip", sources.open((tmp_path / "b.zip").as_uri(), DATA))
+
+
+def test_one_object_that_may_not_be_read_is_missing(s3: Server) -> None:
+    s3.errors["/bucket/prefix/a.jpg"] = "AccessDenied"
+    with pytest.raises(Unavailable, match=r"the store refuses it \(AccessDenied\)"):
+        sources.open("s3://bucket/prefix", DATA).read("a.jpg", LIMIT)
+
+
+@pytest.mark.parametrize(
+    "address", ["64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::1", "::ffff:169.254.169.254", "224.0.0.1", "ff0e::1", "10.0.0.1"]
+)
+def test_an_address_that_leads_into_a_private_network_is_refused(address: str) -> None:
+    with pytest.raises(public_address.PrivateAddressError):
+        public_address.check(address)
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "64:ff9b::808:808", "2606:4700::1111"])
+def test_a_public_address_is_none_of_these(address: str) -> None:
+    public_address.check(address)

@@ -16,6 +16,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 LOOPBACK_VARIABLE = "MMGEMMA_ALLOW_LOOPBACK"  # "1": http:// to this machine, for a mirror or a test server on it
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052
 _CONNECTIONS = 64  # kept alive in the pool
 
 
@@ -44,10 +45,19 @@ def check(address: str) -> None:
     Raises:
         PrivateAddressError: it is not public, nor this machine where that is allowed.
     """
-    peer = ipaddress.ip_address(address.partition("%")[0])
-    peer = getattr(peer, "ipv4_mapped", None) or peer
-    if not peer.is_global and not (peer.is_loopback and loopback_allowed()):
+    peer = _inner(ipaddress.ip_address(address.partition("%")[0]))
+    public = peer.is_global and not peer.is_multicast
+    if not public and not (peer.is_loopback and loopback_allowed()):
         raise PrivateAddressError("its host has a private address")
+
+
+def _inner(peer: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """Return the IPv4 address that an IPv6 one carries (mapped, 6to4, NAT64): it is where the bytes go."""
+    if isinstance(peer, ipaddress.IPv4Address):
+        return peer
+    if peer in _NAT64:
+        return ipaddress.IPv4Address(int(peer) & 0xFFFFFFFF)
+    return peer.ipv4_mapped or peer.sixtofour or peer
 
 
 class Adapter(HTTPAdapter):

@@ -181,7 +181,7 @@ class S3Source(Source):
     @contextlib.contextmanager
     def _part(self, key: str, start: int, identity: str) -> Iterator[transfer.Part]:
         """Yield the answer to a request for an object from `start` on."""
-        with self._spoken():
+        with self._spoken(one=True):
             try:
                 answer = self._client.get_object(
                     self._bucket, key, offset=start, request_headers={"If-Match": identity} if start else None
@@ -208,8 +208,8 @@ class S3Source(Source):
             return question()
 
     @contextlib.contextmanager
-    def _spoken(self) -> Iterator[None]:
-        """Turn what the store refuses into reasons and sentences."""
+    def _spoken(self, *, one: bool = False) -> Iterator[None]:
+        """Turn what the store refuses into reasons and sentences; `one` object that may not be read is a reason."""
         import urllib3
         from minio.error import InvalidResponseError, ServerError
 
@@ -221,6 +221,8 @@ class S3Source(Source):
                 raise Unavailable("no such object") from None
             if code == "NoSuchBucket":
                 raise InputError(f"download: there is no bucket {self._bucket!r}. Check {self.uri}.") from None
+            if code == "AccessDenied" and one:
+                raise Unavailable("the store refuses it (AccessDenied)") from None
             if code in _DENIED:
                 raise InputError(
                     f"download: the store refuses {self.uri} ({code}). Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY "
