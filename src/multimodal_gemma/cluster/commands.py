@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient
 
+    from multimodal_gemma.cluster.kfp.api import Api
+    from multimodal_gemma.cluster.kfp.follow import Followed
+    from multimodal_gemma.cluster.kfp.story import Snapshot
+
 _SUBMIT = """\
 Upload the compiled pipeline, create a run and follow it to its end.
 
@@ -174,7 +178,13 @@ def _seconds(text: str) -> float:
 def _submit(args: argparse.Namespace) -> int:
     from multimodal_gemma.cluster.kfp import submit
 
-    return submit.run(args)
+    return submit.run(args, _renew)
+
+
+def _renew(api: Api, followed: Followed, end: Snapshot, page: Path) -> None:
+    from multimodal_gemma.stages import run_report
+
+    run_report.renew(api, followed, end, page)
 
 
 def _schedule(args: argparse.Namespace) -> int:

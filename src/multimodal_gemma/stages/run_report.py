@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multimodal_gemma import files, logs
+from multimodal_gemma.config.flat import bare
 from multimodal_gemma.config.schema import Config
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.reporting import run_page
@@ -23,6 +24,8 @@ from multimodal_gemma.reporting.run_page import RunPage, Step
 from multimodal_gemma.stages.preflight import called, composed
 
 if TYPE_CHECKING:
+    from multimodal_gemma.cluster.kfp.api import Api
+    from multimodal_gemma.cluster.kfp.follow import Followed
     from multimodal_gemma.cluster.kfp.story import Snapshot
 
 _PATIENCE = 60.0  # seconds for which a silent server is asked before the page goes out without it
@@ -75,6 +78,25 @@ def run(asked: Mapping[str, Any], status: Mapping[str, Any], output: Path) -> No
     if config and page.outcome in ("failed", "stopped", "unknown"):
         end_run(config, run_id)
     clean_up(run_id)
+
+
+def renew(api: Api, followed: Followed, end: Snapshot, output: Path) -> None:
+    """Write the page of a run anew, as after KFP's own retry, which runs no exit handler twice.
+
+    Args:
+        api: the KFP server.
+        followed: the run.
+        end: how it ended, with reasons.
+        output: the page.
+    """
+    given = api.call(api.runs.run_service_get_run, followed.identity).runtime_config
+    declared = ((followed.spec.get("root") or {}).get("inputDefinitions") or {}).get("parameters") or {}
+    asked = {name: spec.get("defaultValue") for name, spec in declared.items()} | dict(given.parameters or {})
+    config = _config({bare(name): value for name, value in asked.items()})
+    known = _asked_mlflow(config, followed.identity) if config else Registered()
+    drawn = _drawn(followed.spec, end)
+    page = page_of(followed.name, {}, end, known, config, run_id=followed.identity, graph=drawn)
+    files.write_text(output, run_page.render(page))
 
 
 def page_of(
@@ -200,7 +222,6 @@ def _asked_server(run_id: str) -> tuple[Snapshot | None, str]:
     """Ask the KFP server of this cluster about the run, whose last task this is; return it and a drawing of it."""
     from multimodal_gemma.cluster.kfp import connect, follow, why
     from multimodal_gemma.cluster.kube import client
-    from multimodal_gemma.local import drawing, graph
 
     if not client.in_cluster():
         return None, ""
@@ -208,10 +229,16 @@ def _asked_server(run_id: str) -> tuple[Snapshot | None, str]:
         api = connect.inside(_PATIENCE)
         spec = follow.attach(api, run_id).spec
         end = ending(api, spec, run_id, why.Causes(api, run_id))
-        return end, drawing.svg(graph.of_spec(spec), {step.name: step for step in steps(end)})
+        return end, _drawn(spec, end)
     except Exception as error:  # noqa: BLE001 - whatever the server does, the page is written
         _log.info(f"the page goes without the server's word on the steps: {error}")
         return None, ""
+
+
+def _drawn(spec: Mapping[str, Any], end: Snapshot) -> str:
+    from multimodal_gemma.local import drawing, graph
+
+    return drawing.svg(graph.of_spec(dict(spec)), {step.name: step for step in steps(end)})
 
 
 def ending(api: Any, spec: Mapping[str, Any], run_id: str, causes: Any) -> Snapshot:
@@ -258,7 +285,7 @@ def _asked_mlflow(config: Config, run_id: str) -> Registered:
                 metrics=metrics,
                 champion=json.loads(beaten.get(versions.SCORES) or "{}"),
             )
-    except InputError as error:
+    except (InputError, ModuleNotFoundError) as error:  # whoever only submits runs has no MLflow installed
         _log.info(f"the page goes without MLflow's word: {error}")
         return Registered()
 

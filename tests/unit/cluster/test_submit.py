@@ -175,13 +175,19 @@ def test_a_run_can_be_followed_by_another_command_and_stopped(
     assert said["message"].startswith("The run was stopped")
 
 
-def test_a_failed_run_goes_on_from_what_failed(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_run_goes_on_from_what_failed(
+    server: KfpServer, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     server.story = training(failing="train-model", message="no room")
     run_id = submitted(capsys)[1]["run_id"]
     server.story, server.step = training(gate="refused"), 1_000.0
     code, said = submitted(capsys, "--retry", run_id)
     assert (code, said["run_id"], said["outcome"], said["retried"]) == (3, run_id, "refused", 1)
     assert "It had failed before, and went on when it was retried." in said["message"]
+    page = (tmp_path / f"{said['run_name']}.html").read_text(encoding="utf-8")  # KFP runs no exit handler twice
+    assert "The model was refused by the gate." in page
+    assert "train-model failed" not in page
     assert server.count("POST", ":retry") == 1
     assert "has succeeded, so there is nothing to retry" in refused(capsys, "--retry", run_id)
 

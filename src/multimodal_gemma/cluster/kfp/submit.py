@@ -8,6 +8,8 @@ import dataclasses
 import datetime
 import json
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from multimodal_gemma import logs
@@ -27,6 +29,7 @@ from multimodal_gemma.local.runner import compiled_pipeline
 _ACCOUNTS = "/api/v1/namespaces/{namespace}/serviceaccounts"
 DEFAULT_EXPERIMENT = "multimodal-gemma"
 _INTERRUPTED = 130
+Renew = Callable[[Api, follow.Followed, Snapshot, Path], None]  # writes the page of a run that has ended
 _log = logs.get("submit")
 
 
@@ -62,8 +65,12 @@ class Target:
     uploaded: bool
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, renew: Renew) -> int:
     """Submit, or follow or stop an earlier run; return the exit code.
+
+    Args:
+        args: of the command.
+        renew: writes the page of a run that was retried.
 
     Raises:
         InputError: what was given is wrong, or the server cannot be used.
@@ -73,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
             api = connected(args)
             if args.follow:
                 return _follow(api, args, follow.attach(api, args.follow), {})
-            return _stop(api, args) if args.stop else _retry(api, args)
+            return _stop(api, args) if args.stop else _retry(api, args, renew)
         if args.upload:
             return _upload(args)
         planned = None if args.pipeline_version else plan(args)  # refuses what is wrong before the server is asked
@@ -205,7 +212,7 @@ def _submit(api: Api, args: argparse.Namespace, planned: Plan) -> int:
     return _follow(api, args, follow.Followed(identity, name, planned.compiled.spec), facts)
 
 
-def _retry(api: Api, args: argparse.Namespace) -> int:
+def _retry(api: Api, args: argparse.Namespace, renew: Renew) -> int:
     """Let a run that ended badly go on from what failed, by KFP's own retry, and follow it."""
     followed = follow.attach(api, args.retry)
     before = follow.look(api, followed)
@@ -227,7 +234,13 @@ def _retry(api: Api, args: argparse.Namespace) -> int:
         return _said(
             args, 0, run_link(args, api, followed.identity), _names(args, api, followed.identity, followed.name)
         )
-    return _follow(api, args, followed, {}, before)
+
+    def told(end: Snapshot) -> str:
+        page = Path(f"{followed.name}.html")
+        renew(api, followed, end, page)
+        return f" Its page is {page}: KFP may leave that of {REPORT} as the attempt before has written it."
+
+    return _follow(api, args, followed, {}, before.changes, told)
 
 
 def _follow(
@@ -235,14 +248,14 @@ def _follow(
     args: argparse.Namespace,
     followed: follow.Followed,
     facts: dict[str, Any],
-    before: Snapshot | None = None,
+    after: int = 0,
+    told: Callable[[Snapshot], str] = lambda end: "",
 ) -> int:
-    """Follow a run to its end and say what came of it; `before` is how the attempt before it ended."""
+    """Follow a run to its end and say what came of it: past its first `after` states, with what `told` adds."""
     link = run_link(args, api, followed.identity)
     _log.info(link)
     try:
         causes = Causes(api, followed.identity, api.cluster)
-        after = before.changes if before else 0
         end = follow.follow(api, followed, Screen(followed.name), causes, every=args.every, after=after)
     except KeyboardInterrupt:
         again = f"mmgemma submit --follow {followed.identity}"
@@ -251,8 +264,7 @@ def _follow(
     except InputError as error:
         raise InputError(f"{error} The run goes on: mmgemma submit --follow {followed.identity}") from None
     code, outcome, sentence = follow.verdict(end, link)
-    if before and (report := end.row(REPORT)) and report == before.row(REPORT):  # KFP runs no exit handler twice
-        sentence += f" The page of {REPORT} is still that of the attempt before; this is how the run ended."
+    sentence += told(end)
     if not args.json:
         print_final(end, followed.name)
     return _said(
