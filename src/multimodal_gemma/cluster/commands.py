@@ -224,7 +224,13 @@ def _preflight(args: argparse.Namespace) -> int:
     if config.resources.spot:
         there = job.available(client.Namespace(connect, namespace, patience=look.PATIENCE), config.nodes.runtime)
         config, _ = place.divide(config, trainer=there)
-    asked = needs.of_run(parameters, config, namespace, service_account=args.service_account)
+    asked = needs.of_run(
+        parameters,
+        config,
+        namespace,
+        service_account=args.service_account,
+        trains=submit_parameters.TRAINS in parameters,
+    )
     found = look.look(connect, asked)
     sys.stdout.write((findings.as_json(found) if args.json else findings.table(found)) + "\n")
     return 2 if any(finding.state == "failed" for finding in found) else 0

@@ -21,7 +21,7 @@ from multimodal_gemma.config.schema import Config
 from multimodal_gemma.errors import InputError
 
 _OWN = {"preset": "--preset NAME", "overrides": "section.key=value"}  # parameters with a spelling of their own
-_TRAINS = "data_conversations"  # a parameter of pipelines that train
+TRAINS = "data_conversations"  # a parameter of pipelines that train
 LIMIT = 10_000  # bytes of all parameters of a run, as KFP stores them
 
 
@@ -106,7 +106,7 @@ def configured(parameters: Mapping[str, Any], declared: Mapping[str, Mapping[str
     asked |= {bare(name): value for name, value in parameters.items()}
     overrides = [str(override) for override in asked.get("overrides") or ()]
     config = hardware.resolve(compose(str(asked.get("preset") or "sample"), [*as_overrides(asked), *overrides]))
-    if _TRAINS in asked:
+    if TRAINS in asked:
         hardware.require(config)
     return config
 

@@ -44,7 +44,7 @@ class Watch:
         begun: Callable[[Record], None],
         ended: Callable[[Record], None],
     ) -> None:
-        self._records, self._run_id, self._logs, self._launch = records, run_id, logs, launch
+        self._records, self.run_id, self._logs, self._launch = records, run_id, logs, launch
         self._begun, self._ended = begun, ended
         self._current: Record | None = None
 
@@ -60,7 +60,7 @@ class Watch:
         start = time.monotonic()
         record.status = "failed"  # unless it is seen to end well
         try:
-            outputs, status = original(**{**call, "task_spec": spec, "unique_pipeline_id": self._run_id})
+            outputs, status = original(**{**call, "task_spec": spec, "unique_pipeline_id": self.run_id})
             if status.name == "SUCCESS":
                 record.status = "succeeded" if record.exit_code is not None else "reused"
                 record.outputs = {name: _plain(value) for name, value in outputs.items()}
@@ -81,7 +81,7 @@ class Watch:
 @contextlib.contextmanager
 def watched(watch: Watch) -> Iterator[None]:
     """Let `watch` see every task that kfp.local executes inside the block."""
-    from kfp.local import executor_input_utils, status, task_dispatcher
+    from kfp.local import executor_input_utils, placeholder_utils, status, task_dispatcher
     from kfp.local.orchestrator import task_executor
 
     class Handler:
@@ -100,13 +100,20 @@ def watched(watch: Watch) -> Iterator[None]:
         def run(self) -> status.Status:
             return status.Status.SUCCESS if watch.launch(*self._task) == 0 else status.Status.FAILURE
 
-    original = task_executor.execute_single_task
+    original, resolve = task_executor.execute_single_task, placeholder_utils.replace_placeholders
+
+    def named(**call: Any) -> list[str]:
+        """Tell tasks the run's name; the folder of its artifacts has another."""
+        told: list[str] = resolve(**{**call, "pipeline_resource_name": watch.run_id})
+        return told
+
     with contextlib.ExitStack() as stack:
         stack.enter_context(
             _replaced(task_executor, "execute_single_task", lambda **call: watch.execute(original, **call))
         )
         stack.enter_context(_replaced(task_dispatcher.subprocess_task_handler, "SubprocessTaskHandler", Handler))
         stack.enter_context(_replaced(executor_input_utils, "get_local_pipeline_resource_name", lambda name: ARTIFACTS))
+        stack.enter_context(_replaced(placeholder_utils, "replace_placeholders", named))
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", message="Task .* have no effect in the current local runner")
         yield

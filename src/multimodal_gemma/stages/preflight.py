@@ -195,7 +195,7 @@ def _look_at_cluster(asked: Mapping[str, Any], config: Config, *, trains: bool) 
 
     if trains:
         hardware.require(config)
-    wanted = needs.of_run(asked, config, client.current_namespace(), inside=True)
+    wanted = needs.of_run(asked, config, client.current_namespace(), inside=True, trains=trains)
     findings.require(look.look(client.connect, wanted))
 
 

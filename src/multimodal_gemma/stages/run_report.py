@@ -195,6 +195,8 @@ def _judge(status: Mapping[str, Any], end: Snapshot | None, known: Registered) -
         return "stopped", "The run was stopped.", ""
     if state == "FAILED":
         return "failed", "The run failed.", str(status.get("error_message") or "Its tasks' logs say why.")
+    if state in ("SUCCEEDED", "COMPLETE"):  # a scoring anew, or a model that was registered by an earlier run
+        return "done", "The run succeeded.", ""
     return "unknown", "The run ended without a registered model.", "Neither the server nor MLflow says more."
 
 

@@ -276,6 +276,8 @@ def test_a_runs_room_is_that_of_its_recipe() -> None:
     assert (recipe.disks["preprocess-dataset"], recipe.store) == ("29Gi", "38Gi")
     work = config.compose("llava-150k", ["training.nodes=2", "nodes.work_uri=s3://mlpipeline/work"])
     assert needs_of.of_run(parameters, work, "ml").store == "57Gi"  # which lies in the platform's own store too
+    scored = needs_of.of_run(parameters, work, "ml", trains=False)  # a re-evaluation of it
+    assert (scored.disks, scored.store, scored.train_job) == ({}, "", False)
     sample = needs_of.of_run(parameters, config.compose("sample"), "ml")
     assert (sample.disks, sample.store) == ({}, "")
 

@@ -120,7 +120,12 @@ def test_without_server_and_mlflow_the_final_status_is_all_there_is():
     def judged(state: str) -> str:
         return run_report.page_of("r", {"state": state, "error_message": "no"}, None, Registered(), None).outcome
 
-    assert [judged(state) for state in ("FAILED", "CANCELED", "COMPLETE")] == ["failed", "stopped", "unknown"]
+    assert [judged(state) for state in ("FAILED", "CANCELED", "COMPLETE", "RUNNING")] == [
+        "failed",
+        "stopped",
+        "done",
+        "unknown",
+    ]
 
 
 @pytest.fixture

@@ -78,6 +78,7 @@ def of_run(
     *,
     service_account: str = "",
     inside: bool = False,
+    trains: bool = True,
 ) -> Needs:
     """Return what a run with these parameters asks for.
 
@@ -87,6 +88,7 @@ def of_run(
         namespace: where its pods live.
         service_account: whom they run as; "": see `Needs`.
         inside: it is asked from a pod of the run itself.
+        trains: it trains; one that only evaluates needs no room for a dataset, and no TrainJob.
 
     Raises:
         InputError: a parameter is none.
@@ -99,7 +101,7 @@ def of_run(
     required = [store] if written or any("s3://" in place for place in sources) else []
     if config.model.language.startswith(_GATED):
         required.append(hub)
-    disks, artifacts, scratch = _room(config)
+    disks, artifacts, scratch = _room(config) if trains else ({}, "", "")
     needs = Needs(
         namespace=namespace,
         service_account=service_account,
@@ -118,7 +120,7 @@ def of_run(
         disks=disks,
         store=artifacts,
     )
-    if delegates(config):
+    if trains and delegates(config):
         needs = dataclasses.replace(_on_nodes(needs, divide(config)[0]), scratch=scratch)
     _require_quantity("resources.cpu", needs.cpu)
     _require_quantity("resources.memory", needs.memory)
