@@ -245,7 +245,7 @@ def _vqa(page: Page, vqa: dict[str, Any], called: str) -> None:
             [name for name, _ in kinds],
             [100 * entry["accuracy"] for _, entry in kinds],
             "accuracy, %",
-            intervals=[[100 * end for end in entry["interval"] or [entry["accuracy"]] * 2] for _, entry in kinds],
+            intervals=[[100 * end for end in entry["interval"] or ()] for _, entry in kinds],
             baselines=[100 * entry["majority_baseline"] for _, entry in kinds],
         )
     )

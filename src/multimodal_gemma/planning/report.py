@@ -37,7 +37,8 @@ def text(
     lines = [
         f"{load.samples:,} samples of {load.positions:,.0f} positions, {load.images:,} images, "
         f"{estimate.trainable(shapes, config):,} parameters learn, {each / 1e9:,.0f} GFLOP a sample where an image's "
-        f"conversations read it once. Arithmetic at {share} of each GPU's bf16 peak; an hour's price is a round figure of {PRICES}, not looked up.",
+        f"conversations read it once. Arithmetic at {share} of each GPU's bf16 peak; an hour's price is a round "
+        f"figure of {PRICES}, not looked up.",
         "",
         f"| {' | '.join(_HEAD)} |",
         "| --- " + "| ---: " * (len(_HEAD) - 1) + "|",

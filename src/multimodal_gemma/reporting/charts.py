@@ -84,18 +84,18 @@ def bars(
     values: Sequence[float],
     x_label: str,
     *,
-    intervals: Sequence[Sequence[float]] | None = None,
+    intervals: Sequence[Sequence[float] | None] = (),
     baselines: Sequence[float] | None = None,
 ) -> str:
-    """Draw horizontal bars, first label on top, with optional intervals (low, high) and baseline ticks."""
+    """Draw horizontal bars, first label on top, with intervals (low, high) where there are any, and baseline ticks."""
 
     def draw(axes: Axes) -> None:
         places = list(range(len(labels)))
         axes.barh(places, list(values), color=ACCENT, alpha=0.85, height=0.65)
-        if intervals is not None:
-            low = [max(value - interval[0], 0.0) for value, interval in zip(values, intervals, strict=True)]
-            high = [max(interval[1] - value, 0.0) for value, interval in zip(values, intervals, strict=True)]
-            axes.errorbar(list(values), places, xerr=[low, high], fmt="none", ecolor="#212529", capsize=3)
+        for value, place, interval in zip(values, places, intervals, strict=False):
+            if interval:
+                reach = [[max(value - interval[0], 0.0)], [max(interval[1] - value, 0.0)]]
+                axes.errorbar(value, place, xerr=reach, fmt="none", ecolor="#212529", capsize=3)
         if baselines is not None:
             axes.scatter(list(baselines), places, marker="|", s=200, linewidths=2, color=PALETTE[1], label="baseline")
             axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1))

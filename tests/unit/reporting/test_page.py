@@ -64,9 +64,7 @@ def test_every_chart_is_one_whole_svg_of_the_same_bytes() -> None:
         return [
             charts.lines({"loss": ([1, 2], [2, 1]), "validation": ([1], [1.5])}, "step", "loss"),
             charts.histogram([1, 2, 2, 3], "tokens", bins=3, marks={"median": 2}),
-            charts.bars(
-                ["yes", "no"], [0.5, 0.7], "accuracy", intervals=[(0.4, 0.6), (0.6, 0.8)], baselines=[0.5, 0.5]
-            ),
+            charts.bars(["yes", "no"], [0.5, 0.7], "accuracy", intervals=[(0.4, 0.6), None], baselines=[0.5, 0.5]),
             charts.confusion([[5, 1], [2, 4]], ["yes", "no"], "random"),
         ]
 
