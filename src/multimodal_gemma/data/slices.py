@@ -253,13 +253,16 @@ class Cells:
 
 def _pool(workers: int) -> ProcessPoolExecutor:
     # Fresh processes: a fork would copy the locks of whatever threads the caller's libraries have started.
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_die_with_parent)
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_die_with, initargs=(os.getpid(),))
 
 
-def _die_with_parent() -> None:
+def _die_with(parent: int) -> None:
     """Let the kernel end this worker with its parent, so that it writes into no folder that another run took."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PARENT_DIED, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before it was asked about
+        os._exit(1)
 
 
 def _make(job: Job, path: Path, note: Path | None) -> None:
