@@ -267,6 +267,13 @@ def test_a_file_of_a_dataset_is_fetched_from_a_pinned_commit(hub: Server, tmp_pa
     assert sources.open("hf://datasets/org/set@main/sub", DATA).names() == ["data.json"]
 
 
+@pytest.mark.parametrize("written", ["refs/pr/1", "refs%2Fpr%2F1"])
+def test_a_revision_with_a_slash_is_read_as_the_hubs_own_library_reads_it(hub: Server, written: str) -> None:
+    hub.add_hub_repository("models", "org/name", "refs/pr/1", {"sub/config.json": b"{}"})
+    assert sources.open(f"hf://org/name@{written}", DATA).describe()["commit"] == COMMIT
+    assert sources.open(f"hf://org/name@{written}/sub", DATA).names() == ["config.json"]
+
+
 @pytest.mark.parametrize(
     ("code", "said"),
     [

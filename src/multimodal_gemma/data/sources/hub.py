@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import unquote
 
 from multimodal_gemma import files
 from multimodal_gemma.data.sources import retrying
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 T = TypeVar("T")
-_LOCATION = re.compile(
-    r"hf://(?P<kind>datasets/|models/)?(?P<repo>(?!datasets/|models/|spaces/)[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/]+))?(?:/(?P<path>.*))?"
+_LOCATION = re.compile(  # a revision as the file system of huggingface_hub reads it
+    r"hf://(?P<kind>datasets/|models/)?(?P<repo>(?!datasets/|models/|spaces/)[\w.-]+/[\w.-]+)"
+    r"(?:@(?P<revision>refs/pr/\d+|refs/convert/\w+|[^/]+))?(?:/(?P<path>.*))?"
 )
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -50,7 +52,7 @@ class HubSource(Source):
             )
         self._type = "dataset" if found["kind"] == "datasets/" else "model"
         self._repo, self._path = found["repo"], (found["path"] or "").strip("/")
-        self._revision = found["revision"] or "main"
+        self._revision = unquote(found["revision"] or "main")  # a branch with a slash is written with %2F
         if require_commit and not _COMMIT.fullmatch(self._revision):
             raise InputError(
                 f"download: {uri} names the revision {self._revision!r}, which is no commit, and data.require_commits "
