@@ -111,7 +111,7 @@ def processed(raw: str, models: str, workers: str) -> None:
     from multimodal_gemma import config
     from multimodal_gemma.stages import preprocess
 
-    settings = config.compose("sample", [f"data.workers={workers}", "data.validation_fraction=0.02"])
+    settings = config.compose("sample", [f"data.workers={workers}", "data.validation_fraction=0"])
     with tempfile.TemporaryDirectory(dir=Path(raw).parent) as output:
         start, before = time.monotonic(), os.times()
         summary = preprocess.run(settings, Path(raw), Path(models), None, Path(output) / "out")
@@ -197,10 +197,10 @@ def serve(pipe: Any) -> None:
 def measure_download(count: int = 1_000) -> dict[str, Any]:
     """The engine against one request after another, each on a new connection and on a kept one."""
     import requests
-    from multimodal_gemma.data.fetching import fetch_all
 
     from multimodal_gemma.config.schema import DataConfig
     from multimodal_gemma.data import sources
+    from multimodal_gemma.data.collect import fetch_all
 
     os.environ["MMGEMMA_ALLOW_LOOPBACK"] = "1"
     context = multiprocessing.get_context("spawn")
@@ -219,8 +219,8 @@ def measure_download(count: int = 1_000) -> dict[str, Any]:
     fresh = timed(lambda: [requests.get(f"{url}/{name}", timeout=10).content for name in few], len(few))
     session = requests.Session()
     kept = timed(lambda: [session.get(f"{url}/{name}", timeout=10).content for name in few], len(few))
-    source = sources.open(url, DataConfig())
-    engine = timed(lambda: [0 for _ in fetch_all(source, names, 10**7)], count)
+    source, asked = sources.open(url, DataConfig()), [(name, name) for name in names]
+    engine = timed(lambda: [0 for _ in fetch_all(source, asked, DataConfig())], count)
     process.terminate()
     rates = {"sequential": fresh, "sequential_kept_connection": kept, "engine": engine}
     return {
