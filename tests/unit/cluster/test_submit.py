@@ -192,7 +192,10 @@ def test_a_failed_run_goes_on_from_what_failed(
     assert "has succeeded, so there is nothing to retry" in refused(capsys, "--retry", run_id)
 
 
-def test_a_retry_whose_answer_is_lost_is_asked_for_once(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_retry_whose_answer_is_lost_is_asked_for_once(
+    server: KfpServer, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where the page of the run's end is written
     server.story = training(failing="register-model", message="no MLflow")
     run_id = submitted(capsys)[1]["run_id"]
     server.story, server.step = training(), 100.0
