@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import threading
 from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,7 @@ class ImageShards:
         self.paths = sorted(folder.glob(PATTERN))
         self._shards = [_open(path) for path in self.paths]
         self._held: tuple[tuple[int, int], Any] | None = None  # the row group read last: neighbours ask for it again
+        self._lock = threading.Lock()  # a ParquetFile asked by two threads at once crashes the process
 
     @functools.cached_property
     def _rows(self) -> list[tuple[str, str, int, int, int]]:
@@ -241,9 +243,10 @@ class ImageShards:
             InputError: no picture has that name.
         """
         shard, group, row = self._place[self.sha256(file_name)]
-        held = self._held
-        if held is None or held[0] != (shard, group):
-            held = self._held = (shard, group), self._shards[shard].read_row_group(group, columns=["bytes"]).column(0)
+        with self._lock:
+            held = self._held
+            if held is None or held[0] != (shard, group):
+                held = self._held = (shard, group), self._contents(shard, group)
         content: bytes = held[1][row].as_py()
         return content
 
@@ -258,8 +261,12 @@ class ImageShards:
             if wanted is None or name in wanted:
                 groups.setdefault((shard, group), []).append((name, row))
         for (shard, group), rows in groups.items():
-            contents = self._shards[shard].read_row_group(group, columns=["bytes"]).column(0)
+            with self._lock:
+                contents = self._contents(shard, group)
             yield from ((name, contents[row].as_py()) for name, row in rows)
+
+    def _contents(self, shard: int, group: int) -> Any:
+        return self._shards[shard].read_row_group(group, columns=["bytes"]).column(0)
 
     def digests(self) -> Iterator[tuple[str, str]]:
         """Yield (file_name, sha256) of every picture in the order of `iterate`, as the shards state them."""

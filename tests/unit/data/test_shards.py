@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -42,6 +44,25 @@ def test_an_image_larger_than_a_shard_has_one_to_itself(tmp_path: Path) -> None:
 def test_large_images_are_split_into_groups_that_are_read_alone(tmp_path: Path) -> None:
     (path,) = write_image_shards(tmp_path, [(str(number), bytes(3_000_000)) for number in range(4)])
     assert pq.ParquetFile(path).num_row_groups == 2
+
+
+MANY_READERS = """
+import concurrent.futures, pathlib, random, sys
+from multimodal_gemma.data.shards import ImageShards, write_image_shards
+folder = pathlib.Path(sys.argv[1])
+images = {str(number): random.Random(number).randbytes(1_500_000) for number in range(16)}
+write_image_shards(folder, images.items())
+shards = ImageShards(folder)
+asked = random.Random(1).choices(list(images), k=400)
+with concurrent.futures.ThreadPoolExecutor(16) as pool:
+    assert all(content == images[name] for name, content in zip(asked, pool.map(shards.read, asked)))
+"""
+
+
+def test_many_threads_read_one_folder(tmp_path: Path) -> None:
+    """In a process of its own: a reader shared without a lock takes the whole process down."""
+    done = subprocess.run([sys.executable, "-c", MANY_READERS, str(tmp_path)], check=False, timeout=300)
+    assert done.returncode == 0
 
 
 def test_the_columns_are_those_that_the_artifact_page_promises(tmp_path: Path) -> None:
