@@ -66,7 +66,7 @@ def training(**asked):
             benchmarks=benchmarks.outputs["benchmarks"],
         )
         processed.set_caching_options(True)
-        busy(processed, memory="16Gi", hours=12)
+        with_object_store(busy(processed, memory="16Gi", hours=12), store)  # the store: data.work_uri
 
         trained = train_model(
             plan=plans["train"], dataset=processed.outputs["dataset"], models=models.outputs["models"]

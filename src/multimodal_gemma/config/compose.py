@@ -27,7 +27,8 @@ _SHARE = re.compile(r"(#\d+|\*\d+(\.\d+)?)$")  # see data.choose.Share
 
 def presets() -> list[str]:
     """Return the names of the presets that come with the package."""
-    names = (entry.name for entry in resources.files(_PRESETS).iterdir())
+    package, _, folder = _PRESETS.rpartition(".")  # importing the folder would put a module in this function's place
+    names = (entry.name for entry in (resources.files(package) / folder).iterdir())
     return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
 
 

@@ -10,7 +10,7 @@ import dataclasses
 from multimodal_gemma.config.fields import choice, location, locations, number
 
 COCO = "https://s3.amazonaws.com/images.cocodataset.org"  # images.cocodataset.org itself fails TLS by its own name
-LLAVA = "hf://datasets/liuhaotian/LLaVA-Instruct-150K@main"
+LLAVA = "hf://datasets/liuhaotian/LLaVA-Instruct-150K@9d451dc7629cfe0469f6ae4432b765cd603d5fcb"
 HARDWARE = ("cpu", "l4", "a100", "a100-spot", "a100-80gb", "h100", "custom")  # what each asks for: hardware.py
 
 
@@ -79,7 +79,9 @@ class DataConfig:
 class BenchmarksConfig:
     """The questions a model is scored on. An empty location leaves that benchmark out."""
 
-    pope: str = location("https://raw.githubusercontent.com/AoiDragon/POPE/main/output/coco/")  # the three files
+    pope: str = location(
+        "https://raw.githubusercontent.com/AoiDragon/POPE/08d957b917e5a378a2f99d35b6293c536a66298b/output/coco/"
+    )  # the three files
     vqa: str = location("https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa/")  # questions and annotations
     images: str = location(f"{COCO}/val2014/")
     vqa_questions: int | None = number(5000, low=1)  # seeded draw from the 214,354; null asks all
@@ -102,7 +104,9 @@ class ModelConfig:
     """What is joined, and which part learns how."""
 
     vision: str = location("hf://openai/clip-vit-large-patch14@32bd64288804d66eefd0ccbe215aa642df71cc41")
-    language: str = location("hf://google/gemma-3-270m@main")  # any causal model that stock Llava can wrap
+    language: str = location(
+        "hf://google/gemma-3-270m@9b0cfec892e2bc2afd938c98eabe4e4a7b1e0ca1"
+    )  # any causal model that stock Llava can wrap
     projector: str = location("")  # folder of a trained model whose projector to start from; empty: fresh
     adapter: str = location("")  # folder of a trained model whose adapters and projector to start from; empty: fresh
     vision_feature_layer: int = number(-2, high=-1)  # -2 as LLaVA; -1 the last

@@ -50,9 +50,12 @@ class Server:
             if path.is_file():
                 self.files[f"{base}/{path.relative_to(folder).as_posix()}"] = path.read_bytes()
 
-    def add_hub_repository(self, kind: str, name: str, revision: str, content: dict[str, bytes]) -> None:
-        """Serve a repository as the hub's API does. `kind` is "models" or "datasets"."""
+    def add_hub_repository(
+        self, kind: str, name: str, revision: str, content: dict[str, bytes], licence: str = ""
+    ) -> None:
+        """Serve a repository as the hub's API does. `kind` is "models" or "datasets"; its card states the licence."""
         facts = {"id": name, "sha": COMMIT, "siblings": [{"rfilename": path} for path in content]}
+        facts |= {"cardData": {"license": licence}} if licence else {}
         tree = [{"type": "file", "path": path, "size": len(body), "oid": "0" * 40} for path, body in content.items()]
         for wanted in (revision, COMMIT):
             self.files[f"/api/{kind}/{name}/revision/{wanted}"] = json.dumps(facts).encode()

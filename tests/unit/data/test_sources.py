@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import zipfile
 from collections.abc import Iterator
@@ -10,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from multimodal_gemma import config
 from multimodal_gemma.config.schema import DataConfig
 from multimodal_gemma.data import sources
 from multimodal_gemma.data.collect import fetch_all
+from multimodal_gemma.data.downloads import KINDS
 from multimodal_gemma.data.sources import Source, Unavailable, public_address, retrying
 from multimodal_gemma.data.sources.archive import ZipSource
 from multimodal_gemma.errors import InputError
@@ -418,3 +421,12 @@ def test_an_address_that_leads_into_a_private_network_is_refused(address: str) -
 @pytest.mark.parametrize("address", ["8.8.8.8", "64:ff9b::808:808", "2606:4700::1111"])
 def test_a_public_address_is_none_of_these(address: str) -> None:
     public_address.check(address)
+
+
+@pytest.mark.parametrize("preset", config.presets())
+def test_every_preset_names_commits_where_there_are_any(preset: str) -> None:
+    """What a branch holds tomorrow is not what a preset was tried with."""
+    asked = config.compose(preset, ["data.require_commits=true"])
+    found = [source.uri for kind in KINDS.values() for source in kind(asked).sources.values()]
+    assert found
+    assert not [uri for uri in found if "raw.githubusercontent.com" in uri and not re.search("/[0-9a-f]{40}/", uri)]
