@@ -58,6 +58,7 @@ def training(**asked):
         for download, hours in ((models, 2), (dataset, 24), (benchmarks, 6)):
             download.set_caching_options(True)
             with_object_store(with_hub_token(busy(download, memory="8Gi", hours=hours), hub), store)
+        with_registry(models, registry)  # model.adapter may be a registered model
 
         processed = preprocess_dataset(
             plan=plans["preprocess"],

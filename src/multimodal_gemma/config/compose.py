@@ -196,7 +196,7 @@ def _sections(value: Any) -> Iterator[Any]:
 
 
 def _as_uri(text: str) -> str:
-    if not text or "://" in text:
+    if not text or "://" in text or text.startswith("models:/"):  # as MLflow writes a registered model
         return text
     return Path(text).expanduser().resolve().as_uri()
 

@@ -107,8 +107,8 @@ class ModelConfig:
     language: str = location(
         "hf://google/gemma-3-270m@9b0cfec892e2bc2afd938c98eabe4e4a7b1e0ca1"
     )  # any causal model that stock Llava can wrap
-    projector: str = location("")  # folder of a trained model whose projector to start from; empty: fresh
-    adapter: str = location("")  # folder of a trained model whose adapters and projector to start from; empty: fresh
+    projector: str = location("")  # trained model whose projector to start from, models:/NAME/3 too; empty: fresh
+    adapter: str = location("")  # trained model to go on from, its adapters and projector, models:/NAME/3 too
     vision_feature_layer: int = number(-2, high=-1)  # -2 as LLaVA; -1 the last
     vision_policy: str = choice("frozen", "full")
     projector_policy: str = choice("trained", "frozen")

@@ -203,7 +203,19 @@ class Models(Download):
             if not locations[part]:
                 raise InputError(f"download: model.{part} is empty. Give the location of a stock model folder.")
         self.config = {}
-        self.sources = {f"model.{part}": sources.open(uri, config.data) for part, uri in locations.items() if uri}
+        self.sources = {f"model.{part}": self._open(uri, config, part) for part, uri in locations.items() if uri}
+
+    def _open(self, uri: str, config: Config, part: str) -> Source:
+        if not uri.startswith("models:"):
+            return sources.open(uri, config.data)
+        if part in ("vision", "language"):
+            raise InputError(
+                f"download: model.{part}={uri} is a trained model of images and words. Give the location of a stock "
+                f"{part} model, and {uri} as model.adapter or model.projector."
+            )
+        from multimodal_gemma.registry.resolve import Registered  # MLflow is there for those who ask it alone
+
+        return Registered(uri, config)
 
     def fetch(self, output: Path, scratch: Path) -> dict[str, int]:
         """Write `vision/`, `language/` and, if given, `projector/` and `adapter/`."""

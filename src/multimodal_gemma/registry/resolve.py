@@ -9,6 +9,7 @@ One that holds an export has its SHA256SUMS too, and every file is compared with
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
 import shutil
@@ -19,6 +20,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from multimodal_gemma import files, logs, manifest
+from multimodal_gemma.data.sources.base import Source
+from multimodal_gemma.data.sources.local import LocalSource
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.registry import server, versions
 
@@ -26,7 +29,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
     from multimodal_gemma.config.schema import Config, DataConfig
-    from multimodal_gemma.data.sources import Source
 
 _TAKEN = ("*.json", "*.jinja", "*.safetensors", "*.model", "*.spm", "merges.txt", "vocab.txt")
 _SUMS = "SHA256SUMS"
@@ -43,6 +45,55 @@ class Reference:
     name: str
     alias: str = ""
     version: str = ""
+
+
+class Registered(Source):
+    """A registered model as a place to start from; it is fetched when the first of its files is asked for.
+
+    Args:
+        location: as `resolve_model` takes it, of the registry.
+        config: names MLflow.
+
+    Raises:
+        InputError: the location names no registered model.
+    """
+
+    def __init__(self, location: str, config: Config) -> None:
+        super().__init__(location)
+        self._reference, self._config = parse(location), config
+
+    @functools.cached_property
+    def _folder(self) -> LocalSource:
+        return LocalSource(_registered(self._reference, self._config), self.uri)
+
+    @functools.cached_property
+    def _stated(self) -> tuple[str, str]:
+        with server.connected(self._config.registry) as client:
+            return _version(client, self._reference)
+
+    def read(self, name: str, max_bytes: int) -> bytes:
+        """Return the bytes of one file, see `Source.read`."""
+        return self._folder.read(name, max_bytes)
+
+    def fetch(self, name: str | None, destination: Path, max_bytes: int | None = None) -> None:
+        """Copy or link one file, see `Source.fetch`."""
+        self._folder.fetch(name, destination, max_bytes)
+
+    def exists(self, name: str) -> bool:
+        """Return whether the model has that file."""
+        return self._folder.exists(name)
+
+    def names(self) -> list[str]:
+        """Return every file of the model."""
+        return self._folder.names()
+
+    def fingerprint(self, *names: str) -> str:
+        """Return the digest that the registry states: an alias that moves on is another model."""
+        return self._stated[1]
+
+    def describe(self) -> dict[str, str]:
+        """Return the location, and the version that it named."""
+        return {"uri": self.uri, "version": self._stated[0]}
 
 
 def resolve_model(location: str, config: Config) -> Path:
@@ -132,20 +183,24 @@ def cache_folder() -> Path:
 
 def _registered(reference: Reference, config: Config) -> Path:
     with server.connected(config.registry) as client:
-        number = _number(client, reference)
-        tags = _tags(client, reference.name, number)
-        digest = tags.get(versions.MODEL_DIGEST, "")
-        if not digest:
-            raise InputError(
-                f"model: version {number} of {reference.name} was not registered by this project: it states no model "
-                "digest. "
-                "Download it with MLflow and give its folder."
-            )
+        number, digest = _version(client, reference)
         destination = cache_folder() / "models" / digest
         if not (destination / manifest.NAME).is_file():
             logs.get("registry").info("fetching version %s of %s into %s", number, reference.name, destination)
             _fetch(f"models:/{reference.name}/{number}", destination, digest)
     return destination
+
+
+def _version(client: MlflowClient, reference: Reference) -> tuple[str, str]:
+    """Return the number of a version and the digest of its model."""
+    number = _number(client, reference)
+    digest = _tags(client, reference.name, number).get(versions.MODEL_DIGEST, "")
+    if not digest:
+        raise InputError(
+            f"model: version {number} of {reference.name} was not registered by this project: it states no model "
+            "digest. Download it with MLflow and give its folder."
+        )
+    return number, digest
 
 
 def _number(client: MlflowClient, reference: Reference) -> str:

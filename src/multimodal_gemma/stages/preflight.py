@@ -264,4 +264,8 @@ def _cached_plan(stage: str, config: Config) -> str:
         from multimodal_gemma.data.downloads import KINDS
 
         plan["sources"] = KINDS[stage](config).fingerprint()
+    if stage == "models" and any(
+        place.startswith("models:/") for place in (config.model.adapter, config.model.projector)
+    ):
+        kept["registry"] = {"tracking_uri": config.registry.tracking_uri}
     return json.dumps(plan, sort_keys=True)
