@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -178,3 +179,68 @@ def check_answers(mlflow_server: Server, model: Path, scratch: Path) -> None:
             served.predict(pandas.DataFrame({"image": [broken], "question": [asked]}))
     with pytest.raises(ValueError, match="leaves no room"):
         served.predict(table, params={"max_new_tokens": 0})
+
+
+LIVE = """
+import sys
+from pathlib import Path
+
+from multimodal_gemma import config
+from multimodal_gemma.stages import train
+from multimodal_gemma.stages.component import guarded
+from multimodal_gemma.training import trackers
+
+trackers._PUBLISH_EVERY = 0.2  # its minute
+with guarded():
+    train.run(config.from_json(sys.argv[1]), *map(Path, sys.argv[2:]), run_id="pipeline-live")
+"""
+
+
+def test_a_training_that_is_killed_after_its_first_minute_has_curves_and_a_page(
+    config: Config, mlflow_server: Server, tmp_path: Path
+) -> None:
+    """And one that continues it, killed as well, shows all of both."""
+    from multimodal_gemma import config as configuration
+    from multimodal_gemma.registry import runs
+    from tests.unit.training import toys
+
+    models = toys.write_models(tmp_path / "models")
+    dataset = toys.write_dataset(tmp_path / "data", models)
+    settings = ("training.epochs=4000", "training.patience=9999999", "training.trackers=[mlflow]")
+    asked = toys.configuration(*settings, f"registry.tracking_uri={mlflow_server.uri}")
+    output = tmp_path / "model"
+    command = [sys.executable, "-c", LIVE, configuration.to_json(asked), *map(str, (dataset, models, output))]
+
+    def killed_after_a_page_beyond(step: int) -> tuple[int, str]:
+        with (tmp_path / "log").open("ab") as log:
+            process = subprocess.Popen(command, stderr=log)
+        deadline = time.monotonic() + 300
+        try:
+            while time.monotonic() < deadline and process.poll() is None:
+                with server.connected(asked.registry) as client:
+                    found = runs.find(client, asked.registry, "pipeline-live")
+                    there = client.list_artifacts(found.info.run_id, "training") if found else []
+                    if found and "training/curves.html" in {item.path for item in there}:
+                        page = Path(client.download_artifacts(found.info.run_id, "training/curves.html")).read_text()
+                        shown = int(re.search(r"Step ([\d,]+) of 12,000", page)[1].replace(",", ""))
+                        if shown > step and "training/samples.jsonl" in {item.path for item in there}:
+                            return shown, page
+                time.sleep(0.1)
+        finally:
+            process.kill()  # SIGKILL
+            process.wait(timeout=60)
+        raise AssertionError((tmp_path / "log").read_text())
+
+    shown, page = killed_after_a_page_beyond(2)
+    assert not (output / manifest.NAME).exists()
+    assert page.count("<svg") == 3
+    assert "Step " in (output / "curves.html").read_text()  # also for who has the folder alone
+    with server.connected(asked.registry) as client:
+        found = runs.find(client, asked.registry, "pipeline-live")
+        losses = [metric.step for metric in client.get_metric_history(found.info.run_id, "loss")]
+    assert found.info.status == "RUNNING"
+    assert set(range(1, shown + 1)) <= set(losses)  # the scalars go before the page
+
+    _, later = killed_after_a_page_beyond(shown)
+    seconds = [float(re.search(r"([\d,]+) s<", text)[1].replace(",", "")) for text in (page, later)]
+    assert seconds[1] >= seconds[0]  # of all steps, those of the first process too

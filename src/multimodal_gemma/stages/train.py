@@ -143,19 +143,9 @@ def _write_model(config: Config, data: ProcessedDataset, models: Path, output: P
 def _describe(
     data: ProcessedDataset, output: Path, outcome: Outcome, shaping: dict[str, Any], inputs: dict[str, str]
 ) -> None:
-    """Write curves.html, training_images.txt and, last, the manifest."""
-    from multimodal_gemma.training import curves
-
+    """Write training_images.txt and, last, the manifest."""
     train, val = data.split("train"), data.split("val")
     images = sorted(set(train.image_ids) - {""})
-    page = curves.page(
-        outcome.rows,
-        best_step=outcome.best_step,
-        stopped_early=outcome.stopped_early,
-        samples=files.read_jsonl(output / "samples.jsonl", "samples"),
-        image=data.image,
-    )
-    files.write_text(output / "curves.html", page)
     files.write_text(output / "training_images.txt", "".join(f"{image}\n" for image in images))
     facts = {
         "steps": outcome.steps,

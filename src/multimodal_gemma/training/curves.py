@@ -7,6 +7,7 @@ once.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,11 +108,18 @@ def smoothed(values: list[float]) -> list[float]:
     return result
 
 
+def best_so_far(rows: Sequence[Mapping[str, Any]]) -> int:
+    """Return the step with the lowest validation loss so far, the last one where nothing was validated."""
+    validated = [(row["validation_loss"], row["step"]) for row in rows if "validation_loss" in row]
+    return int(min(validated)[1] if validated else rows[-1]["step"])
+
+
 def page(
     rows: list[dict[str, Any]],
     *,
     best_step: int,
     stopped_early: bool,
+    running_to: int = 0,
     samples: Sequence[Mapping[str, Any]] = (),
     image: Callable[[int], Any] | None = None,
 ) -> str:
@@ -121,6 +129,7 @@ def page(
         rows: the lines of curves.jsonl.
         best_step: whose weights became the model.
         stopped_early: the loss had stopped falling.
+        running_to: the step at which a training that still runs will end; 0: it has ended.
         samples: the lines of samples.jsonl.
         image: the pixels of an image index, uint8 (H, W, 3).
     """
@@ -129,8 +138,14 @@ def page(
 
     steps = [row["step"] for row in rows]
     validated = [(row["step"], row["validation_loss"]) for row in rows if "validation_loss" in row]
-    end = "stopped early, as the validation loss no longer fell" if stopped_early else "ran to its end"
-    view = Page("Training", f"{steps[-1]:,} steps; it {end}. The model holds the weights of step {best_step:,}.")
+    if running_to:
+        now = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+        told = f"Step {steps[-1]:,} of {running_to:,} at {now}; written anew every minute while the training runs. "
+        told += f"The best so far is step {best_step:,}."
+    else:
+        end = "stopped early, as the validation loss no longer fell" if stopped_early else "ran to its end"
+        told = f"{steps[-1]:,} steps; it {end}. The model holds the weights of step {best_step:,}."
+    view = Page("Training", told)
     losses: dict[str, tuple[list[float], list[float]]] = {
         "training (smoothed)": (steps, smoothed([row["loss"] for row in rows]))
     }

@@ -66,7 +66,7 @@ class Job:
         budget: positions a stream may have.
         work: floating-point operations of the model's parts.
         samples: asks for answers to look at, at every validation; None: nobody does.
-        reporter: sends scalars to trackers; None: nobody does.
+        reporter: shows the training while it runs; None: nobody does.
     """
 
     training: TrainingConfig
@@ -189,6 +189,8 @@ class Trainer:
         if self.leads and self.job.samples is not None:
             self.job.samples.forget_after(self.state.step)
         curves = Curves(self.job.folder / "curves.jsonl", resume_at=self.state.step) if self.leads else None
+        if curves is not None and self.job.reporter is not None:
+            self.job.reporter.begin(curves.rows, self.steps)
         size = self.training.batch_size
         total = Progress("train", self.steps * size, "sample", done=self.state.step * size)
         with (

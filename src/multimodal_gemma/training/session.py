@@ -50,7 +50,7 @@ def train(
         config: the whole configuration.
         dataset: what to learn from.
         models: base models, with `vision/`, `language/` and perhaps `projector/` and `adapter/`.
-        folder: gets checkpoints/ and curves.jsonl.
+        folder: gets checkpoints/, curves.jsonl and curves.html.
         watch: hears SIGTERM.
         settings: what its checkpoints can be continued with.
         run_id: the pipeline run, for MLflow.
@@ -81,7 +81,7 @@ def train(
     }
     pictures = features.open_pictures(config, dataset, encoder, accelerator, features_folder(config, folder), kept_for)
     shown = folder / samples.NAME
-    reporter = trackers.Reporter(accelerator)
+    reporter = trackers.Reporter(accelerator, folder / "curves.html", shown, dataset.image)
     job = Job(
         training=training,
         loss=loss,
@@ -101,9 +101,12 @@ def train(
     trainer = Trainer(job, accelerator, watch)
     trackers.start(accelerator, names, config)
     try:
-        return trainer.run()
-    finally:  # what was measured before a failure is what one wants to see
-        reporter.close([shown])
+        outcome = trainer.run()
+    except BaseException:  # what was measured before a failure is what one wants to see
+        reporter.close()
+        raise
+    reporter.close(outcome)
+    return outcome
 
 
 def speed_up(config: Config, llava: LlavaForConditionalGeneration, accelerator: Accelerator) -> str:

@@ -1,4 +1,4 @@
-"""Where scalars go beside curves.jsonl: any tracker that accelerate knows, MLflow by default.
+"""What is seen of a training while it runs: scalars, by any tracker that accelerate knows, and a page of curves.
 
 Trackers are spoken to in a thread of their own, and MLflow gets its scalars in batches, since a write a step to its
 database takes longer than a small step itself. A tracker watches; it never decides whether training goes on: one that
@@ -7,12 +7,14 @@ fails later is asked again with the next batch, and curves.jsonl has it all.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
+import queue
+import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,16 +25,26 @@ from multimodal_gemma import files, logs
 from multimodal_gemma.config.flat import flatten, portable
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.registry import server
+from multimodal_gemma.training import curves
+from multimodal_gemma.training.trainer_status import TrainerStatus
 
 if TYPE_CHECKING:
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
     from multimodal_gemma.config.schema import Config, RegistryConfig
+    from multimodal_gemma.training.loop import Outcome
 
 _FLUSH_EVERY = 5.0  # seconds
+_PUBLISH_EVERY = 60.0  # seconds between two pages
+_LOOK_EVERY = 1.0  # seconds after which the thread looks at the clock, though no step has ended
 _MACHINE_EVERY = 10.0  # seconds between two looks at the machine; MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL wins
 _METRICS_A_BATCH, _PARAMS_A_BATCH = 1000, 100  # MLflow's limits on a request
 _LONGEST_PARAM = 6000  # characters, MLflow's limit on a value
+_FAILED = {
+    "tracker": "a tracker fails",
+    "page": "the page of the curves cannot be shown while training runs",
+    "status": "Kubeflow Trainer does not take the status of its TrainJob",
+}
 
 
 class MLflowBatches(GeneralTracker):
@@ -109,16 +121,20 @@ class MLflowBatches(GeneralTracker):
         else:
             self._spool.unlink(missing_ok=True)
 
-    @on_main_process
-    def keep(self, paths: Sequence[Path], folder: str) -> None:
-        """Upload files as artifacts of the run; a server that is away goes without them."""
+    def keep(self, paths: Sequence[Path], folder: str) -> bool:
+        """Upload files as artifacts of the run, after the scalars that wait; False if the server is away."""
+        self._flush()
+        if not self._run_id or self._waiting:
+            return False
         try:
             with server.connected(self._registry) as client:
                 for path in paths:
-                    if self._run_id and path.is_file():
+                    if path.is_file():
                         client.log_artifact(self._run_id, str(path), folder)
         except InputError as error:
             self._warn(error)
+            return False
+        return True
 
     def _find_run(self) -> None:
         from multimodal_gemma.registry import runs
@@ -170,7 +186,7 @@ class MLflowBatches(GeneralTracker):
 
     def _warn(self, error: InputError) -> None:
         if not self._warned:
-            logs.get("train").warning(f"{error} Training goes on, and the scalars are sent later.")
+            logs.get("train").warning(f"{error} Training goes on, and what MLflow misses is sent later.")
         self._warned = True
 
 
@@ -224,35 +240,133 @@ def start(accelerator: Accelerator, names: list[str], config: Config) -> None:
 
 
 class Reporter:
-    """Sends scalars to all trackers, in a thread of its own.
+    """Shows a training while it runs, in a thread of its own: nothing here holds it up or ends it.
+
+    Scalars go to all trackers at once. Every minute, if there is something new, the page of the curves is written anew,
+    and goes to MLflow with what the model has said. Kubeflow Trainer, where it wants to, hears how far the training is.
 
     Args:
         accelerator: has the trackers.
+        page: the file that gets the page.
+        samples: the file that the answers are written to.
+        image: the pixels of an image index, uint8 (H, W, 3).
     """
 
-    def __init__(self, accelerator: Accelerator) -> None:
-        self._accelerator, self._warned = accelerator, False
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="trackers")
+    def __init__(self, accelerator: Accelerator, page: Path, samples: Path, image: Callable[[int], Any]) -> None:
+        self._accelerator, self._page, self._samples, self._image = accelerator, page, samples, image
+        self._status = TrainerStatus()
+        self._lines: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._rows: list[dict[str, Any]] = []
+        self._answers: list[dict[str, Any]] = []
+        self._steps = self._before = 0
+        self._begun = self._published = time.monotonic()
+        self._drawn: tuple[int, int] = (0, 0)  # lines and answers on the page
+        self._kept = True  # the page as it is drawn has reached MLflow
+        self._warned: set[str] = set()
+        self._thread: threading.Thread | None = None
+
+    def begin(self, rows: Sequence[dict[str, Any]], steps: int) -> None:
+        """Start.
+
+        Args:
+            rows: the lines of curves.jsonl of a training that continues.
+            steps: how many there will be.
+        """
+        self._rows, self._steps, self._before = list(rows), steps, len(rows)
+        self._begun = self._published = time.monotonic()
+        self._thread = threading.Thread(target=self._work, name="reporter", daemon=True)
+        self._thread.start()
 
     def send(self, row: dict[str, Any]) -> None:
-        """Have a step's line sent; returns at once."""
-        if self._accelerator.trackers:
-            values = {name: value for name, value in row.items() if name != "step"}
-            self._thread.submit(self._accelerator.log, values, step=row["step"]).add_done_callback(self._look)
+        """Have a step's line shown; returns at once."""
+        self._lines.put(row)
 
-    def close(self, kept: Sequence[Path]) -> None:
-        """Wait until everything is sent, upload files where MLflow takes them, and close the trackers."""
-        self._thread.shutdown()
+    def close(self, outcome: Outcome | None = None) -> None:
+        """Wait until everything is sent, and close the trackers.
+
+        Args:
+            outcome: how training ended; None: it broke off.
+
+        Raises:
+            InputError: the page of a training that ended cannot be written.
+        """
+        if self._thread is not None:
+            self._lines.put(None)
+            self._thread.join()
+            self._try("page", self._draw)
+            if outcome is not None:
+                self._draw(outcome)
+                self._try("status", self._tell_end)
+            self._try("page", self._keep)
         for tracker in self._accelerator.trackers:
-            if isinstance(tracker, MLflowBatches):
-                tracker.keep(kept, "training")
             tracker.finish()
 
-    def _look(self, sent: Future[None]) -> None:
-        error = sent.exception()
-        if error is not None and not self._warned:
-            logs.get("train").warning(f"a tracker fails ({error}). Training goes on; curves.jsonl has all scalars.")
-            self._warned = True
+    def _work(self) -> None:
+        while True:
+            with contextlib.suppress(queue.Empty):
+                row = self._lines.get(timeout=_LOOK_EVERY)
+                if row is None:
+                    return
+                self._rows.append(row)
+                self._try("tracker", self._log, row)
+            if self._status.wanted and self._rows and not self._status.due:
+                self._try("status", self._tell)
+            if time.monotonic() - self._published >= _PUBLISH_EVERY:
+                self._try("page", self._draw)
+                self._try("page", self._keep)
+                self._published = time.monotonic()  # after a server's silence
+
+    def _log(self, row: dict[str, Any]) -> None:
+        if self._accelerator.trackers:
+            self._accelerator.log({name: value for name, value in row.items() if name != "step"}, step=row["step"])
+
+    def _draw(self, outcome: Outcome | None = None) -> None:
+        """Write the page, if it would show anything new."""
+        if self._samples.is_file():
+            with contextlib.suppress(InputError):  # a line is being written
+                self._answers = files.read_jsonl(self._samples, "samples")
+        there = (len(self._rows), len(self._answers))
+        if not self._rows or (outcome is None and there == self._drawn):
+            return
+        text = curves.page(
+            self._rows,
+            best_step=outcome.best_step if outcome else curves.best_so_far(self._rows),
+            stopped_early=outcome is not None and outcome.stopped_early,
+            running_to=0 if outcome else self._steps,
+            samples=self._answers,
+            image=self._image,
+        )
+        files.write_text(self._page, text)
+        self._drawn, self._kept = there, False
+
+    def _keep(self) -> None:
+        """Upload page and answers to MLflow, if it has others."""
+        if not self._kept:
+            mlflows = [tracker for tracker in self._accelerator.trackers if isinstance(tracker, MLflowBatches)]
+            self._kept = all(tracker.keep([self._page, self._samples], "training") for tracker in mlflows)
+
+    def _tell(self) -> None:
+        """Tell Kubeflow Trainer where training stands; the time left is that of the steps that this process took."""
+        done, taken = self._rows[-1]["step"], len(self._rows) - self._before
+        left = (time.monotonic() - self._begun) / taken * (self._steps - done) if taken else None
+        metrics = {name: value for row in self._rows[-1:] for name, value in row.items() if name != "seconds"}
+        validated = [row["validation_loss"] for row in self._rows if "validation_loss" in row]
+        known = {"validation_loss": validated[-1]} if validated else {}
+        self._status.tell(done / max(self._steps, 1), left, {**metrics, **known})
+
+    def _tell_end(self) -> None:
+        if self._status.wanted:
+            time.sleep(self._status.due)
+            self._status.tell(1.0, 0.0, {name: value for name, value in self._rows[-1].items() if name != "seconds"})
+
+    def _try(self, what: str, do: Callable[..., None], *arguments: Any) -> None:
+        """Do what must not end the training; the first failure of each kind is said."""
+        try:
+            do(*arguments)
+        except Exception as error:  # noqa: BLE001 - whatever happens to those who watch, training goes on
+            if what not in self._warned:
+                logs.get("train").warning(f"{_FAILED[what]} ({error}). Training goes on; curves.jsonl has all scalars.")
+            self._warned.add(what)
 
 
 def _wandb_settings(folder: str) -> dict[str, Any]:
