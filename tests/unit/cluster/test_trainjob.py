@@ -118,6 +118,24 @@ def test_a_life_queued_pending_running_node_lost_retried_done(server, told):
     assert told()[-2:] == [f"{name} is complete", f"the TrainJob {name} and its pods are deleted"]
 
 
+def test_how_far_it_is_is_read_from_its_status_where_the_log_says_nothing(server, told):
+    """Kubeflow Trainer 2.2 keeps what the first process told it (pkg/apis/trainer/v1alpha1, TrainerStatus)."""
+    Controller(server)
+    controller, followed = begin(server, made())
+    controller.running(0)
+    controller.running(1)
+    until(lambda: "2 of 2 nodes run" in told())
+    status = {"progressPercentage": 45, "estimatedRemainingSeconds": 3600, "lastUpdatedTime": "2026-06-12T03:00:00Z"}
+    status["metrics"] = [{"name": "loss", "value": "0.2347"}]
+    server.patch(f"{JOBS}/{controller.name}", {"status": {"trainerStatus": status}})
+    until(lambda: "45% done, 3600 s left, loss 0.2347" in told())
+    controller.log(0, PROGRESS.format(59))
+    until(lambda: any("59 of 4,800 samples" in line for line in told()))
+    server.patch(f"{JOBS}/{controller.name}", {"status": {"trainerStatus": {"lastUpdatedTime": "x"}}})
+    controller.status(condition("Complete"))
+    assert followed.end() is None
+
+
 def test_a_job_that_is_suspended_without_kueue_says_so(server, told):
     Controller(server)
     server.denied.add(("list", "kueue.x-k8s.io", "workloads"))

@@ -40,6 +40,18 @@ PLATFORM = (
     Pod("metadata-grpc", "kubeflow", {"component": "metadata-grpc-server"}, None, {8080}),
     Pod("seaweedfs", "kubeflow", {"app": "seaweedfs"}, None, {8333, 8111, 8888, 9333}),
     Pod("dns", "kube-system", {"k8s-app": "kube-dns"}, None, {53}),
+    # manifests/base/manager/manager.yaml of Kubeflow Trainer 2.2.0
+    Pod(
+        "trainer",
+        "kubeflow-system",
+        {
+            "app.kubernetes.io/name": "trainer",
+            "app.kubernetes.io/component": "manager",
+            "app.kubernetes.io/part-of": "kubeflow",
+        },
+        None,
+        {8081, 8443, 9443, 10443},
+    ),
 )
 
 

@@ -144,6 +144,11 @@ BROKEN: list[tuple[Callable[[Objects], list[str]], Callable[[Objects], Any], str
     ),
     (
         cluster_policies.network_policies_mean_something,
+        lambda o: _policy("trainer-dependencies")(o)["egress"][3]["ports"][0].update(port=10444),
+        "opens 10444, where nobody listens",
+    ),
+    (
+        cluster_policies.network_policies_mean_something,
         lambda o: _policy("mlflow-database")(o)["ingress"][0]["ports"][0].update(port=5433),
         "opens 5433",
     ),

@@ -86,7 +86,8 @@ class Follower:
             self._say(f"{self.name} is queued: {reason.rstrip('.')}")
             return False
         wanted = int(job["spec"]["trainer"]["numNodes"])
-        self._say_nodes([one for one in nodes if pods.restarts(one) >= self._restart], wanted)
+        told = (job.get("status") or {}).get("trainerStatus") or {}
+        self._say_nodes([one for one in nodes if pods.restarts(one) >= self._restart], wanted, told)
         return False
 
     def _queued_for(self, job: Object) -> str:
@@ -103,7 +104,7 @@ class Follower:
                         return str(one.get("message") or "")
         return ""
 
-    def _say_nodes(self, nodes: list[Object], wanted: int) -> None:
+    def _say_nodes(self, nodes: list[Object], wanted: int, told: Object) -> None:
         latest = max(map(pods.restarts, nodes), default=self._restart)
         if latest > self._restart:
             self._restart = latest
@@ -116,7 +117,7 @@ class Follower:
             return
         leader = next((one for one in running if pods.leads(one)), running[0])
         progress = pods.progress_in(self.namespace.log(pods.name_of(leader), pods.CONTAINER, _TAIL))
-        self._say(progress or f"{wanted} of {wanted} nodes run")
+        self._say(progress or _share(told) or f"{wanted} of {wanted} nodes run")
 
     def _say(self, text: str) -> None:
         if text != self._said:
@@ -148,6 +149,15 @@ class Follower:
 
 
 _BLAME: dict[int | None, int] = {2: 0, 137: 0, 1: 1, 75: 2, None: 3, 143: 3}  # by exit code; 137 is out of memory
+
+
+def _share(told: Object) -> str:
+    """Return how far training is by the TrainJob's `status.trainerStatus`; "" where nobody fills it."""
+    if told.get("progressPercentage") is None:
+        return ""
+    left = told.get("estimatedRemainingSeconds")
+    losses = [f"loss {one['value']}" for one in told.get("metrics") or [] if one.get("name") == "loss"]
+    return ", ".join([f"{told['progressPercentage']}% done", *([f"{left} s left"] if left else []), *losses])
 
 
 def _spoken(error: InputError | Exception) -> InputError:
