@@ -1,5 +1,6 @@
 """A compiled file runs to its end on this machine, and whatever happens is recorded and shown."""
 
+import functools
 import json
 import os
 import signal
@@ -158,8 +159,12 @@ def test_however_a_run_ends_its_stage_ends_too_and_the_same_command_continues_it
         "import sys, pathlib\nfrom multimodal_gemma.local import runner\n"
         "runner.run('sample', ['training.epochs=5'], pathlib.Path(sys.argv[1]), compiled=pathlib.Path(sys.argv[2]))\n"
     )
+    hearing = functools.partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)  # under nohup it would ignore SIGHUP
     process = subprocess.Popen(
-        [sys.executable, "-c", code, runs, compiled], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+        [sys.executable, "-c", code, runs, compiled],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        preexec_fn=hearing,
     )
     assert process.stderr is not None
     for line in process.stderr:
