@@ -82,6 +82,7 @@ def training(**asked):
             dataset=processed.outputs["dataset"],
         )
         accelerated(reusable(evaluated), plans, hours=12)
+        with_registry(evaluated, registry)  # its log begins with the run's page
 
         registered = register_model(
             plan=plans["plan"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import re
 import signal
@@ -244,3 +245,36 @@ def test_a_training_that_is_killed_after_its_first_minute_has_curves_and_a_page(
     _, later = killed_after_a_page_beyond(shown)
     seconds = [float(re.search(r"([\d,]+) s<", text)[1].replace(",", "")) for text in (page, later)]
     assert seconds[1] >= seconds[0]  # of all steps, those of the first process too
+
+
+STEP = """
+import sys
+from multimodal_gemma.stages import component
+
+component.work(sys.argv[1], sys.argv[2], model="/nowhere", benchmarks="/nowhere", output=sys.argv[3])
+"""
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_the_log_of_a_step_whose_plan_names_no_run_begins_with_the_runs_page(
+    config: Config, mlflow_server: Server, tmp_path: Path, away: bool
+) -> None:
+    """The plan is the cache's key, so the step knows its run by the pod's label alone."""
+    from multimodal_gemma.registry import runs
+
+    place = runs.open_run(config.registry, "pipeline-first-line", "a name")
+    uri = "http://127.0.0.1:9" if away else mlflow_server.uri
+    plan = {"config": {"preset": "sample", "registry": {"tracking_uri": uri}}, "code": "x"}
+    done = subprocess.run(
+        [sys.executable, "-c", STEP, "evaluate", json.dumps(plan), str(tmp_path / "output")],
+        env={**os.environ, "MMGEMMA_RUN_ID": "pipeline-first-line"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    said = done.stderr.splitlines()
+    assert said[: 1 if away else 2] == [*([] if away else [f"MLflow: {place}"]), "--- evaluate: try 1 of 3"]
+    assert "/runs/" in place
+    assert done.returncode == 2  # there is no such model: the work began
+    assert said[-1].startswith("error: ")
+    assert "MLflow" not in said[-1]

@@ -21,7 +21,18 @@ if TYPE_CHECKING:
 
     from multimodal_gemma.config.schema import RegistryConfig
 
-__all__ = ["PIPELINE_RUN", "end", "ensure_run", "find", "injected_run", "open_run", "page", "run_in", "tracking_uri"]
+__all__ = [
+    "PIPELINE_RUN",
+    "end",
+    "ensure_run",
+    "find",
+    "injected_run",
+    "open_run",
+    "page",
+    "page_of",
+    "run_in",
+    "tracking_uri",
+]
 
 _PARENT = "mlflow.parentRunId"  # MLflow's own tag of a nested run
 PIPELINE_RUN = "mmgemma.pipeline_run"  # the tag that ties a run to its pipeline run
@@ -55,6 +66,18 @@ def page(registry: RegistryConfig, run: Run) -> str:
     uri = server.shown(tracking_uri(registry)).rstrip("/")
     there = f"{uri}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
     return there if uri.startswith("http") else ""
+
+
+def page_of(registry: RegistryConfig, pipeline_run: str) -> str:
+    """Return the page of the run that a pipeline run has; "" where it has none, or MLflow does not say."""
+    if not tracking_uri(registry).startswith("http"):
+        return ""
+    try:
+        with server.connected(registry) as client:
+            found = find(client, registry, pipeline_run)
+            return page(registry, found) if found is not None else ""
+    except (InputError, ModuleNotFoundError):  # a link is not worth a training
+        return ""
 
 
 def ensure_run(registry: RegistryConfig, pipeline_run: str) -> str:

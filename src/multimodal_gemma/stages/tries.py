@@ -55,15 +55,13 @@ def run(stage: str, plan: str = "", **arguments: Any) -> dict[str, Any]:
             is left, else what the child ended with after SIGTERM.
     """
     allowed = max(1, min(TRIES.get(stage, 1), int(os.environ.get(LIMIT) or 99)))
-    request = json.dumps({"stage": stage, "plan": plan, "arguments": arguments})
+    asked = {"stage": stage, "plan": plan, "arguments": arguments}
     reasons: list[str] = []
-    if plan and (place := json.loads(plan).get("mlflow")):
-        _say(f"MLflow: {place}")
     with tempfile.TemporaryDirectory(prefix="mmgemma-") as scratch, _Child() as child:
         told = Path(scratch) / "result.json"
         for number in range(1, allowed + 1):
-            if allowed > 1:
-                _say(f"--- {stage}: try {number} of {allowed}")
+            header = f"--- {stage}: try {number} of {allowed}" if allowed > 1 else ""
+            request = json.dumps({**asked, "header": header, "first": number == 1})
             killed_before = _killed_for_memory()
             code = child.run([sys.executable, "-m", __name__, str(told), str(os.getpid())], request)
             if code == 0:
@@ -178,6 +176,10 @@ def _main(told: Path, parent: int) -> None:
     _end_with(parent)
     asked = json.load(sys.stdin)
     with component.guarded():
+        if asked["first"] and (place := _place(json.loads(asked["plan"] or "{}"))):
+            _say(f"MLflow: {place}")  # the first line of a step's log, which the UI shows while the step runs
+        if asked["header"]:
+            _say(asked["header"])
         try:
             result = _call(asked["stage"], asked["plan"], asked["arguments"])
         except Exception as error:
@@ -189,6 +191,16 @@ def _main(told: Path, parent: int) -> None:
             told.write_text(json.dumps({"failed": failed[:500]}), encoding="utf-8")
             raise SystemExit(_OUTAGE if isinstance(error, Outage) else 1) from None
     told.write_text(json.dumps(dataclasses.asdict(result), default=str), encoding="utf-8")
+
+
+def _place(plan: Mapping[str, Any]) -> str:
+    """Return the page of the run in MLflow; "" where there is none. A plan that must not name the run has it not."""
+    run_id = os.environ.get(RUN_ID, "")
+    if "mlflow" in plan or not (plan and run_id):
+        return str(plan.get("mlflow", ""))
+    from multimodal_gemma.registry import runs
+
+    return runs.page_of(configuration.from_json(json.dumps(plan["config"])).registry, run_id)
 
 
 def _call(stage: str, plan: str, arguments: Mapping[str, Any]) -> Any:
