@@ -22,7 +22,7 @@ from multimodal_gemma.errors import InputError
 
 _PRESETS = "multimodal_gemma.config.presets"
 _FLOORS = "registry.floors"
-_SHARE = re.compile(r"(#\d+|\*\d+(\.\d+)?)$")  # see data.choose.Share
+_SHARE = re.compile(r"([#*]\s*[-+.\d]*(e[-+]?\d*|nan|inf(inity)?)?)+$", re.IGNORECASE)  # see data.choose.Share
 
 
 def presets() -> list[str]:

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 KEYS = ("limit", "limit_seed", "min_turns", "max_turns", "min_characters", "max_characters", "kinds")
 EXAMPLES = 5  # kept of each reason
 _KINDS = ("single", "multi", "text")
-_SHARE = re.compile(r"(?P<uri>.*?)(?:#(?P<count>\d+)|\*(?P<weight>\d+(?:\.\d+)?))?")
+_SHARE = re.compile(r"(?P<uri>.*?)(?:#(?P<count>\d{1,12})|\*(?P<weight>\d{1,12}(?:\.\d{1,12})?))?")
+_NO_SHARE = re.compile(r".*[#*]\s*[-+.\d]*(e[-+]?\d*|nan|inf(inity)?)?", re.IGNORECASE)  # meant as one
+_MOST = 1_000  # times a set may be learnt from in one pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +51,12 @@ class Share:
         found = _SHARE.fullmatch(text)
         assert found is not None  # the location may be anything
         count, weight = found["count"], found["weight"]
-        if count == "0" or (weight and not float(weight)):
+        if _NO_SHARE.fullmatch(found["uri"]) or float(weight or 1) > _MOST:
+            raise InputError(
+                f"config: data.conversations has {text[:200]}, which is no share. Write URI#COUNT, or URI*WEIGHT up to "
+                f"{_MOST:,}."
+            )
+        if (count and not int(count)) or (weight and not float(weight)):
             raise InputError(f"config: data.conversations asks for nothing of {found['uri']}. Leave it out.")
         return cls(found["uri"], int(count) if count else None, float(weight or 1))
 
@@ -156,6 +163,11 @@ def _share(usable: list[tuple[bytes, str, Conversation]], share: Share) -> list[
 def _nothing(left: Mapping[str, Left]) -> InputError:
     reasons = sorted({kind for entry in left.values() for kind in entry.dropped})
     count = sum(entry.losses for entry in left.values())
+    if not count:
+        return InputError(
+            "conversations: the shares in data.conversations draw none of "
+            f"{sum(one.given for one in left.values()):,}. Raise a count or a weight."
+        )
     if reasons == ["empty-turn"]:
         return InputError(
             f"conversations: zero usable conversations; each of the {count:,} has an empty turn, so there is nothing "

@@ -485,7 +485,7 @@ def check_missing(missing: Sequence[dict[str, str]], asked: int, allowed: float,
     first = missing[0]
     raise InputError(
         f"download: {len(missing):,} of {asked:,} images could not be had ({share:.2%}, allowed {allowed:.2%}). "
-        f"First: {first['file_name']} ({first['reason']}). The list: {output / MISSING}. "
+        f"First: {first['file_name'].replace(chr(10), ' ')[:120]} ({first['reason']}). The list: {output / MISSING}. "
         f"Allow more with data.max_missing_fraction={_round_up(share):g}."
     )
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import dataclasses
 import gzip
 import hashlib
 import io
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -26,15 +27,29 @@ from multimodal_gemma.errors import InputError
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".json.gz", ".jsonl.gz", ".parquet")
 EMBEDDED = "embedded/"  # begins the name of a picture that stands in the file of conversations itself
-COLUMNS = ("id", "image", "images", "conversations", "messages", "texts")
+TURNS = ("conversations", "messages", "texts")  # of what a row is known by
+COLUMNS = ("id", "image", "images", *TURNS)
 
 _ROLES: dict[str, Role] = {"human": "user", "user": "user"}
 _ROLES |= dict.fromkeys(("gpt", "assistant", "chatgpt", "model"), "assistant")
 _SYSTEM = "system"  # a first turn of this speaker is put before the first question
 _PIECE = 1 << 20  # characters read at a time
-_SPACE = " \t\n\r"
+_SPACE = " \t\n\r\ufeff"  # joined files have byte order marks in their middle
 _AFTER = (*_SPACE, ",", "]")  # what may follow an item of a list
 _DIGITS = 4_000  # of a number; Python itself refuses longer ones
+_KEYS = 8  # of an object, named in a sentence
+_CUT = 64  # characters from the end within which a fault may be a file that broke off
+_OTHERS = {  # what else people have, by its first bytes
+    b"PK\x03\x04": "a zip archive. Unpack it and name the file of conversations in it",
+    b"\xff\xfe": "UTF-16 or UTF-32. Save it as UTF-8",
+    b"\xfe\xff": "UTF-16. Save it as UTF-8",
+    b"\x00\x00\xfe\xff": "UTF-32. Save it as UTF-8",
+    b"ARROW1": "an Arrow file. Write it as Parquet (Dataset.to_parquet)",
+    b"\xff\xff\xff\xff": "an Arrow file. Write it as Parquet (Dataset.to_parquet)",
+    b"\x28\xb5\x2f\xfd": "packed by zstd. Unpack it, or pack it by gzip",
+    b"\xfd7zXZ": "packed by xz. Unpack it, or pack it by gzip",
+    b"BZh": "packed by bzip2. Unpack it, or pack it by gzip",
+}
 _ROWS = 16  # of Parquet that are in memory at once, pictures included
 
 
@@ -92,7 +107,7 @@ def read(path: Path, name: str, columns: Mapping[str, str] | None = None, max_by
     Raises:
         InputError: the file is none of the formats, or broken; rows before the fault have been yielded.
     """
-    for index, entry in enumerate(_entries(path, name, max_bytes)):
+    for index, entry in enumerate(_entries(path, name, columns or {}, max_bytes)):
         picture: list[bytes] = []
         try:
             yield Row(_conversation(_renamed(entry, columns or {}), index, picture), picture[0] if picture else None)
@@ -110,25 +125,27 @@ def embedded_name(content: bytes, path: str | None) -> str:
 # From files to rows
 
 
-def _entries(path: Path, name: str, max_bytes: int) -> Iterator[Any]:
+def _entries(path: Path, name: str, columns: Mapping[str, str], max_bytes: int) -> Iterator[Any]:
     try:
         with path.open("rb") as stream:
             start = stream.read(1 << 12)
     except OSError as error:
         raise InputError(f"conversations: {name} cannot be read ({error.strerror}). Check the path.") from None
     if start.startswith(b"PAR1"):
-        yield from _parquet(path, name)
+        yield from _parquet(path, name, columns)
         return
-    if start.startswith(b"PK\x03\x04"):
-        raise InputError(f"conversations: {name} is a zip archive. Unpack it and name the file of conversations in it.")
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise InputError(f"conversations: {name} is UTF-16, no UTF-8 text. Save it as UTF-8.")
+    for known, said in _OTHERS.items():
+        if start.startswith(known):
+            raise InputError(f"conversations: {name} is {said}.")
     if start.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype", b"<html")):
         raise InputError(f"conversations: {name} is a web page, not conversations. Check the address.")
     try:
         with path.open("rb") as raw:
-            binary: Any = _Capped(raw, name, max_bytes) if start.startswith(b"\x1f\x8b") else raw
-            with io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as text:
+            packed = start.startswith(b"\x1f\x8b")
+            if not packed and b"\0" in start:
+                raise InputError(f"conversations: {name} is no UTF-8 text. Give JSON, JSON lines or Parquet.")
+            binary: Any = _Capped(raw, name, max_bytes) if packed else raw
+            with io.TextIOWrapper(binary, encoding="utf-8-sig") as text:  # a line ends with \n, \r\n or \r
                 yield from _json(text, name)
     except UnicodeDecodeError:
         raise InputError(f"conversations: {name} is no UTF-8 text. Give JSON, JSON lines or Parquet.") from None
@@ -223,10 +240,9 @@ def _listed(stream: TextIO, text: str, name: str) -> Iterator[Any]:
             if not text:
                 return ""
 
-    def broken(what: str) -> InputError:
+    def broken(what: str, hint: str = "It may be truncated: fetch it again.") -> InputError:
         return InputError(
-            f"conversations: {name} is no whole JSON document: {what} after {count:,} conversations. "
-            "It may be truncated: fetch it again."
+            f"conversations: {name} is no whole JSON document: {what} after {count:,} conversations. {hint}"
         )
 
     if sign() == "]":
@@ -245,6 +261,8 @@ def _listed(stream: TextIO, text: str, name: str) -> Iterator[Any]:
                     ) from None
                 except json.JSONDecodeError as error:
                     whole, fault = False, error.msg
+                    if not fault.startswith("Unterminated") and error.pos < len(text) - _CUT:
+                        raise broken(fault, "Correct it there.") from None
                 if whole:
                     break
                 more = stream.read(max(_PIECE, len(text) - place))
@@ -261,19 +279,26 @@ def _listed(stream: TextIO, text: str, name: str) -> Iterator[Any]:
             if following != ",":
                 raise broken("a comma is missing" if following else "it breaks off")
     if sign():
-        raise broken("more text follows the list")
+        raise broken("more text follows the list", "Give one list, or one conversation a line (JSON lines).")
 
 
-def _parquet(path: Path, name: str) -> Iterator[Any]:
+def _parquet(path: Path, name: str, columns: Mapping[str, str]) -> Iterator[Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as table:
-            wanted = [field for field in table.schema_arrow.names if field.split(".")[0]]
+            there = table.schema_arrow.names
+            known = [columns.get(key, key) for key in TURNS]
+            if not any(key in there for key in known):
+                raise InputError(
+                    f"conversations: {name} has the columns {_listed_keys(there)} and none of {', '.join(known)}. "
+                    "Name its own with data.columns, e.g. data.columns={conversations: dialogue}."
+                )
+            wanted = [field for field in there if field in ("set", *COLUMNS, *columns.values())]
             for batch in table.iter_batches(batch_size=_ROWS, columns=wanted):
                 yield from batch.to_pylist()
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, OverflowError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"conversations: {name} is no readable Parquet file ({reason}). Fetch it again.") from None
 
@@ -291,7 +316,11 @@ def _renamed(entry: Any, columns: Mapping[str, str]) -> Any:
 def _identity(entry: Any, index: int) -> str:
     found = entry.get("id", index) if isinstance(entry, dict) else index
     plain = found if isinstance(found, str | int) and not isinstance(found, bool) else index
-    return str(plain)[:200].encode("utf-8", "replace").decode("utf-8")
+    return _plain(plain)
+
+
+def _plain(value: Any) -> str:
+    return str(value)[:200].encode("utf-8", "replace").decode("utf-8")
 
 
 def _conversation(entry: Any, index: int, picture: list[bytes]) -> Conversation:
@@ -301,7 +330,9 @@ def _conversation(entry: Any, index: int, picture: list[bytes]) -> Conversation:
         raise _Faulty("no-conversation", f"is a JSON {_kind(entry)}, no conversation")
     if isinstance(entry.get("id"), _Absurd):
         raise _Faulty("absurd", "has an id that is a number of thousands of digits, or no number")
-    said = next((entry[key] for key in ("conversations", "messages", "texts") if entry.get(key) is not None), None)
+    if entry and not any(key in entry for key in TURNS):
+        raise _Faulty("no-turns", f"has none of {', '.join(TURNS)}, but {_listed_keys(entry)}")
+    said = _said(next((entry[key] for key in TURNS if entry.get(key) is not None), None))
     if not isinstance(said, list) or not said:
         raise _Faulty("no-turns", "has no turns")
     turns = _turns([one for pair in said for one in _both(pair)])
@@ -309,10 +340,27 @@ def _conversation(entry: Any, index: int, picture: list[bytes]) -> Conversation:
     _check(turns, image)
     if image is not None and not any(IMAGE_TAG in turn.text for turn in turns):
         turns[0] = Turn("user", f"{IMAGE_TAG}\n{turns[0].text}")
-    made = Conversation(_identity(entry, index), image, turns, str(entry.get("set") or ""))
+    made = Conversation(_identity(entry, index), image, turns, _plain(entry.get("set") or ""))
     if any(_surrogate(text) for text in (str(entry.get("id", "")), image or "", *(turn.text for turn in turns))):
         raise _Faulty("surrogate", "holds half of a character (a lone surrogate), which is no text")
     return made
+
+
+def _said(value: Any) -> Any:
+    """Return a list of turns also from what tables hold instead: JSON in a text, or a list for each part of a turn."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError, RecursionError):
+            value = _decoder().decode(value)
+    if isinstance(value, dict):
+        parts = list(value.values())
+        if all(isinstance(part, list) and len(part) == len(parts[0]) for part in parts):
+            return [dict(zip(value, turn, strict=True)) for turn in zip(*parts, strict=True)]
+    return value
+
+
+def _listed_keys(keys: Collection[str]) -> str:
+    shown = [key[:40].encode("ascii", "backslashreplace").decode() for key in list(keys)[:_KEYS]]
+    return ", ".join([*shown, "…"] if len(keys) > _KEYS else shown) or "nothing"
 
 
 def _both(pair: Any) -> list[Any]:
@@ -353,7 +401,7 @@ def _text(content: Any) -> str | None:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind in ("image", "image_url", "input_image"):
             pieces.append(IMAGE_TAG)
-        elif kind in ("text", "input_text") and isinstance(part.get("text"), str):
+        elif kind in ("text", "input_text", "output_text") and isinstance(part.get("text"), str):
             pieces.append(part["text"])
         else:
             return None
@@ -370,8 +418,13 @@ def _images(entry: dict[str, Any], said: list[Any]) -> list[Any]:
         for part in content if isinstance(content, list) else []:
             named = part.get("image_url", part.get("image")) if isinstance(part, dict) else None
             found.append(named.get("url") if isinstance(named, dict) and "url" in named else named)
-    given = [item for item in found if item not in (None, "")]
+    given = [item for item in found if item not in (None, "") and not _no_picture(item)]
     return [item for place, item in enumerate(given) if item not in given[:place]]
+
+
+def _no_picture(item: Any) -> bool:
+    """Whether a column of pictures is empty in this row."""
+    return isinstance(item, dict) and not any(item.values())
 
 
 def _image(found: list[Any], picture: list[bytes]) -> str | None:
@@ -383,10 +436,11 @@ def _image(found: list[Any], picture: list[bytes]) -> str | None:
             "several-images", f"has {len(found)} images; a conversation about several is not offered, one is learnt"
         )
     image = found[0]
-    if isinstance(image, str) and image.startswith("data:"):
+    if isinstance(image, str) and image[:5].lower() == "data:":
         head, _, packed = image.partition(",")
         try:
-            image = base64.b64decode(packed, validate=True) if head.endswith(";base64") else b""
+            folded = "".join(packed.split())  # lines of 76 letters, as mail has them
+            image = base64.b64decode(folded, validate=True) if head.lower().endswith(";base64") else b""
         except (binascii.Error, ValueError):
             image = b""
         if not image:

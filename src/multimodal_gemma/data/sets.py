@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 from multimodal_gemma import files
 from multimodal_gemma.config.schema import DataConfig
@@ -20,7 +21,7 @@ from multimodal_gemma.data.sources.local import LocalSource
 from multimodal_gemma.data.work import WorkStore
 from multimodal_gemma.errors import InputError
 
-FORMAT = 1  # raised when an equal file comes to be read as other conversations
+FORMAT = 2  # raised when an equal file comes to be read as other conversations
 _TRAIN, _OTHER = re.compile(r"(^|[/_.-])train"), re.compile(r"(^|[/_.-])(test|val|validation|dev)[/_.-]")
 
 
@@ -102,6 +103,7 @@ def _name(uri: str, taken: set[str]) -> str:
     path = uri.partition("://")[2]
     hub = re.fullmatch(r"hf://datasets/[^/]+/([^/@]+)(?:@[^/]*)?/?(.*)", uri)
     last = PurePosixPath(hub[2] or hub[1] if hub else path).name or uri.partition("://")[0]
+    last = unquote(last).replace("/", "_")
     plain = re.sub(r"(\.(jsonl?|ndjson|parquet|gz))+$", "", last) or "set"
     numbered = (plain if number == 1 else f"{plain}-{number}" for number in range(1, len(taken) + 2))
     return next(name for name in numbered if name not in taken)
@@ -113,7 +115,7 @@ def read(one: Set, data: DataConfig, scratch: Path, store: WorkStore | None) -> 
     Raises:
         InputError: a file cannot be had or is broken, or more conversations than allowed break the format.
     """
-    made = Read([], Left(), {}, {})
+    made, finished = Read([], Left(), {}, {}), is_artifact(one.source)
     for name in _files(one.source, one.key):
         for line in _lines(one, name, data, scratch, store):
             made.left.given += 1
@@ -121,11 +123,11 @@ def read(one: Set, data: DataConfig, scratch: Path, store: WorkStore | None) -> 
                 made.left.drop(*line["fault"])
                 continue
             item = conversations.from_row(line)
-            made.right.append(item if item.set else dataclasses.replace(item, set=one.name))
-            if item.image is not None and item.image.startswith(formats.EMBEDDED) and not is_artifact(one.source):
+            made.right.append(item if finished and item.set else dataclasses.replace(item, set=one.name))
+            if item.image is not None and item.image.startswith(formats.EMBEDDED) and not finished:
                 made.embedded.setdefault(name or "", set()).add(item.image)
     _check(one, made, data.max_faulty_fraction)
-    if is_artifact(one.source):
+    if finished:
         one.source.fetch(conversations.SETS, scratch / "former-sets.json")
         made.former = files.read_json(scratch / "former-sets.json", "sets")
     return made

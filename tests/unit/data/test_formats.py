@@ -60,8 +60,8 @@ def test_the_photograph_sample_is_read_whole(shared: Path) -> None:
     assert first.turns[3] == Turn("assistant", "7")
 
 
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n"])
-@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n", "\r", "\n\ufeff"])
+@pytest.mark.parametrize("mark", ["", "\ufeff", "\ufeff\ufeff"])
 @pytest.mark.parametrize("packed", [False, True])
 def test_json_lines_are_as_good_as_a_list(end: str, mark: str, packed: bool, tmp_path: Path) -> None:
     for layout in (end.join(json.dumps(GOOD) for _ in range(3)) + end, json.dumps([GOOD] * 3, indent=1)):
@@ -108,6 +108,8 @@ def test_items_are_those_of_the_whole_file_wherever_pieces_end(
         ('[{"a": 1}', "it breaks off"),
         ('[{"a": 1},', "no whole JSON document"),
         ('[{"a": 1},]', "no whole JSON document"),
+        ("[" + str([GOOD] * 2)[1:], "Correct it there"),
+        ('[{"a": 1}][{"a": 1}]', "Give one list, or one conversation a line"),
         ('[{"a": 1} {"a": 1}]', "no whole JSON document"),
         ('[{"a": 1}] 2', "more text follows"),
         ('{"a": 1}\n{"a"', r"line 2 of talk.json is no whole JSON document .* truncated"),
@@ -129,6 +131,10 @@ def test_text_that_is_no_utf8_and_gzip_that_breaks_off_are_sentences(tmp_path: P
     for content, said in (
         (b'["\xff\xfe"]', "is no UTF-8 text"),
         ("[]".encode("utf-16"), "UTF-16"),
+        ("[]".encode("utf-16-le"), "is no UTF-8 text"),
+        ("[]".encode("utf-32"), "UTF-32"),
+        (b"ARROW1\0\0", "Write it as Parquet"),
+        (b"\x28\xb5\x2f\xfd", "packed by zstd"),
         (gzip.compress(json.dumps([GOOD] * 50).encode())[:80], "is no whole gzip file"),
     ):
         path.write_bytes(content)
@@ -179,6 +185,50 @@ def test_one_image_is_one_image_however_it_is_named(image: Any, field: str, tmp_
     value = {key: part for key, part in GOOD.items() if key != "image"}
     (found,) = right(written(tmp_path, [{**value, field: image}]))
     assert (found.image, found.turns) == ("a.jpg", TALK)
+
+
+def test_turns_are_read_as_tables_hold_them(tmp_path: Path) -> None:
+    """A list of structs becomes two lists in some writers of `datasets`, and JSON in a text in many exports."""
+    said = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]
+    columns = {"from": ["human", "gpt"], "value": ["<image>\nWhat?", "A cat."]}
+    stored = {"bytes": PHOTO, "path": None}
+    for number, turns in enumerate((columns, json.dumps(said))):
+        (row,) = formats.read(parquet(tmp_path / f"{number}", [{"image": stored, "conversations": turns}]), "table")
+        assert isinstance(row.read, Conversation), row
+        assert (row.read.turns, row.picture) == (TALK, PHOTO)
+
+
+def test_an_empty_picture_of_a_table_is_no_picture(tmp_path: Path) -> None:
+    said = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+    rows = [{"image": {"bytes": None, "path": None}, "conversations": said}]
+    schema = pa.schema(
+        [("image", IMAGE), ("conversations", pa.list_(pa.struct([("from", pa.string()), ("value", pa.string())])))]
+    )
+    (row,) = formats.read(parquet(tmp_path / "table", rows, schema), "table")
+    assert isinstance(row.read, Conversation)
+    assert row.read.image is None
+
+
+def test_columns_that_nobody_asked_for_are_not_read(tmp_path: Path) -> None:
+    """Such as times that Python has no date for."""
+    path = tmp_path / "table"
+    said = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+    pq.write_table(pa.table({"made": pa.array([2**62], pa.timestamp("us")), "conversations": [said]}), path)
+    assert len(right(path)) == 1
+    with pytest.raises(InputError, match=r"has the columns made, conversations and none of dialogue, messages, texts"):
+        right(path, columns={"conversations": "dialogue"})
+
+
+def test_base64_may_have_lines_and_a_capital_scheme(tmp_path: Path) -> None:
+    packed = f"DATA:image/jpeg;BASE64,{base64.encodebytes(PHOTO).decode()}"
+    (row,) = formats.read(written(tmp_path, [{**GOOD, "image": packed}]), "talk")
+    assert row.picture == PHOTO
+
+
+def test_an_object_without_turns_is_told_by_what_it_has(tmp_path: Path) -> None:
+    (fault,) = read(written(tmp_path, json.dumps({"train": [GOOD], "test": []})))
+    assert isinstance(fault, formats.Fault)
+    assert fault.reason == "has none of conversations, messages, texts, but train, test"
 
 
 def test_openai_messages_are_read_like_the_others(tmp_path: Path) -> None:
@@ -256,7 +306,7 @@ def test_columns_of_other_names_are_mapped(tmp_path: Path) -> None:
     [
         ("text", "no-conversation", "is a JSON text"),
         (entry(image="a.jpg"), "no-turns", "has no turns"),
-        ({"id": 7, "image": "a.jpg"}, "no-turns", "has no turns"),
+        ({"id": 7, "image": "a.jpg"}, "no-turns", "has none of conversations, messages, texts, but id, image"),
         (entry(("human", "hi"), ("robot", "ho")), "unknown-speaker", "unknown speaker 'robot' in turn 1"),
         (entry(("developer", "be"), ("human", "hi"), ("gpt", "ho")), "unknown-speaker", "'developer' in turn 0"),
         (entry(("human", "<image> <image>"), ("gpt", "x"), image="a.jpg"), "image-tags", "2 image tags"),

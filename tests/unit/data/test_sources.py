@@ -54,6 +54,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         ("hf://gemma", "no location on the hub"),
         ("hf://datasets/one@main", "no location on the hub"),
         ("s3:///prefix", "names no bucket"),
+        ("s3://Not_a_bucket!/prefix", "names no bucket"),
+        ("https://[::1/a", "is no address"),
+        ("https://s3.amazonaws.com:99999/a", "is no address"),
+        ("https:///a", "is no address"),
     ],
 )
 def test_a_wrong_location_is_one_sentence(uri: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:

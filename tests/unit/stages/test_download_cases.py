@@ -117,3 +117,44 @@ def test_sets_are_mixed_by_their_shares_each_with_its_own_images(tmp_path: Path)
             assert shards.read(item.image) in [picture["bytes"] for picture in pictures]
     again = download.run(config, "dataset", tmp_path / "again")
     assert again.digest == summary.digest
+
+
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [
+        *(
+            (share, "which is no share")
+            for share in ("*-1", "*nan", "*inf", "#-1", "*1e3", "#", "*2.", "#3*2", "*1001")
+        ),
+        ("#" + "9" * 5_000, "which is no share"),
+        ("*0", "asks for nothing"),
+        ("#00", "asks for nothing"),
+        ("*0.001", "draw none of 2"),
+    ],
+)
+def test_a_share_that_is_none_is_one_sentence(share: str, said: str, tmp_path: Path) -> None:
+    """And never a sentence about a file of that name, or memory for a thousand million copies."""
+    path = tmp_path / "set.json"
+    path.write_text(json.dumps([making.conversation(None, ("Q", "A")), making.conversation(None, ("R", "B"))]))
+    with pytest.raises(InputError, match=said) as caught:
+        download.run(
+            configuration.compose("sample", [f"data.conversations={path}{share}"]), "dataset", tmp_path / "raw"
+        )
+    assert len(str(caught.value)) < 400
+    assert not (tmp_path / "raw").exists()
+
+
+def test_a_published_column_called_set_is_none_of_ours(tmp_path: Path) -> None:
+    """Else a row of the second set would be looked for among the images of the first."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.jpg").write_bytes(making.image_bytes((len(name), ord(name[0]), 5)))
+        rows = [{**making.conversation("a.jpg", (f"Q {name}", "A")), "set": "train\ud800"}]
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+    sets, images = (f"[{tmp_path}/one{end},{tmp_path}/two{end}]" for end in (".json", ""))
+    overrides = [f"data.conversations={sets}", f"data.images={images}"]
+    download.run(configuration.compose("sample", overrides), "dataset", tmp_path / "raw")
+    shards = ImageShards(tmp_path / "raw")
+    for item in conversations.load(tmp_path / "raw"):
+        assert item.image == f"{item.set}/a.jpg"
+        assert shards.read(item.image) == (tmp_path / item.set / "a.jpg").read_bytes()

@@ -38,7 +38,7 @@ class LocalSource(Source):
     def from_uri(cls, uri: str) -> LocalSource:
         """Return the source of a `file:///absolute/path` URI."""
         split = urlsplit(uri)
-        path = Path(unquote(uri.removeprefix("file://")))
+        path = Path(unquote(uri.removeprefix("file://").removeprefix("localhost")))
         if split.netloc not in ("", "localhost") or not path.is_absolute():
             raise InputError(f"download: {uri} is no path of this machine. Write file:///absolute/path.")
         return cls(path, uri)
@@ -73,7 +73,10 @@ class LocalSource(Source):
         """Return every file below the folder."""
         if not self.root.is_dir():
             raise InputError(f"download: {self.root} is a file; a folder is needed there.")
-        return sorted(path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if path.is_file())
+        try:
+            return sorted(path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if path.is_file())
+        except OSError as error:
+            raise InputError(f"download: {self.root} cannot be listed ({error.strerror}: {error.filename}).") from None
 
     def fingerprint(self, *names: str) -> str:
         """Return a digest of names, sizes and modification times."""

@@ -68,9 +68,13 @@ class S3Source(Source):
         super().__init__(uri)
         self._bucket, _, prefix = uri.removeprefix("s3://").partition("/")
         self._prefix = prefix.strip("/")
-        if not self._bucket:
-            raise InputError(f"download: {uri} names no bucket. Write s3://BUCKET/PREFIX.")
         self._client = client()
+        from minio.helpers import check_bucket_name
+
+        try:
+            check_bucket_name(self._bucket)
+        except ValueError:
+            raise InputError(f"download: {uri} names no bucket. Write s3://BUCKET/PREFIX.") from None
 
     def read(self, name: str, max_bytes: int) -> bytes:
         """Return the bytes of one object, see `Source.read`."""

@@ -139,8 +139,13 @@ class WebSource(Source):
 
     def _fault(self, url: str) -> str:
         """Return why an address may not be asked, "" if it may."""
-        split = urlsplit(url)
-        host = (split.hostname or "").lower()
+        try:
+            split = urlsplit(url)
+            host = (split.hostname or "").lower() if split.port != 0 else ""
+        except ValueError:  # half of an IPv6 address, a port beyond 65535
+            host = ""
+        if not host:
+            return "is no address. Write https://HOST/PATH."
         if "@" in split.netloc or "\\" in url:  # readers of URLs differ on which host such an address means
             return "has more than a host and a path in it. Write https://HOST/PATH."
         if public_address.loopback_allowed() and public_address.is_loopback(host):
