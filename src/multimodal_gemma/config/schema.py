@@ -126,7 +126,7 @@ class TrainingConfig:
     batch_size: int = number(40, low=1)  # conversations an optimiser step, over all ranks
     batch_tokens: int | str = number(
         "auto", low=64
-    )  # positions a forward pass, image tokens counted; auto: a whole step or what a GPU's memory holds, 16384 on a CPU
+    )  # positions a forward pass, image tokens counted; auto: a whole step or what a GPU's memory holds; less on a CPU
     projector_lr: float = number(1e-3, low=0)  # learns from random weights: five times the adapters' rate
     lora_lr: float = number(2e-4, low=0)  # bends pretrained weights gently
     language_lr: float = number(2e-5, low=0)  # language_policy=full
@@ -137,7 +137,7 @@ class TrainingConfig:
     seed: int = number(42, low=0)
     precision: str = choice("auto", "fp32", "bf16")  # auto: bf16 where a GPU has it
     device: str = choice("auto", "cpu", "cuda")
-    compile: str = choice("auto", "on", "off")  # the language model only; auto: on a GPU
+    compile: str = choice("auto", "on", "off")  # the language model only; auto: on a GPU that has the one kernel
     attention: str = choice("auto", "varlen", "sdpa")  # auto: one kernel for all lengths where a GPU has it
     feature_cache: str = choice(
         "auto", "none", "device", "memory", "disk"

@@ -69,7 +69,7 @@ def load_processor(folder: Path) -> Any:
     """
     from transformers import AutoProcessor
 
-    from multimodal_gemma.model.quiet import quiet
+    from multimodal_gemma.model.folders import quiet
 
     try:
         with quiet():
@@ -103,7 +103,7 @@ def load(folder: Path, *, device: str = "auto", precision: str = "auto") -> tupl
     from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText
 
-    from multimodal_gemma.model.quiet import quiet
+    from multimodal_gemma.model.folders import quiet
     from multimodal_gemma.training.device import choose_device, choose_precision
 
     processor = check(folder)

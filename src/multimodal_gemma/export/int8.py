@@ -54,7 +54,7 @@ def write(model: Path, output: Path) -> None:
     from torchao.quantization import Int8WeightOnlyConfig
     from transformers import AutoModelForImageTextToText, TorchAoConfig
 
-    from multimodal_gemma.model.quiet import quiet
+    from multimodal_gemma.model.folders import quiet
 
     rounding = TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=list(_KEPT))
     with quiet():
@@ -84,7 +84,7 @@ def record(folder: Path) -> dict[str, Any]:
     from safetensors.torch import load_file, save_file
 
     from multimodal_gemma.export import verifier, verify
-    from multimodal_gemma.model.quiet import quiet
+    from multimodal_gemma.model.folders import quiet
 
     references = folder / verify.REFERENCES
     with quiet():

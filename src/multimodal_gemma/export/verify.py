@@ -53,7 +53,7 @@ def record(model: Path, output: Path, dtype: str) -> None:
     """
     from safetensors.torch import save_file
 
-    from multimodal_gemma.model.quiet import quiet
+    from multimodal_gemma.model.folders import quiet
 
     folder = output / REFERENCES
     with files.atomic_path(folder / "picture.png") as temporary:

@@ -21,7 +21,7 @@ from transformers import LlavaForConditionalGeneration
 from multimodal_gemma import files
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.model import folders
-from multimodal_gemma.model.quiet import quiet
+from multimodal_gemma.model.folders import quiet
 
 if TYPE_CHECKING:
     from multimodal_gemma.config.schema import ModelConfig

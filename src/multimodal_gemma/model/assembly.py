@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
     AutoModel,
@@ -23,12 +23,12 @@ from transformers import (
     PreTrainedModel,
     SiglipVisionModel,
 )
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.model import folders
+from multimodal_gemma.model.folders import quiet
 from multimodal_gemma.model.processor import end_of_turn
-from multimodal_gemma.model.projector import fresh_projector, start_projector
-from multimodal_gemma.model.quiet import quiet
 
 if TYPE_CHECKING:
     from multimodal_gemma.config.schema import ModelConfig
@@ -39,6 +39,8 @@ _VISION = {
     "siglip": SiglipVisionModel,
     "siglip_vision_model": SiglipVisionModel,
 }
+
+_PROJECTOR_FILES = ("projector.safetensors", "adapter/projector.safetensors", "model.safetensors")
 
 
 def load_vision(folder: Path) -> PreTrainedModel:
@@ -153,9 +155,9 @@ def assemble(
     llava.model.vision_tower = vision
     llava.model.language_model = language.base_model
     llava.lm_head = language.get_output_embeddings()
-    llava.model.multi_modal_projector = fresh_projector(config, seed)
+    llava.model.multi_modal_projector = _fresh_projector(config, seed)
     if projector is not None:
-        start_projector(llava.model.multi_modal_projector, projector)
+        _start_projector(llava.model.multi_modal_projector, projector)
     llava.tie_weights()
     # Greedy, as it is scored: what the language model's own configuration draws from would answer otherwise.
     llava.generation_config = GenerationConfig(
@@ -232,3 +234,45 @@ def _stop_tokens(language: PreTrainedModel, processor: LlavaProcessor) -> list[i
     stops = [stated] if isinstance(stated, int) else list(stated or [])
     stops += [processor.tokenizer.eos_token_id, processor.tokenizer.convert_tokens_to_ids(end_of_turn(processor))]
     return list(dict.fromkeys(stops))
+
+
+def _fresh_projector(config: LlavaConfig, seed: int) -> LlavaMultiModalProjector:
+    """Return a projector of Xavier-uniform weights (Glorot and Bengio, 2010) and zero biases."""
+    projector = LlavaMultiModalProjector(config)
+    generator = torch.Generator().manual_seed(seed)
+    for layer in (projector.linear_1, projector.linear_2):
+        nn.init.xavier_uniform_(layer.weight, generator=generator)
+        nn.init.zeros_(layer.bias)
+    return projector
+
+
+def _start_projector(projector: LlavaMultiModalProjector, folder: Path) -> None:
+    """Give a projector the weights of a trained one.
+
+    Args:
+        projector: gets the weights, in float32.
+        folder: a trained model, its adapter folder, or any stock Llava folder whose weights are one file.
+
+    Raises:
+        InputError: there is no projector, or it joins models of other widths.
+    """
+    found = next((folder / name for name in _PROJECTOR_FILES if (folder / name).is_file()), None)
+    if found is None:
+        raise InputError(
+            f"model.projector: {folder} holds neither {' nor '.join(_PROJECTOR_FILES)}. Give a trained model's folder."
+        )
+    weights = {}
+    with safe_open(found, "pt") as stream:
+        for key in stream.keys():  # noqa: SIM118 - no mapping
+            before, mark, name = key.rpartition("multi_modal_projector.")
+            if mark or found.name == "projector.safetensors":
+                weights[name if mark else before + key] = stream.get_tensor(key)
+    own = projector.state_dict()
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    for name, tensor in own.items():
+        if shapes.get(name) != tuple(tensor.shape):
+            raise InputError(
+                f"model.projector: {found} has {name} of shape {shapes.get(name, 'none')}, this encoder and language "
+                f"model need {tuple(tensor.shape)}. Give a projector trained between models of the same widths."
+            )
+    projector.load_state_dict({name: weights[name].to(torch.float32) for name in own})

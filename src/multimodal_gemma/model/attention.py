@@ -200,6 +200,7 @@ def _varlen(
     sees = (-1 if window is None else window - 1, 0)
     longest = runs.longest
     ends = (runs.query_ends, runs.key_ends)
+    query = query.contiguous()  # heads stood before positions; what is compiled counts on the kernel's own layout
     result: Tensor = varlen_attn(query, keys, values, *ends, longest, longest, scale=scaling, window_size=sees, **more)
     return result
 

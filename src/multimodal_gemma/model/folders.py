@@ -6,7 +6,9 @@ Both are stock folders: config.json beside weights in safetensors.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +104,19 @@ def vision_facts(folder: Path) -> VisionFacts:
     whole = AutoConfig.for_model(**config)
     vision = getattr(whole, "vision_config", whole)
     return VisionFacts(kind, vision.image_size, vision.patch_size, vision.hidden_size, _WITH_CLS[kind])
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from printing bars and load reports inside the block; its errors still show."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

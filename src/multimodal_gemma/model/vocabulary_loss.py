@@ -14,6 +14,8 @@ a GPU computes in one compiled kernel or two.
 from __future__ import annotations
 
 import functools
+import os
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -126,4 +128,9 @@ def _softmax(logits: Tensor, targets: Tensor, cap: float | None) -> tuple[Tensor
 
 @functools.cache
 def _compiled() -> Callable[[Tensor, Tensor, float | None], tuple[Tensor, Tensor]]:
-    return torch.compile(_softmax, dynamic=True)
+    return torch.compile(_softmax, dynamic=True) if has_c_compiler() else _softmax
+
+
+def has_c_compiler() -> bool:
+    """Tell whether Triton, by which torch.compile makes kernels of a GPU, finds the C compiler that it needs."""
+    return bool(os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"))

@@ -17,6 +17,7 @@ from multimodal_gemma.errors import InputError
 from multimodal_gemma.model import adapters, assembly, attention, quantisation
 from multimodal_gemma.model.forward import Encoder, SupervisedLoss, encoder_of
 from multimodal_gemma.model.fused_lora import fuse
+from multimodal_gemma.model.vocabulary_loss import has_c_compiler
 from multimodal_gemma.planning.arithmetic import Shapes, Work
 from multimodal_gemma.training import features, samples, trackers
 from multimodal_gemma.training.device import choose_budget, leads, make_accelerator
@@ -124,7 +125,11 @@ def speed_up(config: Config, llava: LlavaForConditionalGeneration, accelerator: 
     kernel = attention.choose_kernel(training.attention, language, device, _DTYPES[precision])
     if config.model.language_policy == "lora" and config.model.lora.dropout:
         log.info("model.lora.dropout: conversations that share an image share what is dropped at its positions")
-    compiled = training.compile == "on" or (training.compile == "auto" and device.type == "cuda")
+    # Without the one kernel every stream has other groups, and each would be compiled anew.
+    compiled = training.compile == "on" or (training.compile == "auto" and kernel == "varlen" and has_c_compiler())
+    if device.type == "cuda" and training.compile == "auto" and not compiled:
+        why = "there is no C compiler (CC, gcc or clang)" if kernel == "varlen" else "attention is computed run by run"
+        log.warning(f"the language model is not compiled, which is slower: {why}")
     if compiled:
         language.compile(dynamic=True)  # streams have a new length every time
     if training.gradient_checkpointing:
