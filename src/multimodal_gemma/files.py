@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from multimodal_gemma.errors import InputError
+from multimodal_gemma.progress import BYTES, Progress
 
+_LARGE = 64 << 20  # bytes from which reading a file is worth a progress line
 _CHUNK = 1 << 20  # bytes read at a time when hashing
 
 
@@ -128,10 +130,26 @@ def read_jsonl(path: Path, what: str) -> list[dict[str, Any]]:
 def sha256_file(path: Path) -> str:
     """Return the hexadecimal sha256 of a file, read in pieces."""
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while piece := stream.read(_CHUNK):
-            digest.update(piece)
+    for piece in pieces(path, "hash"):
+        digest.update(piece)
     return digest.hexdigest()
+
+
+def pieces(path: Path, what: str) -> Iterator[bytes]:
+    """Yield the bytes of a file piece by piece, with a progress line where there are many.
+
+    Args:
+        path: the file.
+        what: what is done with them, e.g. "hash".
+    """
+    with contextlib.ExitStack() as stack:
+        stream = stack.enter_context(path.open("rb"))
+        total = os.fstat(stream.fileno()).st_size
+        progress = stack.enter_context(Progress(what, total, BYTES, name=path.name)) if total >= _LARGE else None
+        while piece := stream.read(_CHUNK):
+            yield piece
+            if progress is not None:
+                progress.advance(len(piece))
 
 
 def sha256_bytes(content: bytes) -> str:

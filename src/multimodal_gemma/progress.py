@@ -13,6 +13,7 @@ from typing import Any, Self, TypeVar
 from multimodal_gemma import logs
 
 T = TypeVar("T")
+BYTES = "byte"  # the unit of what is shown in MB
 _LINE_EVERY = 15.0  # seconds between plain lines
 
 
@@ -22,12 +23,13 @@ class Progress:
     Args:
         what: the work, e.g. "train".
         total: how many units there are; None if unknown.
-        unit: what is counted, e.g. "image".
+        unit: what is counted, e.g. "image", or BYTES.
         done: units that were done before (a resumed stage).
+        name: which file it is, where `what` is done to several.
     """
 
-    def __init__(self, what: str, total: int | None, unit: str, *, done: int = 0) -> None:
-        self._what, self._total, self._unit = what, total, unit
+    def __init__(self, what: str, total: int | None, unit: str, *, done: int = 0, name: str = "") -> None:
+        self._name, self._total, self._unit = name, total, unit
         self._done = self._before = done
         self._start = self._last = time.monotonic()
         self._figures = ""
@@ -36,12 +38,18 @@ class Progress:
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, initial=done, desc=what, unit=unit, leave=False, dynamic_ncols=True)
+            shown: dict[str, Any] = {"unit": "B", "unit_scale": True, "delay": 1.0} if unit == BYTES else {"unit": unit}
+            label = f"{what} {name}".rstrip()
+            self._bar = tqdm(total=total, initial=done, desc=label, leave=False, dynamic_ncols=True, **shown)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the bar away."""
         if self._bar is not None:
             self._bar.close()
 
@@ -60,15 +68,21 @@ class Progress:
             self._last = now
             self._log.info(self._line(now))
 
+    def reach(self, units: int) -> None:
+        """Show that `units` are done in all, which may be fewer than before: a file that begins anew."""
+        self.advance(units - self._done)
+
     def _line(self, now: float) -> str:
         rate = (self._done - self._before) / max(now - self._start, 1e-9)
-        count = f"{self._done:,}"
+        size, unit, per_second = (1e6, "MB", " MB/s") if self._unit == BYTES else (1, f"{self._unit}s", "/s")
+        count = f"{self._done / size:,.0f}"
         left = ""
         if self._total:
-            count += f" of {self._total:,}"
-            left = f", {max(self._total - self._done, 0) / rate:.0f} s left" if rate else ""
+            count += f" of {self._total / size:,.0f}"
+            left = f", {max(self._total - self._done, 0) / rate:.0f} s left" if rate > 0 else ""
         figures = f", {self._figures}" if self._figures else ""
-        return f"{count} {self._unit}s, {rate:.1f}/s{left}{figures}"
+        name = f"{self._name}: " if self._name else ""
+        return f"{name}{count} {unit}, {rate / size:.1f}{per_second}{left}{figures}"
 
 
 def track(items: Iterable[T], what: str, total: int | None, unit: str) -> Iterator[T]:

@@ -23,11 +23,11 @@ from multimodal_gemma.config import Config
 from multimodal_gemma.config.schema import DataConfig
 from multimodal_gemma.data import sources
 from multimodal_gemma.data.shards import ImageShards
-from multimodal_gemma.data.sources import Unavailable, public_address, retrying, s3
+from multimodal_gemma.data.sources import Unavailable, public_address, s3
 from multimodal_gemma.data.sources.s3 import S3Source
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.stages import download, mirror
-from tests.unit.data.serving import serve
+from tests.unit.data.serving import Clock, serve
 
 BUCKET = "datasets"
 KEY = "S3RVER"  # both the key and the secret that s3rver knows; moto takes any
@@ -93,7 +93,7 @@ def use(address: str, patch: pytest.MonkeyPatch, key: str = KEY) -> None:
     patch.setenv("AWS_SECRET_ACCESS_KEY", key)
     patch.setenv("AWS_REGION", "us-east-1")
     patch.delenv("AWS_SESSION_TOKEN", raising=False)
-    patch.setattr(retrying, "FIRST_WAIT", 0.01)
+    Clock(patch)
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ HELD = "held.jsonl"  # which images a finished artifact's shards hold, and by wh
 FORMAT = 1  # raised when equal images come to give other shards
 _IMAGE_BYTES = 400_000  # of a large photograph: a group of such fills a shard
 _AHEAD = 256_000_000  # bytes that may wait for one slow answer
-_GIVE_UP = 20  # files in a row that the place did not answer for: it is down, and 80,000 more would fail one by one
+_NONE = 200  # files of which a place gave none: it is the wrong one, and 80,000 more would fail one by one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -373,7 +373,7 @@ def fetch_all(
         (name, bytes), or (name, why it cannot be had).
 
     Raises:
-        InputError: the source does not answer for many files in a row.
+        InputError: the source does not answer any more, or has none of many files.
     """
 
     def read(name: str) -> bytes | Unavailable:
@@ -382,7 +382,7 @@ def fetch_all(
         except Unavailable as reason:
             return reason
 
-    silent = failed = had = 0
+    failed = had = 0
     waiting: deque[tuple[str, Future[bytes | Unavailable]]] = deque()
     running: set[Future[bytes | Unavailable]] = set()
     ready = 0  # bytes that have arrived and wait
@@ -409,12 +409,16 @@ def fetch_all(
                 ready += _size(head.result())
             result = head.result()
             ready -= _size(result)
-            silent = silent + 1 if isinstance(result, Unreachable) else 0
             failed, had = failed + isinstance(result, Unavailable), had + isinstance(result, bytes)
-            if silent >= _GIVE_UP or (not had and failed >= 10 * _GIVE_UP):
+            if isinstance(result, Unreachable):
+                raise InputError(
+                    f"download: {source.uri} does not answer ({result!s}); {had:,} of {len(names):,} files had come. "
+                    "Check the location and the connection, and run again; what is finished is kept."
+                )
+            if not had and failed >= _NONE:
                 raise InputError(
                     f"download: {source.uri} gave none of {failed:,} files, last {name_there} ({result!s}). "
-                    "Check the location and the connection, and run again."
+                    "Check the location, and run again."
                 )
             yield name_there, result
     finally:

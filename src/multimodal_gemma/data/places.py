@@ -8,16 +8,18 @@ each prefix has its own location, and what follows the prefix is the name there.
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from multimodal_gemma import files
 from multimodal_gemma.config.schema import DataConfig
-from multimodal_gemma.data import shards, sources
+from multimodal_gemma.data import shards
 from multimodal_gemma.data.collect import Place
 from multimodal_gemma.data.sources.archive import SUFFIXES, open_archive, unpacked
-from multimodal_gemma.data.sources.base import Source, Unavailable
+from multimodal_gemma.data.sources.base import Source, Unavailable, Unreachable
 from multimodal_gemma.data.sources.local import LocalSource
+from multimodal_gemma.data.sources.web import WebSource
 from multimodal_gemma.errors import InputError
 
 _HTTPS = "https://"
@@ -137,19 +139,27 @@ def nowhere(own: Mapping[str, str]) -> Place:
 
 
 class _Addresses(Source):
-    """Files anywhere on the listed hosts."""
+    """Files anywhere on the listed hosts; one that is down is missing its own files, and no others."""
 
     def __init__(self, data: DataConfig) -> None:
         super().__init__(_HTTPS)
         self._data = data
+        self._hosts: dict[str, WebSource] = {}
+        self._lock = threading.Lock()
 
     def read(self, name: str, max_bytes: int) -> bytes:
         """Return what an address gives, see `Source.read`."""
-        folder, _, last = name.rpartition("/")
+        address = f"{_HTTPS}{name}"
+        host = name.partition("/")[0]
         try:
-            return sources.open(f"{_HTTPS}{folder}/", self._data).read(last, max_bytes)
+            with self._lock:
+                source = self._hosts.get(host) or WebSource(f"{_HTTPS}{host}/", self._data.allowed_hosts)
+                self._hosts[host] = source
+            return source.read_address(address, max_bytes)
         except InputError as refused:  # a host that is not listed
             raise Unavailable(str(refused).removeprefix("download: ")) from None
+        except Unreachable as silent:
+            raise Unavailable(str(silent)) from None
 
     def fetch(self, name: str | None, destination: Path, max_bytes: int | None = None) -> None:
         """Refuse: images are read."""
@@ -183,19 +193,24 @@ class ShardsSource(Source):
     def __init__(self, origin: Source, folder: Path) -> None:
         super().__init__(origin.uri)
         self._origin, self._folder = origin, folder
+        self._read: shards.ImageShards | None = None
+        self._lock = threading.Lock()  # threads that ask at once must not fetch into one file
 
     @functools.cached_property
     def _names(self) -> dict[str, str]:
-        self._fetch(shards.NAMES)
+        with self._lock:
+            self._fetch(shards.NAMES)
         return shards.read_names(self._folder)
 
-    @functools.cached_property
+    @property
     def _images(self) -> shards.ImageShards:
-        for name in self._origin.names():
-            if PurePosixPath(name).match(shards.PATTERN) and "/" not in name:
-                self._fetch(name)
-        _ = self._names
-        return shards.ImageShards(self._folder)
+        with self._lock:
+            if self._read is None:
+                for name in self._origin.names():
+                    if PurePosixPath(name).match(shards.PATTERN) and "/" not in name:
+                        self._fetch(name)
+                self._read = shards.ImageShards(self._folder)
+            return self._read
 
     def _fetch(self, name: str) -> None:
         if not (self._folder / name).is_file():

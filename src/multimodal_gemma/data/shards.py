@@ -196,7 +196,8 @@ class ImageShards:
         rows = []
         for number, shard in enumerate(self._shards):
             for group in range(shard.num_row_groups):
-                table = shard.read_row_group(group, columns=["file_name", "sha256"])
+                with self._lock:
+                    table = shard.read_row_group(group, columns=["file_name", "sha256"])
                 pairs = zip(*(column.to_pylist() for column in table.columns), strict=True)
                 rows += [(name, digest, number, group, row) for row, (name, digest) in enumerate(pairs)]
         return rows

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from multimodal_gemma.data.sources.gcs import GcsSource
     from multimodal_gemma.data.sources.s3 import S3Source
 
+_PATIENCE = 60.0  # seconds without an answer after which work goes on without the store
 _SUFFIX = ".sha256"  # the object beside a file, written after it
 
 
@@ -41,11 +42,11 @@ def open_store(uri: str, what: str) -> WorkStore | None:
     if uri.startswith("gs://"):
         from multimodal_gemma.data.sources.gcs import GcsSource
 
-        return WorkStore(GcsSource(place))
+        return WorkStore(GcsSource(place, _PATIENCE))
     if uri.startswith("s3://"):
         from multimodal_gemma.data.sources.s3 import S3Source
 
-        return WorkStore(S3Source(place))
+        return WorkStore(S3Source(place, _PATIENCE))
     raise InputError(f"config: data.work_uri={uri} is no bucket. Write s3://BUCKET/PREFIX or gs://BUCKET/PREFIX.")
 
 

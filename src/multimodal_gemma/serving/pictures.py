@@ -115,6 +115,9 @@ def _refused(name: str, reason: str) -> InputError:
     return InputError(f"picture: {name} cannot be used: {reason}.")
 
 
+_PATIENCE = 20.0  # seconds that somebody waits for a picture from a server that does not answer
+
+
 def _download(location: str, data: DataConfig) -> bytes:
     from multimodal_gemma.data import sources
 
@@ -125,7 +128,7 @@ def _download(location: str, data: DataConfig) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "picture"
         try:
-            sources.open(location, data).fetch(None, copy, data.max_image_bytes)
+            sources.open(location, data, patience=_PATIENCE).fetch(None, copy, data.max_image_bytes)
         except sources.Unavailable as error:
             raise InputError(f"picture: {location} cannot be had ({error}). Check the address.") from None
         return copy.read_bytes()

@@ -15,8 +15,8 @@ from multimodal_gemma.cluster.kube import client
 from multimodal_gemma.cluster.preflight.findings import Finding
 from multimodal_gemma.cluster.preflight.look import look
 from multimodal_gemma.cluster.preflight.needs import Needs
-from multimodal_gemma.data.sources import retrying
 from tests.servers.kubernetes_api import KubernetesServer
+from tests.unit.data.serving import Clock
 from tests.unit.training.test_store import bucket  # noqa: F401
 
 SECRETS = {"huggingface": ["token"], "object-store": ["accesskey", "secretkey"], "mlflow": ["username", "password"]}
@@ -57,7 +57,7 @@ def found(tmp_path, monkeypatch):
     """Return what is found with some needs; the run may look at nothing of the cluster but its own rights."""
     for name in ("HF_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(retrying, "FIRST_WAIT", 0.0)
+    Clock(monkeypatch)
     with KubernetesServer() as server:
         server.denied |= {(verb, "", "secrets") for verb in ("get", "list")}
         path = server.kubeconfig(tmp_path / "kubeconfig")
@@ -121,7 +121,7 @@ def test_an_mlflow_that_is_down_is_told(found) -> None:
         (403, "SignatureDoesNotMatch", "the store refuses s3://spot/work (SignatureDoesNotMatch)"),
         (404, "NoSuchBucket", "there is no bucket 'spot'"),
         (507, "XMinioStorageFull", "s3://spot/work cannot be written (XMinioStorageFull)"),
-        (500, "InternalError", "s3://spot/work cannot be written (InternalError, 4 times)"),
+        (500, "InternalError", "s3://spot/work cannot be written (InternalError, for 20 s)"),
     ],
 )
 def test_a_store_with_another_key_or_without_room_is_told(found, monkeypatch, status, code, expected) -> None:

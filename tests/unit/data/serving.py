@@ -15,6 +15,31 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pytest
+
+from multimodal_gemma.data.sources import retrying
+
+
+class Clock:
+    """Time that passes when somebody waits: ten minutes are over at once.
+
+    Attributes:
+        waits: seconds of each wait.
+    """
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self._now = 1000.0
+        self._lock = threading.Lock()
+        self.waits: list[float] = []
+        patch.setattr(retrying, "now", lambda: self._now)
+        patch.setattr(retrying, "sleep", self.sleep)
+
+    def sleep(self, seconds: float) -> None:
+        with self._lock:
+            self.waits.append(seconds)
+            self._now += seconds
+
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -28,6 +53,7 @@ class Server:
             then the connection closes), "reset" (half the body, then the connection is reset), "slow" (a byte every
             20 ms), "html" (a page with status 200), "wrong" (other bytes), or "-> URL" (a redirect).
         latency: seconds before every answer.
+        retry_after: seconds that a 429 asks to wait.
         knows_ranges: whether a part of a file can be asked for.
         ranges: the Range header of each request that had one, with its path.
         errors: by path, the error code that the hub or S3 answers with instead, e.g. "GatedRepo", "AccessDenied".
@@ -41,6 +67,7 @@ class Server:
         self.errors: dict[str, str] = {}
         self.asked: Counter[tuple[str, str]] = Counter()
         self.latency = 0.0
+        self.retry_after = 1
         self.knows_ranges = True
         self.ranges: list[tuple[str, str]] = []
 
@@ -98,7 +125,7 @@ def serve() -> Iterator[Server]:
             if isinstance(fault, str) and fault.startswith("-> "):
                 self._head(302, 0, Location=fault.removeprefix("-> "))
             elif isinstance(fault, int):
-                self._head(fault, 0, **{"Retry-After": "1" if fault == 429 else "0"})
+                self._head(fault, 0, **{"Retry-After": str(server.retry_after) if fault == 429 else "0"})
             elif path in server.errors:
                 code = server.errors[path]
                 self._send(_s3_error(code, path), 403, body_wanted, **{"X-Error-Code": code})

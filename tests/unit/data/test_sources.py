@@ -13,22 +13,26 @@ import pytest
 
 from multimodal_gemma import config
 from multimodal_gemma.config.schema import DataConfig
-from multimodal_gemma.data import sources
+from multimodal_gemma.data import places, sources
 from multimodal_gemma.data.collect import fetch_all
 from multimodal_gemma.data.downloads import KINDS
-from multimodal_gemma.data.sources import Source, Unavailable, public_address, retrying
+from multimodal_gemma.data.sources import Source, Unavailable, public_address
 from multimodal_gemma.data.sources.archive import ZipSource
 from multimodal_gemma.errors import InputError
-from tests.unit.data.serving import COMMIT, Server, serve
+from tests.unit.data.serving import COMMIT, Clock, Server, serve
 
 DATA = DataConfig()
 LIMIT = 1000
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Iterator[Server]:
     monkeypatch.setenv(public_address.LOOPBACK_VARIABLE, "1")
-    monkeypatch.setattr(retrying, "FIRST_WAIT", 0.001)
     with serve() as running:
         running.files = {"/images/a.jpg": b"first", "/images/b.jpg": b"second"}
         yield running
@@ -162,10 +166,40 @@ def test_an_absent_file_is_not_asked_for_twice(server: Server) -> None:
         assert server.asked["GET", "/images/a.jpg"] == 1
 
 
-def test_a_lasting_fault_ends_after_a_few_attempts(server: Server) -> None:
-    server.faults["/images/a.jpg"] = [503] * 100
-    with pytest.raises(sources.Unreachable, match="503, 4 times"):
-        web(server).read("a.jpg", LIMIT)
+def test_a_lasting_fault_ends_after_ten_minutes(server: Server, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    server.faults["/images/a.jpg"] = [503] * 1000
+    source = web(server)
+    with pytest.raises(sources.Unreachable, match="503, for 10 minutes"):
+        source.read("a.jpg", LIMIT)
+    assert sum(clock.waits) == pytest.approx(600)
+    assert 0.25 <= clock.waits[0] <= 0.75  # they double, jittered, up to half a minute
+    assert 8 <= clock.waits[5] <= 24
+    assert max(clock.waits) <= 30
+    told = [record.message for record in caplog.records if "gives nothing (503)" in record.message]
+    assert 8 <= len(told) <= 10  # a line a minute
+    clock.waits.clear()
+    with pytest.raises(sources.Unreachable):  # the place is down: its next file does not take ten minutes, too
+        source.read("a.jpg", LIMIT)
+    assert clock.waits == []
+    server.faults.clear()
+    assert source.read("a.jpg", LIMIT) == b"first"
+
+
+def test_a_server_is_given_the_time_that_it_asks_for(server: Server, clock: Clock) -> None:
+    server.faults["/images/a.jpg"] = [429]
+    server.retry_after = 200
+    assert web(server).read("a.jpg", LIMIT) == b"first"
+    assert clock.waits == [200]
+
+
+def test_one_file_that_always_fails_while_others_come_is_missing(server: Server, clock: Clock) -> None:
+    names = [f"{number:04d}.jpg" for number in range(50)]
+    server.files |= {f"/images/{name}": name.encode() for name in names}
+    server.faults["/images/0007.jpg"] = [503] * 1000
+    results = dict(fetch_all(web(server), [(name, name) for name in names], DataConfig(download_threads=2)))
+    assert str(results.pop("0007.jpg")) == "503, for 2 minutes in which other files came"
+    assert all(content == name.encode() for name, content in results.items())
+    assert sum(clock.waits) == pytest.approx(120)
 
 
 def test_a_file_beyond_the_limit_is_not_kept(server: Server) -> None:
@@ -232,10 +266,29 @@ def test_many_files_come_in_order_with_what_is_missing(server: Server) -> None:
 
 def test_a_server_that_is_down_ends_the_download_early(server: Server) -> None:
     names = [f"{number}.jpg" for number in range(2000)]
-    server.faults = {f"/images/{name}": [503] * 9 for name in names}
-    with pytest.raises(InputError, match="gave none of 20 files, last 19.jpg"):
+    server.files |= {f"/images/{name}": b"x" for name in names[:100]}
+    server.faults = {f"/images/{name}": [503] * 1000 for name in names[100:]}
+    with pytest.raises(InputError, match=r"does not answer \(503, for 10 minutes\); 100 of 2,000 files had come"):
         list(fetch_all(web(server), [(name, name) for name in names], DATA))
-    assert server.asked.total() < 2000
+    assert len(server.asked) < 100 + 4 * DATA.download_threads
+
+
+def test_a_place_that_has_none_of_many_files_is_the_wrong_one(server: Server) -> None:
+    names = [f"{number}.jpg" for number in range(2000)]
+    with pytest.raises(InputError, match="gave none of 200 files, last 199.jpg .404.. Check the location"):
+        list(fetch_all(web(server), [(name, name) for name in names], DATA))
+
+
+def test_a_host_that_is_down_is_missing_its_own_files_only(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "_HTTPS", "http://")
+    here = server.url.removeprefix("http://")
+    server.files["/images/a b.jpg"] = b"third"
+    names = [f"127.0.0.1:1/{number}.jpg" for number in range(300)]
+    names += [f"{here}/images/a.jpg", f"{here}/images/a%20b.jpg?size=full"]
+    place = places.addresses({name: name for name in names}, DATA).open()
+    found = dict(fetch_all(place, [(name, name) for name in [names[-1], *names]], DATA))
+    assert [content for content in found.values() if isinstance(content, bytes)] == [b"third", b"first"]
+    assert {str(found[name]) for name in names[:300]} == {"no connection, for 10 minutes"}
 
 
 # The hub
@@ -296,8 +349,8 @@ def test_what_the_hub_refuses_is_a_sentence(code: str, said: str, monkeypatch: p
 
 
 def test_a_hub_that_is_down_is_a_sentence(hub: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub.faults["/api/models/org/name/revision/main"] = [500] * 100
-    with pytest.raises(InputError, match="the hub answers 500"):
+    hub.faults["/api/models/org/name/revision/main"] = [500] * 1000
+    with pytest.raises(InputError, match="the hub answers 500, for 10 minutes"):
         sources.open("hf://org/name@main", DATA).fingerprint()
 
 

@@ -12,7 +12,7 @@ from multimodal_gemma.config.schema import DataConfig
 from multimodal_gemma.data import sources
 from multimodal_gemma.data.sources import Unavailable, public_address, retrying, transfer
 from multimodal_gemma.errors import InputError
-from tests.unit.data.serving import Server, serve
+from tests.unit.data.serving import Clock, Server, serve
 
 DATA = DataConfig()
 BODY = os.urandom(400_000)
@@ -20,9 +20,13 @@ LIMIT = 1_000_000
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Iterator[Server]:
     monkeypatch.setenv(public_address.LOOPBACK_VARIABLE, "1")
-    monkeypatch.setattr(retrying, "FIRST_WAIT", 0.001)
     monkeypatch.setenv("AWS_REGION", "us-east-1")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
         monkeypatch.delenv(name, raising=False)
@@ -62,12 +66,13 @@ def test_what_has_arrived_is_not_asked_for_again(server: Server, tmp_path: Path)
 def test_the_next_process_continues_where_the_last_one_died(server: Server, tmp_path: Path) -> None:
     for source in both(server):
         destination = tmp_path / source.uri[:4] / "a.zip"
-        server.faults["/bucket/set/a.zip"] = ["cut", 503, 503, 503]
-        with pytest.raises(Unavailable, match="503, 4 times|ServiceUnavailable|error"):
+        server.faults["/bucket/set/a.zip"] = ["cut", *[503] * 100]
+        with pytest.raises(Unavailable, match="(503|ServiceUnavailable|error), for 10 minutes"):
             source.fetch("a.zip", destination)
         assert not destination.exists()
         assert transfer.part_of(destination).stat().st_size == 200_000
         server.ranges.clear()
+        server.faults.clear()
         source.fetch("a.zip", destination)
         assert len(server.ranges) == 1
         assert destination.read_bytes() == BODY
@@ -76,13 +81,41 @@ def test_the_next_process_continues_where_the_last_one_died(server: Server, tmp_
 def test_parts_of_two_versions_are_never_joined(server: Server, tmp_path: Path) -> None:
     for source in both(server):
         server.files["/bucket/set/a.zip"] = BODY
-        server.faults["/bucket/set/a.zip"] = ["cut", 503, 503, 503]
+        server.faults["/bucket/set/a.zip"] = ["cut", *[503] * 100]
         with pytest.raises(Unavailable):
             source.fetch("a.zip", tmp_path / "a.zip")
+        server.faults.clear()
         server.files["/bucket/set/a.zip"] = newer = os.urandom(300_000)
         source.fetch("a.zip", tmp_path / "a.zip")
         assert (tmp_path / "a.zip").read_bytes() == newer
         (tmp_path / "a.zip").unlink()
+
+
+def test_every_new_byte_gives_the_file_its_whole_time_again(
+    server: Server, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six outages of eight minutes and more, between which the file gets on, are survived; one of ten is not."""
+    monkeypatch.setattr(retrying, "FIRST_WAIT", 500.0)
+    monkeypatch.setattr(retrying, "LONGEST_WAIT", 500.0)
+    monkeypatch.setattr("random.uniform", lambda *_: 1.0)
+    for source in both(server):
+        clock.waits.clear()
+        server.faults["/bucket/set/a.zip"] = ["cut"] * 6
+        source.fetch("a.zip", tmp_path / "a.zip")
+        assert (tmp_path / "a.zip").read_bytes() == BODY
+        assert clock.waits == [500.0] * 6
+        server.faults["/bucket/set/a.zip"] = ["cut", 503, 503]
+        with pytest.raises(sources.Unreachable, match="for 10 minutes"):
+            source.fetch("a.zip", tmp_path / "a.zip")
+        assert clock.waits[6:] == [500.0, 100.0]
+        server.faults.clear()
+
+
+def test_bytes_that_had_come_before_are_no_progress(server: Server, tmp_path: Path) -> None:
+    server.knows_ranges = False
+    server.faults["/bucket/set/a.zip"] = ["cut"] * 200
+    with pytest.raises(sources.Unreachable, match="the connection broke, for 10 minutes"):
+        both(server)[0].fetch("a.zip", tmp_path / "a.zip")
 
 
 def test_a_server_without_ranges_is_asked_for_the_whole(server: Server, tmp_path: Path) -> None:
@@ -97,8 +130,11 @@ def test_a_server_that_trickles_is_given_up(server: Server, monkeypatch: pytest.
     monkeypatch.setattr(transfer, "PATIENCE", 0.1)
     for source in both(server):
         server.faults["/bucket/set/a.zip"] = ["slow"] * 4
-        with pytest.raises(Unavailable, match="slower than 2,000 bytes a second, 4 times"):
+        with monkeypatch.context() as patch, pytest.raises(Unavailable, match="slower than 2,000 bytes a second, for"):
+            patch.setattr(retrying, "FIRST_WAIT", 400.0)
+            patch.setattr(retrying, "LONGEST_WAIT", 400.0)
             source.read("a.zip", LIMIT)
+    for source in both(server):
         server.faults["/bucket/set/a.zip"] = ["slow"]
         assert source.read("a.zip", LIMIT) == BODY
 

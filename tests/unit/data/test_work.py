@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from multimodal_gemma.data import work
-from multimodal_gemma.data.sources import public_address, retrying
+from multimodal_gemma.data.sources import public_address
 from multimodal_gemma.errors import InputError
-from tests.unit.data.serving import Server, serve
+from tests.unit.data.serving import Clock, Server, serve
 
 KEY = "0" * 64
 
@@ -18,7 +18,7 @@ KEY = "0" * 64
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv(public_address.LOOPBACK_VARIABLE, "1")
-    monkeypatch.setattr(retrying, "FIRST_WAIT", 0.001)
+    Clock(monkeypatch)
     with serve() as running:
         monkeypatch.setenv("AWS_ENDPOINT_URL", running.url)
         monkeypatch.setenv("AWS_REGION", "us-east-1")
@@ -57,7 +57,7 @@ def test_a_file_whose_writer_was_killed_is_not_taken(server: Server, tmp_path: P
 def test_a_store_that_is_down_is_said_once_and_hinders_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(retrying, "FIRST_WAIT", 0.001)
+    Clock(monkeypatch)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     (tmp_path / "made").write_bytes(b"x")
     store = work.open_store("s3://bucket/run", "slices")

@@ -10,7 +10,7 @@ import pytest
 from multimodal_gemma.config.schema import Config
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.registry.resolve import resolve_model
-from tests.unit.data.serving import COMMIT, Server, serve
+from tests.unit.data.serving import COMMIT, Clock, Server, serve
 from tests.unit.evaluation import tiny
 
 
@@ -18,14 +18,12 @@ from tests.unit.evaluation import tiny
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     from huggingface_hub import constants
 
-    from multimodal_gemma.data.sources import retrying
-
     with serve() as server:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(retrying, "FIRST_WAIT", 0.001)
+        Clock(monkeypatch)
         monkeypatch.setenv("MMGEMMA_CACHE", str(tmp_path / "cache"))
         monkeypatch.chdir(tmp_path)
         yield server

@@ -18,10 +18,10 @@ from multimodal_gemma.data import conversations
 from multimodal_gemma.data.benchmark_files import OFFICIAL
 from multimodal_gemma.data.benchmarks import load_pope, load_vqa
 from multimodal_gemma.data.shards import ImageShards
-from multimodal_gemma.data.sources import public_address, retrying
+from multimodal_gemma.data.sources import public_address
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.stages import download
-from tests.unit.data.serving import Server, serve
+from tests.unit.data.serving import Clock, Server, serve
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def photographs(shared: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv(public_address.LOOPBACK_VARIABLE, "1")
-    monkeypatch.setattr(retrying, "FIRST_WAIT", 0.001)
+    Clock(monkeypatch)
     with serve() as running:
         yield running
 
@@ -206,10 +206,13 @@ def test_an_image_name_that_points_outside_is_missing(photographs: Path, tmp_pat
         (["data.conversations="], "data.conversations is empty"),
         (["data.conversations=ftp://host/a"], "unknown scheme ftp://"),
         (["data.images=https://example.org/images"], "host example.org, which is not allowed"),
-        (["data.conversations=http://127.0.0.1:1/a.json"], "cannot be had .no connection, 4 times.. Check data.conv"),
+        (
+            ["data.conversations=http://127.0.0.1:1/a.json"],
+            "had .no connection, for 10 minutes.. Check data.conv",
+        ),
         (
             ["data.conversations=s3://bucket/a.json"],
-            "cannot be had .no connection to the store, 4 times.. Check data.conv",
+            "cannot be had .no connection to the store, for 10 minutes.. Check data.conv",
         ),
     ],
 )
@@ -218,7 +221,7 @@ def test_a_wrong_location_is_one_sentence_and_leaves_nothing(
 ) -> None:
     monkeypatch.setenv(public_address.LOOPBACK_VARIABLE, "1")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    monkeypatch.setattr(retrying, "FIRST_WAIT", 0.001)
+    Clock(monkeypatch)
     with pytest.raises(InputError, match=said):
         download.run(compose(str(photographs), *overrides), "dataset", tmp_path / "raw")
     assert not (tmp_path / "raw").exists()

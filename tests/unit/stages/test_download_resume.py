@@ -19,11 +19,11 @@ from multimodal_gemma import locks, manifest
 from multimodal_gemma.config import Config
 from multimodal_gemma.data import collect
 from multimodal_gemma.data.shards import ImageShards
-from multimodal_gemma.data.sources import public_address, retrying
+from multimodal_gemma.data.sources import public_address
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.stages import download
 from tests.unit.data import making
-from tests.unit.data.serving import Server, serve
+from tests.unit.data.serving import Clock, Server, serve
 
 NAMES = [f"{number:012d}.jpg" for number in range(1, 41)]
 
@@ -32,7 +32,7 @@ NAMES = [f"{number:012d}.jpg" for number in range(1, 41)]
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """Serves 40 images of about 800 bytes, and conversations about them."""
     monkeypatch.setenv(public_address.LOOPBACK_VARIABLE, "1")
-    monkeypatch.setattr(retrying, "FIRST_WAIT", 0.001)
+    Clock(monkeypatch)
     with serve() as running:
         for number, name in enumerate(NAMES):
             running.files[f"/images/{name}"] = making.image_bytes((number, 5, 9))

@@ -38,6 +38,7 @@ _ACCOUNTS = "/api/v1/namespaces/{namespace}/serviceaccounts"
 _SECRETS = "/api/v1/namespaces/{namespace}/secrets"
 _SLICES = "/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices"
 _TIMEOUT = 5  # seconds
+_PATIENCE = 20.0  # seconds for a store that does not answer
 _MARK = "preflight"  # name of the empty object that shows that a place can be written
 
 
@@ -207,7 +208,7 @@ def _writable(place: str) -> Finding:
 
     check = f"login {place}"
     try:
-        S3Source(place).put(_MARK, b"", hashlib.sha256(b"").hexdigest())
+        S3Source(place, _PATIENCE).put(_MARK, b"", hashlib.sha256(b"").hexdigest())
     except Unavailable as error:
         return failed(
             check, f"{place} cannot be written ({error})", "See whether the store is up, and whether it is full."

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from multimodal_gemma.config.schema import DataConfig
 from multimodal_gemma.data.sources.base import Source, Unavailable, Unreachable
+from multimodal_gemma.data.sources.retrying import LIMIT
 from multimodal_gemma.errors import InputError
 
 __all__ = ["SCHEMES", "Source", "Unavailable", "Unreachable", "open"]
@@ -16,13 +17,14 @@ __all__ = ["SCHEMES", "Source", "Unavailable", "Unreachable", "open"]
 SCHEMES = ("sample", "file", "hf", "https", "s3", "gs")
 
 
-def open(uri: str, data: DataConfig, part: str = "") -> Source:
+def open(uri: str, data: DataConfig, part: str = "", patience: float = LIMIT) -> Source:
     """Return the source behind a location; nothing is fetched yet.
 
     Args:
         uri: the location.
         data: the sample's settings and the hosts that https:// may name.
         part: folder of the generated sample that `sample://` means: "" (conversations), "images", "pope" or "vqa".
+        patience: seconds without progress after which a place on the network is down.
 
     Raises:
         InputError: the scheme is unknown, the location is malformed, or its host is not allowed.
@@ -41,19 +43,19 @@ def open(uri: str, data: DataConfig, part: str = "") -> Source:
     if scheme == "hf":
         from multimodal_gemma.data.sources.hub import HubSource
 
-        return HubSource(uri, require_commit=data.require_commits)
+        return HubSource(uri, require_commit=data.require_commits, patience=patience)
     if scheme in ("https", "http"):
         from multimodal_gemma.data.sources.web import WebSource
 
-        return WebSource(uri, data.allowed_hosts)
+        return WebSource(uri, data.allowed_hosts, patience)
     if scheme == "s3":
         from multimodal_gemma.data.sources.s3 import S3Source
 
-        return S3Source(uri)
+        return S3Source(uri, patience)
     if scheme == "gs":
         from multimodal_gemma.data.sources.gcs import GcsSource
 
-        return GcsSource(uri)
+        return GcsSource(uri, patience)
     raise InputError(f"download: {uri} has the unknown scheme {scheme}://. Write a location as {_examples()}.")
 
 

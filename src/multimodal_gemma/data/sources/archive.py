@@ -20,6 +20,7 @@ from typing import Generic, TypeVar
 from multimodal_gemma import files
 from multimodal_gemma.data.sources.base import Source, Unavailable, check_size, safe_name
 from multimodal_gemma.errors import InputError
+from multimodal_gemma.progress import BYTES, Progress
 
 COMPRESSED = (".tar.gz", ".tgz")
 SUFFIXES = (".zip", ".tar", *COMPRESSED)
@@ -63,10 +64,12 @@ def open_archive(path: Path, origin: Source, max_bytes: int) -> ArchiveSource:
         return TarSource(plain, origin)
     with files.atomic_path(plain) as temporary:
         try:
-            with gzip.open(path) as packed, temporary.open("wb") as stream:
+            shown = Progress("unpack", path.stat().st_size, BYTES, name=origin.uri.rpartition("/")[2])
+            with path.open("rb") as raw, gzip.open(raw) as packed, temporary.open("wb") as stream, shown:
                 written = 0
                 while piece := packed.read(1 << 20):
                     written += stream.write(piece)
+                    shown.reach(raw.tell())
                     if written > max_bytes:
                         raise InputError(
                             f"download: {origin.uri} unpacks to more than {max_bytes:,} bytes. Allow more with "

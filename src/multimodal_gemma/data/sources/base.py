@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import shutil
 from pathlib import Path, PurePosixPath
 
 from multimodal_gemma import files
@@ -135,5 +134,6 @@ def place(path: Path, destination: Path) -> None:
 
 def copy(path: Path, destination: Path) -> None:
     """Copy a file, whole or not at all."""
-    with files.atomic_path(destination) as temporary:
-        shutil.copyfile(path, temporary)
+    with files.atomic_path(destination) as temporary, temporary.open("wb") as stream:
+        for piece in files.pieces(path, "copy"):
+            stream.write(piece)

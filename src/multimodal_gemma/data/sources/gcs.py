@@ -9,45 +9,36 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from multimodal_gemma import files
 from multimodal_gemma.data.sources import retrying, transfer
-from multimodal_gemma.data.sources.base import Source, Unavailable, safe_name
+from multimodal_gemma.data.sources.base import Unavailable, safe_name
 from multimodal_gemma.errors import InputError
 
-T = TypeVar("T")
 _RETRY_SECONDS = 20.0  # of the library's own retries, which would go on for 15 minutes
 _REFUSED = ("UNAUTHENTICATED", "PERMISSION_DENIED", "Could not create a OAuth2 access token", "credentials")
 
 
-class GcsSource(Source):
+class GcsSource(transfer.RemoteSource):
     """A prefix, or one object, of a bucket.
 
     Args:
         uri: `gs://bucket/prefix`.
+        patience: seconds without progress after which the store is down.
 
     Raises:
         InputError: the location names no bucket.
     """
 
-    def __init__(self, uri: str) -> None:
-        super().__init__(uri)
+    def __init__(self, uri: str, patience: float = retrying.LIMIT) -> None:
+        super().__init__(uri, patience)
         bucket, _, prefix = uri.removeprefix("gs://").partition("/")
         if not bucket:
             raise InputError(f"download: {uri} names no bucket. Write gs://BUCKET/PREFIX.")
         self._root = f"{bucket}/{prefix.strip('/')}".rstrip("/")
-
-    def read(self, name: str, max_bytes: int) -> bytes:
-        """Return the bytes of one object, see `Source.read`."""
-        return transfer.to_memory(functools.partial(self._part, self._path(name)), max_bytes)
-
-    def fetch(self, name: str | None, destination: Path, max_bytes: int | None = None) -> None:
-        """Write one object, see `Source.fetch`."""
-        path = self._root if name is None else self._path(name)
-        transfer.to_file(functools.partial(self._part, path), destination, max_bytes)
 
     def exists(self, name: str) -> bool:
         """Return whether the store has that object."""
@@ -73,16 +64,12 @@ class GcsSource(Source):
             Unavailable: it cannot be written.
         """
 
-        def attempt() -> None:
+        def write(stream: Any, _: int) -> None:
             with self._files.open_output_stream(self._path(name), metadata={"sha256": sha256}) as sink:
-                if isinstance(content, bytes):
-                    sink.write(content)
-                    return
-                with content.open("rb") as stream:
-                    while piece := stream.read(1 << 22):
-                        sink.write(piece)
+                while piece := stream.read(1 << 22):
+                    sink.write(piece)
 
-        self._ask(attempt)
+        self._send(name, content, write)
 
     def fingerprint(self, *names: str) -> str:
         """Return a digest of the objects' stamps."""
@@ -119,8 +106,8 @@ class GcsSource(Source):
             raise InputError(f"download: {self.uri} cannot be listed ({error}). Check the location.") from None
         return {info.path.removeprefix(f"{self._root}/"): _stamp(info) for info in found if info.is_file}
 
-    def _path(self, name: str) -> str:
-        return f"{self._root}/{safe_name(name)}"
+    def _path(self, name: str | None) -> str:
+        return self._root if name is None else f"{self._root}/{safe_name(name)}"
 
     def _stamp_of(self, path: str) -> str:
         info = self._ask(lambda: self._files.get_file_info(path))
@@ -139,16 +126,8 @@ class GcsSource(Source):
                 stream.seek(begin)
                 yield transfer.Part(stream, begin, info.size, now)
 
-    def _ask(self, question: Callable[[], T]) -> T:
-        def attempt() -> T:
-            with self._spoken():
-                return question()
-
-        return retrying.call(attempt)
-
     @contextlib.contextmanager
     def _spoken(self) -> Iterator[None]:
-        """Turn what the store refuses into reasons and sentences."""
         try:
             yield
         except FileNotFoundError:

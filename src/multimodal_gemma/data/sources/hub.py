@@ -18,6 +18,7 @@ from multimodal_gemma import files
 from multimodal_gemma.data.sources import retrying
 from multimodal_gemma.data.sources.base import Source, Unavailable, Unreachable, check_size, place, safe_name
 from multimodal_gemma.errors import InputError
+from multimodal_gemma.progress import BYTES, Progress
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -35,15 +36,16 @@ class HubSource(Source):
 
     Args:
         uri: the location; without a revision it is the branch main.
-
         require_commit: refuse a branch or tag, which may name something else tomorrow.
+        patience: seconds without progress after which the hub is down.
 
     Raises:
         InputError: the location is malformed, or names no commit where one is demanded.
     """
 
-    def __init__(self, uri: str, *, require_commit: bool = False) -> None:
+    def __init__(self, uri: str, *, require_commit: bool = False, patience: float = retrying.LIMIT) -> None:
         super().__init__(uri)
+        self._patience = retrying.Patience(uri, patience)
         found = _LOCATION.fullmatch(uri)
         if found is None:
             raise InputError(
@@ -61,9 +63,8 @@ class HubSource(Source):
 
     def read(self, name: str, max_bytes: int) -> bytes:
         """Return the bytes of one file, see `Source.read`."""
-        path = self._cached(name)
-        if path.stat().st_size > max_bytes:
-            raise Unavailable(f"larger than {max_bytes:,} bytes")
+        path = self._cached(name, one_of_many=True)
+        check_size(path.stat().st_size, max_bytes)
         return path.read_bytes()
 
     def fetch(self, name: str | None, destination: Path, max_bytes: int | None = None) -> None:
@@ -137,17 +138,19 @@ class HubSource(Source):
 
         return HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
 
-    def _cached(self, name: str | None) -> Path:
+    def _cached(self, name: str | None, *, one_of_many: bool = False) -> Path:
         path = "/".join(part for part in (self._path, safe_name(name) if name is not None else "") if part)
         if not path:
             raise InputError(f"download: {self.uri} names a repository, not a file in it. Append /FILE.")
-        return Path(
-            self._ask(lambda: self._api.hf_hub_download(self._repo, path, repo_type=self._type, revision=self.commit))
-        )
+        fetch = functools.partial(
+            self._api.hf_hub_download, self._repo, path, repo_type=self._type, revision=self.commit,
+            tqdm_class=_bar(self._patience),
+        )  # fmt: skip
+        return Path(self._ask(fetch, one_of_many=one_of_many))
 
-    def _ask(self, question: Callable[[], T]) -> T:
+    def _ask(self, question: Callable[[], T], *, one_of_many: bool = False) -> T:
         """Return the hub's answer, asked again when it is busy; turn its refusals into sentences."""
-        return retrying.call(lambda: self._ask_once(question))
+        return self._patience.call(lambda: self._ask_once(question), one_of_many=one_of_many)
 
     def _ask_once(self, question: Callable[[], T]) -> T:
         from huggingface_hub import errors
@@ -187,3 +190,27 @@ class HubSource(Source):
             raise retrying.Transient(f"the hub does not answer ({type(error).__name__})") from None
         except OSError as error:
             raise Unavailable(f"the hub's cache cannot be written: {error.strerror or error}") from None
+
+
+def _bar(patience: retrying.Patience) -> Any:
+    """Return the class of the bars that the library moves as bytes arrive, shown as everywhere here."""
+    from tqdm import tqdm
+
+    class Bar(tqdm):
+        def __init__(self, *_: Any, total: int | None = None, initial: int = 0, desc: str = "", **__: Any) -> None:
+            super().__init__(total=total, initial=initial, disable=True)
+            self._shown = Progress("download", total, BYTES, done=initial, name=desc.partition(": ")[0])
+
+        def update(self, n: float | None = 1) -> None:
+            self._shown.advance(int(n or 0))
+            patience.progressed()
+
+        def update_transfer(self, n: float) -> None:
+            """Take what arrives before it is put together (Xet): it stands in no bar of its own."""
+            patience.progressed()
+
+        def close(self) -> None:
+            if hasattr(self, "_shown"):
+                self._shown.close()
+
+    return Bar

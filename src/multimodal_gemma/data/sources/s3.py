@@ -11,19 +11,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 from multimodal_gemma import files
 from multimodal_gemma.data.sources import retrying, transfer
-from multimodal_gemma.data.sources.base import Source, Unavailable, Unreachable, safe_name
+from multimodal_gemma.data.sources.base import Unavailable, Unreachable, safe_name
 from multimodal_gemma.errors import InputError
 
-T = TypeVar("T")
 _ENDPOINT = "https://s3.amazonaws.com"
 _CONNECTIONS = 64  # kept alive in the pool
 SHA256 = "sha256"  # name of the metadata
@@ -54,18 +52,19 @@ class Stored:
     sha256: str
 
 
-class S3Source(Source):
+class S3Source(transfer.RemoteSource):
     """A prefix, or one object, of a bucket.
 
     Args:
         uri: `s3://bucket/prefix`.
+        patience: seconds without progress after which the store is down.
 
     Raises:
         InputError: the location or the endpoint is malformed, or half of the credentials is missing.
     """
 
-    def __init__(self, uri: str) -> None:
-        super().__init__(uri)
+    def __init__(self, uri: str, patience: float = retrying.LIMIT) -> None:
+        super().__init__(uri, patience)
         self._bucket, _, prefix = uri.removeprefix("s3://").partition("/")
         self._prefix = prefix.strip("/")
         self._client = client()
@@ -76,20 +75,9 @@ class S3Source(Source):
         except ValueError:
             raise InputError(f"download: {uri} names no bucket. Write s3://BUCKET/PREFIX.") from None
 
-    def read(self, name: str, max_bytes: int) -> bytes:
-        """Return the bytes of one object, see `Source.read`."""
-        return transfer.to_memory(functools.partial(self._part, self._key(name)), max_bytes)
-
-    def fetch(self, name: str | None, destination: Path, max_bytes: int | None = None) -> None:
-        """Write one object, see `Source.fetch`."""
-        key = self._prefix if name is None else self._key(name)
-        if not key:
-            raise InputError(f"download: {self.uri} names a bucket, not an object in it. Append /OBJECT.")
-        transfer.to_file(functools.partial(self._part, key), destination, max_bytes)
-
     def exists(self, name: str) -> bool:
         """Return whether the store has that object."""
-        return bool(self._etag(self._key(name)))
+        return bool(self._etag(self._path(name)))
 
     def names(self) -> list[str]:
         """Return every object below the prefix."""
@@ -97,11 +85,8 @@ class S3Source(Source):
 
     def stored(self, name: str) -> Stored | None:
         """Return what the store knows of an object, None if it does not have it."""
-        try:
-            found = self._ask(lambda: self._client.stat_object(self._bucket, self._key(name)))
-        except Unreachable:
-            raise
-        except Unavailable:
+        found = self._stat(self._path(name))
+        if found is None:
             return None
         return Stored(int(found.size), str(found.etag), str((found.metadata or {}).get(f"x-amz-meta-{SHA256}", "")))
 
@@ -110,14 +95,6 @@ class S3Source(Source):
         prefix = f"{self._prefix}/" if self._prefix else ""
         found = self._ask(lambda: list(self._client.list_objects(self._bucket, prefix=prefix, recursive=True)))
         return {item.object_name.removeprefix(prefix): Stored(int(item.size), str(item.etag), "") for item in found}
-
-    def digest(self, name: str) -> str:
-        """Return the sha256 of an object's bytes, read back.
-
-        Raises:
-            Unavailable: it cannot be had.
-        """
-        return transfer.to_digest(functools.partial(self._part, self._key(name)))
 
     def put(self, name: str, content: bytes | Path, sha256: str) -> None:
         """Write an object with its sha256 beside it.
@@ -132,20 +109,18 @@ class S3Source(Source):
             InputError: the store refuses.
         """
 
-        def attempt() -> None:
-            size = content.stat().st_size if isinstance(content, Path) else len(content)
-            with content.open("rb") if isinstance(content, Path) else io.BytesIO(content) as stream:
-                part = 0 if size <= SINGLE_PART else SINGLE_PART
-                self._client.put_object(
-                    self._bucket, self._key(name), stream, size, metadata={SHA256: sha256}, part_size=part
-                )
+        def write(stream: Any, size: int) -> None:
+            part = 0 if size <= SINGLE_PART else SINGLE_PART
+            self._client.put_object(
+                self._bucket, self._path(name), stream, size, metadata={SHA256: sha256}, part_size=part
+            )
 
-        self._ask(attempt)
+        self._send(name, content, write)
 
     def fingerprint(self, *names: str) -> str:
         """Return a digest of the objects' ETags."""
         if names:
-            return files.digest_of([[name, self._etag(self._key(name))] for name in names])
+            return files.digest_of([[name, self._etag(self._path(name))] for name in names])
         single = self._etag(self._prefix) if self._prefix and not self.uri.endswith("/") else ""
         return files.digest_of([self.uri, single or self._listing])
 
@@ -161,39 +136,44 @@ class S3Source(Source):
         """Return the location; the endpoint is this deployment's own."""
         return {"uri": self.uri}
 
-    def _key(self, name: str) -> str:
-        return "/".join(part for part in (self._prefix, safe_name(name)) if part)
+    def _path(self, name: str | None) -> str:
+        key = "/".join(part for part in (self._prefix, "" if name is None else safe_name(name)) if part)
+        if not key:
+            raise InputError(f"download: {self.uri} names a bucket, not an object in it. Append /OBJECT.")
+        return key
 
     def _etag(self, key: str) -> str:
         """Return an object's ETag, "" if the store does not have it."""
+        found = self._stat(key)
+        return str(found.etag) if found is not None else ""
+
+    def _stat(self, key: str) -> Any:
         try:
-            return str(self._ask(lambda: self._client.stat_object(self._bucket, key)).etag)
+            return self._ask(lambda: self._client.stat_object(self._bucket, key))
         except Unreachable:
             raise
         except Unavailable:
-            return ""
+            return None
 
     @functools.cached_property
     def _listing(self) -> list[tuple[str, str]]:
-        prefix = f"{self._prefix}/" if self._prefix else ""
         try:
-            found = self._ask(lambda: list(self._client.list_objects(self._bucket, prefix=prefix, recursive=True)))
+            return sorted((name, found.etag) for name, found in self.stored_all().items())
         except Unavailable as error:
             raise InputError(f"download: {self.uri} cannot be listed ({error}). Check AWS_ENDPOINT_URL.") from None
-        return sorted((item.object_name.removeprefix(prefix), str(item.etag)) for item in found)
 
     @contextlib.contextmanager
-    def _part(self, key: str, start: int, identity: str) -> Iterator[transfer.Part]:
+    def _part(self, path: str, start: int, identity: str) -> Iterator[transfer.Part]:
         """Yield the answer to a request for an object from `start` on."""
         with self._spoken(one=True):
             try:
                 answer = self._client.get_object(
-                    self._bucket, key, offset=start, request_headers={"If-Match": identity} if start else None
+                    self._bucket, path, offset=start, request_headers={"If-Match": identity} if start else None
                 )
             except _s3_error() as error:
                 if error.code not in _CHANGED:
                     raise
-                start, answer = 0, self._client.get_object(self._bucket, key)
+                start, answer = 0, self._client.get_object(self._bucket, path)
             try:
                 stated = answer.headers.get("Content-Length", "")
                 total = start + int(stated) if stated.isdecimal() else None
@@ -202,14 +182,6 @@ class S3Source(Source):
             finally:
                 answer.close()
                 answer.release_conn()
-
-    def _ask(self, question: Callable[[], T]) -> T:
-        """Return the store's answer, asked again when it is busy; turn its refusals into sentences."""
-        return retrying.call(lambda: self._ask_once(question))
-
-    def _ask_once(self, question: Callable[[], T]) -> T:
-        with self._spoken():
-            return question()
 
     @contextlib.contextmanager
     def _spoken(self, *, one: bool = False) -> Iterator[None]:
@@ -240,7 +212,9 @@ class S3Source(Source):
         except urllib3.exceptions.ProtocolError as error:
             broken = isinstance(error, urllib3.exceptions.IncompleteRead)
             raise retrying.Transient("the connection broke" if broken else "no connection to the store") from None
-        except urllib3.exceptions.HTTPError:
+        except urllib3.exceptions.HTTPError as error:
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                raise Unreachable("the store's TLS certificate is not valid") from None
             raise retrying.Transient("no connection to the store") from None
 
 

@@ -1,4 +1,4 @@
-"""The bytes of one file over a connection that may break: what has arrived is kept, and only the rest is asked for.
+"""Files over a connection that may break: what has arrived is kept, and only the rest is asked for.
 
 A photograph costs little to ask for again; an archive of 19 GB does not. Every attempt continues where the last one
 ended, as long as the server says that the file is still the same, and within one process or the next. A connection
@@ -7,23 +7,29 @@ that trickles is as good as broken: it is given up after half a minute.
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import io
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import BinaryIO, Protocol
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, Protocol, Self, TypeVar
 
 from multimodal_gemma import files
 from multimodal_gemma.data.sources import retrying
-from multimodal_gemma.data.sources.base import Unavailable, Unreachable
+from multimodal_gemma.data.sources.base import Source, Unavailable, Unreachable, check_size
+from multimodal_gemma.progress import BYTES, Progress
 
 PATIENCE = 30.0  # seconds after which the pace is judged, again and again
 SLOWEST = 2_000  # bytes a second; below it a photograph would take minutes, and sixteen of them would stop the queue
 _CHUNK = 1 << 18
+_LARGE = 16 << 20  # bytes from which a file has a progress line
 _DIFFERS = "its sha256 is not the one that was recorded with it"
+
+T = TypeVar("T")
 
 
 class Stream(Protocol):
@@ -58,52 +64,120 @@ Ask = Callable[[int, str], contextlib.AbstractContextManager[Part]]
 now, or knows no ranges, answers with the whole of it."""
 
 
-def to_memory(ask: Ask, max_bytes: int) -> bytes:
+class RemoteSource(Source):
+    """A place that is reached over a network.
+
+    Args:
+        uri: the location.
+        patience: seconds without progress after which the place is down.
+    """
+
+    def __init__(self, uri: str, patience: float = retrying.LIMIT) -> None:
+        super().__init__(uri)
+        self._patience = retrying.Patience(uri, patience)
+
+    @abc.abstractmethod
+    def _path(self, name: str | None) -> str:
+        """Return where a file under the location lies, or the one that the location itself is.
+
+        Raises:
+            Unavailable: the name points outside.
+            InputError: the location is no file.
+        """
+
+    @abc.abstractmethod
+    def _part(self, path: str, start: int, identity: str) -> contextlib.AbstractContextManager[Part]:
+        """Ask for a file, see `Ask`."""
+
+    def read(self, name: str, max_bytes: int) -> bytes:
+        """Return the bytes of one file, see `Source.read`."""
+        return to_memory(functools.partial(self._part, self._path(name)), max_bytes, self._patience)
+
+    def fetch(self, name: str | None, destination: Path, max_bytes: int | None = None) -> None:
+        """Write one file, see `Source.fetch`."""
+        path = self._path(name)
+        to_file(functools.partial(self._part, path), destination, max_bytes, self._patience, PurePosixPath(path).name)
+
+    def digest(self, name: str) -> str:
+        """Return the sha256 of a file's bytes, read to their end and kept nowhere.
+
+        Raises:
+            Unavailable: it cannot be had.
+        """
+        path = self._path(name)
+        return to_digest(functools.partial(self._part, path), self._patience, PurePosixPath(path).name)
+
+    def _ask(self, question: Callable[[], T]) -> T:
+        """Return the answer to a question that costs little, asked again while the place is busy."""
+
+        def attempt() -> T:
+            with self._spoken():
+                return question()
+
+        return self._patience.call(attempt)
+
+    def _send(self, name: str, content: bytes | Path, write: Callable[[Any, int], None]) -> None:
+        """Have `write` send bytes of a known size, read from a stream; begun again while the place is busy."""
+        size = content.stat().st_size if isinstance(content, Path) else len(content)
+        with _Meter(self._patience, "upload", name) as meter:
+
+            def attempt() -> None:
+                meter.begin(0, size)
+                with content.open("rb") if isinstance(content, Path) else io.BytesIO(content) as stream:
+                    write(_Counted(stream, meter), size)
+
+            self._ask(attempt)
+
+    @abc.abstractmethod
+    def _spoken(self) -> contextlib.AbstractContextManager[None]:
+        """Turn what the place refuses into reasons and sentences."""
+
+
+def to_memory(ask: Ask, max_bytes: int, patience: retrying.Patience) -> bytes:
     """Return a file's bytes.
 
     Args:
         ask: asks the server.
         max_bytes: a larger file is not read to its end.
+        patience: of the place; the file is one of many.
 
     Raises:
         Unavailable: it is larger, or cannot be had.
     """
     with io.BytesIO() as sink:
-        identity = _Identity()
-        retrying.call(lambda: _attempt(ask, sink, identity, max_bytes))
+        identity, meter = _Identity(), _Meter(patience)
+        patience.call(lambda: _attempt(ask, sink, identity, max_bytes, meter), one_of_many=True)
         content = sink.getvalue()
     if identity.sha256 and hashlib.sha256(content).hexdigest() != identity.sha256:
         raise Unavailable(_DIFFERS)
     return content
 
 
-def to_digest(ask: Ask) -> str:
-    """Return the sha256 of a file's bytes, read to their end and kept nowhere.
+def to_digest(ask: Ask, patience: retrying.Patience, name: str) -> str:
+    """Return the sha256 of a file's bytes, see `RemoteSource.digest`."""
+    with _Meter(patience, "read back", name) as meter:
 
-    Raises:
-        Unavailable: it cannot be had.
-    """
+        def attempt() -> str:
+            digest = hashlib.sha256()
+            with meter.counting(), ask(0, "") as part:
+                meter.begin(0, part.total)
+                for piece in _paced(part.stream, meter):
+                    digest.update(piece)
+                meter.check_whole(part.total)
+            return digest.hexdigest()
 
-    def attempt() -> str:
-        digest, held = hashlib.sha256(), 0
-        with ask(0, "") as part:
-            for piece in _paced(part.stream):
-                digest.update(piece)
-                held += len(piece)
-            if part.total is not None and held != part.total:
-                raise retrying.Transient("the connection broke")
-        return digest.hexdigest()
-
-    return retrying.call(attempt)
+        return patience.call(attempt)
 
 
-def to_file(ask: Ask, destination: Path, max_bytes: int | None = None) -> None:
+def to_file(ask: Ask, destination: Path, max_bytes: int | None, patience: retrying.Patience, name: str) -> None:
     """Write a file, continuing what an earlier call left beside `destination` when its process was killed.
 
     Args:
         ask: asks the server.
         destination: appears whole or not at all.
         max_bytes: a larger file is refused; None takes any.
+        patience: of the place.
+        name: of the file there, for the progress line.
 
     Raises:
         Unavailable: it is larger, or cannot be had; what has arrived stays in `NAME.part` for the next call.
@@ -115,10 +189,10 @@ def to_file(ask: Ask, destination: Path, max_bytes: int | None = None) -> None:
         destination.parent.mkdir(parents=True, exist_ok=True)
         if not identity.value:
             part.unlink(missing_ok=True)
-        with part.open("r+b" if part.is_file() else "w+b") as sink:
+        with part.open("r+b" if part.is_file() else "w+b") as sink, _Meter(patience, "download", name) as meter:
             sink.seek(0, io.SEEK_END)
             try:
-                retrying.call(lambda: _attempt(ask, sink, identity, max_bytes))
+                patience.call(lambda: _attempt(ask, sink, identity, max_bytes, meter))
                 sink.flush()
                 if identity.sha256 and files.sha256_file(part) != identity.sha256:
                     raise Unavailable(_DIFFERS)
@@ -155,36 +229,109 @@ class _Identity:
         self.value = value
 
 
-def _attempt(ask: Ask, sink: BinaryIO, identity: _Identity, max_bytes: int | None) -> None:
-    # The last byte is asked for again: a range that begins at the end of a complete file would be refused.
-    held = max(sink.tell() - 1, 0) if identity.value else 0
-    with ask(held, identity.value if held else "") as part:
-        if part.start not in (0, held):
-            raise Unavailable("the server answers with another part of the file")
-        held = part.start
-        sink.seek(held)
-        sink.truncate()
-        sink.flush()
-        identity.set(part.identity)
-        identity.sha256 = part.sha256
-        if max_bytes is not None and part.total is not None and part.total > max_bytes:
-            raise Unavailable(f"larger than {max_bytes:,} bytes")
-        for piece in _paced(part.stream):
-            sink.write(piece)
-            held += len(piece)
-            if max_bytes is not None and held > max_bytes:
-                raise Unavailable(f"larger than {max_bytes:,} bytes")
-        if part.total is not None and held != part.total:
+class _Slow(retrying.Transient):
+    """The connection trickles: what it gives is no progress."""
+
+
+class _Meter:
+    """How far a file has got over all attempts: progress is what no attempt had before.
+
+    Args:
+        patience: of the place; told of progress.
+        what: what a person reads of a large file; "" for nothing.
+        name: of the file.
+    """
+
+    def __init__(self, patience: retrying.Patience, what: str = "", name: str = "") -> None:
+        self._patience, self._what, self._name = patience, what, name
+        self._shown: Progress | None = None
+        self._furthest = 0
+        self.position = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._shown is not None:
+            self._shown.close()
+
+    def begin(self, position: int, total: int | None) -> None:
+        """Note where an attempt begins."""
+        self.position = position
+        self._furthest = max(self._furthest, position)
+        if self._what and self._shown is None and (total is None or total >= _LARGE):
+            self._shown = Progress(self._what, total, BYTES, done=position, name=self._name)
+
+    def add(self, size: int) -> None:
+        """Count what has arrived."""
+        self.position += size
+        if self._shown is not None:
+            self._shown.reach(self.position)
+
+    def keep(self) -> None:
+        """Note that what has arrived was no trickle."""
+        if self.position > self._furthest:
+            self._furthest = self.position
+            self._patience.progressed()
+
+    @contextlib.contextmanager
+    def counting(self) -> Iterator[None]:
+        """Note what an attempt that broke had got."""
+        try:
+            yield
+        except _Slow:
+            raise
+        except retrying.Transient:
+            self.keep()
+            raise
+
+    def check_whole(self, total: int | None) -> None:
+        """Refuse an end before the end."""
+        if total is not None and self.position != total:
             raise retrying.Transient("the connection broke")
 
 
-def _paced(stream: Stream) -> Iterator[bytes]:
+class _Counted:
+    """A stream that is read to be sent."""
+
+    def __init__(self, stream: BinaryIO, meter: _Meter) -> None:
+        self._stream, self._meter = stream, meter
+
+    def read(self, size: int = -1) -> bytes:
+        piece = self._stream.read(size)
+        self._meter.add(len(piece))
+        self._meter.keep()
+        return piece
+
+
+def _attempt(ask: Ask, sink: BinaryIO, identity: _Identity, max_bytes: int | None, meter: _Meter) -> None:
+    # The last byte is asked for again: a range that begins at the end of a complete file would be refused.
+    held = max(sink.tell() - 1, 0) if identity.value else 0
+    with meter.counting(), ask(held, identity.value if held else "") as part:
+        if part.start not in (0, held):
+            raise Unavailable("the server answers with another part of the file")
+        sink.seek(part.start)
+        sink.truncate()
+        sink.flush()
+        meter.begin(part.start, part.total)
+        identity.set(part.identity)
+        identity.sha256 = part.sha256
+        check_size(part.total or 0, max_bytes)
+        for piece in _paced(part.stream, meter):
+            sink.write(piece)
+            check_size(meter.position, max_bytes)
+        meter.check_whole(part.total)
+
+
+def _paced(stream: Stream, meter: _Meter) -> Iterator[bytes]:
     since, arrived = time.monotonic(), 0
     while piece := stream.read1(_CHUNK):
+        meter.add(len(piece))
         yield piece
         arrived += len(piece)
         now = time.monotonic()
         if now - since >= PATIENCE:
             if arrived < SLOWEST * (now - since):
-                raise retrying.Transient(f"slower than {SLOWEST:,} bytes a second")
+                raise _Slow(f"slower than {SLOWEST:,} bytes a second")
+            meter.keep()
             since, arrived = now, 0

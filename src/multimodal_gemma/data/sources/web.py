@@ -11,7 +11,6 @@ import contextlib
 import functools
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from urllib.parse import quote, urljoin, urlsplit
 
 import requests
@@ -19,7 +18,7 @@ import urllib3
 
 from multimodal_gemma import __version__, files
 from multimodal_gemma.data.sources import public_address, retrying, transfer
-from multimodal_gemma.data.sources.base import Source, Unavailable, Unreachable, safe_name
+from multimodal_gemma.data.sources.base import Unavailable, Unreachable, safe_name
 from multimodal_gemma.errors import InputError
 
 _TIMEOUT = (10.0, 30.0)  # seconds to connect, seconds between two bytes
@@ -27,19 +26,20 @@ _REDIRECTS = 5
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
 
 
-class WebSource(Source):
+class WebSource(transfer.RemoteSource):
     """A file, or a base that file names are appended to, on a web server.
 
     Args:
         uri: the location; whether it ends with "/" does not matter when names are appended.
         allowed_hosts: hosts that may be asked.
+        patience: seconds without progress after which the server is down.
 
     Raises:
         InputError: no https://, or a host that is not listed.
     """
 
-    def __init__(self, uri: str, allowed_hosts: Sequence[str]) -> None:
-        super().__init__(uri)
+    def __init__(self, uri: str, allowed_hosts: Sequence[str], patience: float = retrying.LIMIT) -> None:
+        super().__init__(uri, patience)
         self._hosts = frozenset(host.lower() for host in allowed_hosts)
         if fault := self._fault(uri):
             raise InputError(f"download: {uri} {fault}")
@@ -48,20 +48,14 @@ class WebSource(Source):
         self._session.mount("https://", public_address.Adapter())
         self._session.mount("http://", public_address.Adapter())
 
-    def read(self, name: str, max_bytes: int) -> bytes:
-        """Return the bytes of one file, see `Source.read`."""
-        url = self._url(name)
-        return transfer.to_memory(functools.partial(self._part, url), max_bytes)
-
-    def fetch(self, name: str | None, destination: Path, max_bytes: int | None = None) -> None:
-        """Write one file, see `Source.fetch`."""
-        url = self.uri if name is None else self._url(name)
-        transfer.to_file(functools.partial(self._part, url), destination, max_bytes)
+    def read_address(self, url: str, max_bytes: int) -> bytes:
+        """Return the bytes of a file by its whole address, see `Source.read`."""
+        return transfer.to_memory(functools.partial(self._part, url), max_bytes, self._patience)
 
     def exists(self, name: str) -> bool:
         """Ask the server for the header of one file."""
         try:
-            retrying.call(lambda: self._stamp(self._url(name)))
+            self._ask(lambda: self._stamp(self._path(name)))
         except Unreachable:
             raise
         except Unavailable:
@@ -78,21 +72,21 @@ class WebSource(Source):
         """Return a digest of ETag, modification time and size; of a base without names, its address alone."""
         if not names and urlsplit(self.uri).path.endswith("/"):
             return files.digest_of(self.uri)
-        urls = [self._url(name) for name in names] or [self.uri]
-        return files.digest_of([[url, retrying.call(functools.partial(self._stamp, url))] for url in urls])
+        urls = [self._path(name) for name in names] or [self.uri]
+        return files.digest_of([[url, self._ask(functools.partial(self._stamp, url))] for url in urls])
 
     def describe(self) -> dict[str, str]:
         """Return the address."""
         return {"uri": self.uri}
 
-    def _url(self, name: str) -> str:
-        return f"{self.uri.rstrip('/')}/{quote(safe_name(name))}"
+    def _path(self, name: str | None) -> str:
+        return self.uri if name is None else f"{self.uri.rstrip('/')}/{quote(safe_name(name))}"
 
     @contextlib.contextmanager
-    def _part(self, url: str, start: int, identity: str) -> Iterator[transfer.Part]:
+    def _part(self, path: str, start: int, identity: str) -> Iterator[transfer.Part]:
         """Yield the answer to a request for a file from `start` on."""
         wanted = {"Range": f"bytes={start}-", "If-Range": identity} if start else {}
-        with self._answer("GET", url, wanted) as answer:
+        with self._answer("GET", path, wanted) as answer:
             head = answer.headers
             tag = head.get("ETag", "")
             known = "" if tag.startswith("W/") else tag or head.get("Last-Modified", "")
@@ -111,8 +105,8 @@ class WebSource(Source):
 
     @contextlib.contextmanager
     def _answer(self, method: str, url: str, headers: dict[str, str] | None = None) -> Iterator[requests.Response]:
-        """Yield the answer to one request, redirects followed; turn what a network can do into reasons."""
-        try:
+        """Yield the answer to one request, redirects followed."""
+        with self._spoken():
             for _ in range(_REDIRECTS + 1):
                 if fault := self._fault(url):
                     raise Unavailable(f"{url} {fault}")
@@ -128,10 +122,15 @@ class WebSource(Source):
             with answer:
                 _check_status(answer)
                 yield answer
+
+    @contextlib.contextmanager
+    def _spoken(self) -> Iterator[None]:
+        try:
+            yield
         except public_address.PrivateAddressError as error:
             raise Unavailable(str(error)) from None
         except requests.RequestException as error:
-            raise retrying.Transient(_reason(error)) from None
+            raise _reason(error) from None
         except urllib3.exceptions.ReadTimeoutError:
             raise retrying.Transient("no answer in time") from None
         except urllib3.exceptions.HTTPError:
@@ -165,13 +164,13 @@ def _check_status(answer: requests.Response) -> None:
         raise Unavailable(str(status))
 
 
-def _reason(error: requests.RequestException) -> str:
-    if isinstance(error, requests.exceptions.SSLError):
-        return "its TLS certificate is not valid"
+def _reason(error: requests.RequestException) -> Unavailable | retrying.Transient:
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return Unreachable("its TLS certificate is not valid")
     if isinstance(error, requests.Timeout):
-        return "no answer in time"
+        return retrying.Transient("no answer in time")
     if isinstance(error, requests.exceptions.ChunkedEncodingError):
-        return "the connection broke"
+        return retrying.Transient("the connection broke")
     if isinstance(error, requests.ConnectionError):
-        return "no connection"
-    return type(error).__name__
+        return retrying.Transient("no connection")
+    return Unavailable(type(error).__name__)  # an address that is none, for one
