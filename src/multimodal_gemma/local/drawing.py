@@ -10,12 +10,8 @@ from multimodal_gemma.reporting.run_page import Step, duration
 
 _WIDTH, _HEIGHT = 172, 48  # of a box, in pixels
 _ACROSS, _DOWN = 18, 28  # between boxes
-_COLOURS = {  # outline and fill
-    "succeeded": ("#2b8a3e", "#ebfbee"),
-    "reused": ("#1971c2", "#e7f5ff"),
-    "failed": ("#c92a2a", "#fff5f5"),
-}
-_IDLE = ("#868e96", "#f8f9fa")  # what did not run, or not to its end
+_COLOURS = {"succeeded": "--good", "reused": "--accent", "failed": "--bad"}  # the page's own, light or dark
+_IDLE = "--soft"  # what did not run, or not to its end
 
 
 def svg(tasks: Sequence[Task], steps: Mapping[str, Step]) -> str:
@@ -76,15 +72,15 @@ def _places(tasks: Sequence[Task]) -> dict[str, tuple[int, int]]:
 
 
 def _box(place: tuple[int, int], step: Step) -> str:
-    line, fill = _COLOURS.get(step.status, _IDLE)
+    colour = f"var({_COLOURS.get(step.status, _IDLE)})"
     x, y = place
     told = step.status if step.seconds is None else f"{step.status}, {duration(step.seconds)}"
     dash = "" if step.status in _COLOURS else ' stroke-dasharray="4 3"'
     return (
-        f'<rect x="{x}" y="{y}" width="{_WIDTH}" height="{_HEIGHT}" rx="6" fill="{fill}" '
-        f'stroke="{line}" stroke-width="1.5"{dash}/>'
-        f'<text x="{x + 10}" y="{y + 20}" font-size="13" fill="#212529">{html.escape(step.name)}</text>'
-        f'<text x="{x + 10}" y="{y + 38}" font-size="12" fill="{line}">{html.escape(told)}</text>'
+        f'<rect x="{x}" y="{y}" width="{_WIDTH}" height="{_HEIGHT}" rx="6" fill="{colour}" '
+        f'fill-opacity=".09" stroke="{colour}" stroke-width="1.5"{dash}/>'
+        f'<text x="{x + 10}" y="{y + 20}" font-size="13" fill="currentColor">{html.escape(step.name)}</text>'
+        f'<text x="{x + 10}" y="{y + 38}" font-size="12" fill="{colour}">{html.escape(told)}</text>'
     )
 
 

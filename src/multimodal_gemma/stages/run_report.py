@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from multimodal_gemma.cluster.kfp.api import Api
     from multimodal_gemma.cluster.kfp.follow import Followed
     from multimodal_gemma.cluster.kfp.story import Snapshot
+    from multimodal_gemma.cluster.kube.client import Namespace
 
 _PATIENCE = 60.0  # seconds for which a silent server is asked before the page goes out without it
 _METRICS = "evaluation/metrics.json"  # of an MLflow run
@@ -121,7 +122,9 @@ def page_of(
         graph: a drawing of the steps.
     """
     outcome, verdict, reason = _judge(status, end, known)
-    again = {"go on from what failed": f"mmgemma submit --retry {run_id}"} if outcome in ("failed", "stopped") else {}
+    goes_on = outcome in ("failed", "stopped") and bool(run_id)
+    again = {"go on from there": f"mmgemma submit --retry {run_id}"} if goes_on else {}
+    retried = "It had failed before, and went on when it was retried. " if end and end.retried else ""
     version = f"models:/{known.name}/{known.version}" if known.version else ""
     ask = {"ask the model": f"mmgemma ask PICTURE 'What is this?' --model {version}"} if version else {}
     return RunPage(
@@ -129,7 +132,7 @@ def page_of(
         outcome=outcome,
         verdict=verdict,
         reason=reason,
-        advice=_ADVICE.get(outcome, ""),
+        advice=f"{retried}{_ADVICE.get(outcome, '')}".strip(),
         scores=run_page.scores(known.metrics, known.champion),
         contamination=(known.metrics.get("contamination") or {}).get("status", ""),
         facts=facts(config) if config else {},
@@ -143,12 +146,15 @@ def page_of(
 def steps(end: Snapshot) -> list[Step]:
     """Return the steps of a run; one that came after the end was never run."""
     called = {"waiting": "not run", "pending": "not run"}
-    return [Step(row.name, called.get(row.state, row.state), row.seconds, row.tries or 1) for row in end.rows]
+    return [
+        Step(row.name, called.get(row.state, row.state), None if row.state == "reused" else row.seconds, row.tries or 1)
+        for row in end.rows
+    ]
 
 
 _ADVICE = {
     "failed": "Mend what the sentence says, then let the run go on from there: what has succeeded is not repeated.",
-    "stopped": "The run can go on from where it was stopped, or a new one reuses its downloads.",
+    "stopped": "The run can go on from there, or a new one reuses its downloads.",
     "refused": "Nothing was exported. Improve the model, or change registry.floors, and run again.",
 }
 
@@ -174,8 +180,9 @@ def _judge(status: Mapping[str, Any], end: Snapshot | None, known: Registered) -
     version = f"version {known.version} of {known.name}"
     failed = end.failed if end else None
     if end and end.stopped:
-        during = next((f" during {row.name}" for row in end.rows if row.state in ("stopped", "running")), "")
-        return "stopped", f"The run was stopped{during}.", ""
+        row = next((row for row in end.rows if row.state == "stopped"), None)
+        during = f" during {row.name}" if row else ""
+        return "stopped", f"The run was stopped{during}.", f"{row.name}: {row.reason}." if row and row.reason else ""
     if failed is not None:
         tries = f" after {failed.tries} tries" if (failed.tries or 0) > 1 else ""
         what = f"{failed.name} failed{tries}." if failed.started else f"{failed.name} could not be started."
@@ -230,7 +237,7 @@ def _asked_server(run_id: str) -> tuple[Snapshot | None, str]:
     try:
         api = connect.inside(_PATIENCE)
         spec = follow.attach(api, run_id).spec
-        end = ending(api, spec, run_id, why.Causes(api, run_id))
+        end = ending(api, spec, run_id, why.Causes(api, run_id, _namespace()))
         return end, _drawn(spec, end)
     except Exception as error:  # noqa: BLE001 - whatever the server does, the page is written
         _log.info(f"the page goes without the server's word on the steps: {error}")
@@ -246,15 +253,19 @@ def _drawn(spec: Mapping[str, Any], end: Snapshot) -> str:
 def ending(api: Any, spec: Mapping[str, Any], run_id: str, causes: Any) -> Snapshot:
     """Return a run that is about to end as it will have ended: nothing but this report is left of it."""
     from multimodal_gemma.cluster.kfp import follow
-    from multimodal_gemma.cluster.kfp.story import ENDED, snapshot
+    from multimodal_gemma.cluster.kfp.story import REPORT, snapshot
 
     answer = api.call(api.runs.run_service_get_run, run_id)
     now = snapshot(answer, dict(spec), datetime.datetime.now(datetime.UTC))
-    if now.state not in ENDED:
-        stopped = now.state == "CANCELING"
-        state = "FAILED" if stopped or now.failed else "SUCCEEDED"
-        now = dataclasses.replace(now, state=state, stopped=stopped)
-    return follow.explained(now, causes)
+    if now.ended:
+        return follow.explained(now, causes)
+    cut = ("running", "pending") if now.stopped else ()
+    now = follow.explained(
+        dataclasses.replace(now, state="FAILED" if now.stopped or now.failed else "SUCCEEDED"), causes
+    )
+    rows = [dataclasses.replace(row, state="stopped") if row.state in cut else row for row in now.rows]
+    last = [dataclasses.replace(row, state="this page", seconds=None) if row.name == REPORT else row for row in rows]
+    return dataclasses.replace(now, rows=tuple(last))
 
 
 def _asked_mlflow(config: Config, run_id: str) -> Registered:
@@ -319,14 +330,12 @@ def clean_up(run_id: str) -> list[str]:
     Returns:
         Names of what was deleted; nothing where there is no cluster, or the run may not see TrainJobs.
     """
-    from multimodal_gemma.cluster.kube import client
     from multimodal_gemma.cluster.trainjob import job
 
-    if not client.in_cluster():
+    namespace = _namespace()
+    if namespace is None:
         return []
     try:
-        namespace = job.here()
-        namespace.patience = min(namespace.patience, _PATIENCE)
         gone = job.delete_all(namespace, run_id)
     except InputError as error:  # a report that fails would hide how the run ended
         if "forbidden" not in str(error).lower():  # where the Trainer is not installed, nobody may see its kind
@@ -335,3 +344,19 @@ def clean_up(run_id: str) -> list[str]:
     if gone:
         _log.info(f"deleted what the run had left: {', '.join(gone)}")
     return gone
+
+
+def _namespace() -> Namespace | None:
+    """Return the namespace that this pod lives in; None where there is no cluster to speak to."""
+    from multimodal_gemma.cluster.kube import client
+    from multimodal_gemma.cluster.trainjob import job
+
+    if not client.in_cluster():
+        return None
+    try:
+        namespace = job.here()
+    except InputError as error:  # a report that fails would hide how the run ended
+        _log.info(f"Kubernetes was not asked. {error}")
+        return None
+    namespace.patience = min(namespace.patience, _PATIENCE)
+    return namespace

@@ -27,10 +27,12 @@ class Server:
     """A KFP server that gives one of the answers; while report-run runs, the run itself is RUNNING."""
 
     def __init__(self, answer: dict[str, Any], log: str, *, ended: bool) -> None:
-        self._answer, self._log = answer, log
+        self._log = log
         self.runs = SimpleNamespace(run_service_get_run=None)
-        if not ended:
-            self._answer = {**answer, "state": "CANCELING" if answer["state"] == "CANCELED" else "RUNNING"}
+        history = answer["state_history"]
+        if not ended and history[-1]["state"] in ("SUCCEEDED", "FAILED"):
+            history = history[:-1]
+        self._answer = {**answer, "state": history[-1]["state"], "state_history": history}
 
     def call(self, *_: Any) -> Any:
         import kfp_server_api
@@ -49,8 +51,12 @@ def told(shared: Path):
     if not folder.is_dir():
         pytest.skip(f"the answers of a real server are not at {folder}")
 
-    def page(name: str, known: Registered | None = None, log: str = "", *, ended: bool = True) -> run_page.RunPage:
+    def page(
+        name: str, known: Registered | None = None, log: str = "", *, ended: bool = True, stopped: bool = False
+    ) -> run_page.RunPage:
         answer = json.loads((folder / f"{name}.json").read_text())
+        if stopped:
+            answer["state_history"].append({"state": "CANCELING", "update_time": "2026-11-25T23:59:00Z"})
         server = Server(answer, log, ended=ended)
         end = run_report.ending(server, pipeline(), answer["run_id"], Causes(server, answer["run_id"]))  # type: ignore[arg-type]
         named = answer["display_name"]
@@ -76,6 +82,7 @@ REFUSED = Registered("http://mlflow:5000/#/experiments/1/runs/7", "multimodal-ge
         ("run-pod-deleted-try-2", PASSED, "passed", "version 3", ""),
         ("run-gate-refused", REFUSED, "refused", "The gate refused the model: version 4", "0.5957 is below 0.85."),
         ("run-as-pipeline-runner-gate-refused", REFUSED, "refused", "version 4", "0.5957 is below 0.85."),
+        ("run-killed-then-retried-by-button", REFUSED, "refused", "version 4", "0.5957 is below 0.85."),
         ("run-gate-refused", Registered(), "refused", "was refused by the gate", "MLflow could not be asked"),
         ("run-succeeded", Registered(), "passed", "passed the gate", "MLflow could not be asked"),
         ("run-task-failed-not-retried", Registered(), "failed", "failed", "no such object"),
@@ -103,11 +110,26 @@ def test_each_story_has_its_verdict_and_reason(told, name, known, outcome, verdi
     assert all(step.name in html for step in page.steps)
 
 
+@pytest.mark.parametrize("ended", [True, False])
 @pytest.mark.parametrize("name", ["run-stopped", "run-stopped-with-trainjob"])
-def test_a_stopped_run_is_called_stopped(told, name):
-    page = told(name)
-    assert page.outcome == "stopped"
-    assert page.verdict.startswith("The run was stopped")
+def test_a_stopped_run_is_called_stopped_and_names_the_task(told, name, ended):
+    page = told(name, log="Terminated\n", ended=ended)
+    assert (page.outcome, page.reason) == ("stopped", "")
+    assert page.verdict == "The run was stopped during train-model."
+    assert {step.name: step.status for step in page.steps}["train-model"] == "stopped"
+
+
+def test_a_run_stopped_while_a_task_waited_for_a_node_says_which_and_why(told):
+    page = told("run-waits-for-a-node", stopped=True)
+    assert (page.outcome, page.verdict) == ("stopped", "The run was stopped during train-model.")
+    assert page.reason.startswith("train-model: it had not begun: its pod has said nothing yet; it may wait for a node")
+    assert "mmgemma submit --retry" in " ".join(page.commands.values())
+    states = {step.name: step.status for step in page.steps}
+    assert (states["preprocess-dataset"], states["train-model"], states["evaluate-model"]) == (
+        "reused",
+        "stopped",
+        "not run",
+    )
 
 
 def test_the_version_and_the_question_to_it_are_at_hand(told):

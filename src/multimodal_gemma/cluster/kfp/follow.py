@@ -111,9 +111,11 @@ def _explained(row: Row, now: Snapshot, causes: Causes) -> Row:
         return row
     if row.state == "failed":
         return dataclasses.replace(row, reason=causes.ended(row.pods[-1], now.workflow))
-    if row.state in ("running", "pending") and (waits := causes.waits(row.pods[-1], now.workflow)):
+    if row.state in ("running", "pending", "stopped") and (waits := causes.waits(row.pods[-1], now.workflow)):
+        if row.state == "stopped" or now.stopped:
+            return dataclasses.replace(row, state="stopped", reason=f"it had not begun: {waits}")
         return dataclasses.replace(row, state="pending", reason=waits)
-    if len(row.pods) > 1:
+    if len(row.pods) > 1 and row.state != "stopped":
         return dataclasses.replace(row, reason=causes.ended(row.pods[-2], now.workflow))
     return row
 
@@ -128,7 +130,8 @@ def verdict(end: Snapshot, link: str) -> tuple[int, str, str]:
     again = " It had failed before, and went on when it was retried." if end.retried else ""
     hidden = "" if end.told else f" {_UNTOLD}"
     if end.stopped:
-        during = next((f" during {row.name}" for row in end.rows if row.state == "stopped"), "")
+        row = next((row for row in end.rows if row.state == "stopped"), None)
+        during = (f" during {row.name}" + (f"; {row.reason}" if row.reason else "")) if row else ""
         return FAILED, "stopped", f"The run was stopped{during}.{again}{hidden}"
     if end.state != "SUCCEEDED":
         return FAILED, "failed", f"{_failure(end, link)}{again}{hidden}"

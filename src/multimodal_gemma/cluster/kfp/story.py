@@ -72,7 +72,7 @@ class Snapshot:
         rows: its tasks, in the order of the pipeline.
         gate: passed, refused, undecided (not reached) or unknown; "none" for a pipeline that has no gate.
         reason: what the server says about the run's failure.
-        stopped: somebody stopped it.
+        stopped: somebody stopped it; it may not have ended yet.
         retried: how often it went on after it had ended (KFP's own retry).
         told: the server lists its tasks.
         changes: how often its state has changed.
@@ -129,7 +129,7 @@ def snapshot(run: Any, spec: dict[str, Any], now: datetime.datetime) -> Snapshot
         tuple(rows),
         gate,
         one_line((run.error.message if run.error else "") or ""),
-        stopped=state == "CANCELED" or (state == "FAILED" and stopped_at is not None),
+        stopped=state in ("CANCELING", "CANCELED") or stopped_at is not None,
         retried=sum(before in ENDED and after not in ENDED for (before, _), (after, _) in itertools.pairwise(history)),
         told=bool(nodes.named) or state == "PENDING",
         changes=len(history),
@@ -266,7 +266,7 @@ def _stopped_at(state: str, history: Sequence[tuple[str | None, datetime.datetim
             moment = when
         elif known == "RUNNING":
             moment = None
-    return moment if state in ENDED and state != "SUCCEEDED" else None
+    return moment if state == "CANCELING" or state in ENDED - {"SUCCEEDED"} else None
 
 
 def _state(detail: Any) -> str:

@@ -36,7 +36,7 @@ _INPUT = re.compile(r"^\{$.*?^\}$\n?", re.MULTILINE | re.DOTALL)  # the executor
 _GATE = re.compile(r"\bregister: .*\bgate (passed|failed)\b")
 _LINES = 3  # of a log that says nothing better
 _CODES = {
-    137: "killed (exit code 137), as a process is whose memory ends",
+    137: "killed (exit code 137), as a process is whose memory ends (resources.memory gives training more)",
     143: "ended from outside (exit code 143), as when its pod is deleted or its time is over",
 }
 
@@ -71,8 +71,8 @@ class Causes:
         """Return why a pod does not run yet; "" for one that does, or where nobody says."""
         if node in self._spoke:
             return ""
-        if self._cluster is not None:
-            return one_line(self._waiting(self._cluster, node, workflow))
+        if self._cluster is not None and (told := self._waiting(self._cluster, node, workflow)) is not None:
+            return one_line(told)
         for template in _TEMPLATES:
             log = self._api.log(self._run_id, node.replace(workflow, f"{workflow}-{template}"))
             if log == "":
@@ -97,12 +97,13 @@ class Causes:
         loss = pods.loss_of(pod)
         return loss.reason if loss is not None and "exit code" not in loss.reason else ""
 
-    def _waiting(self, cluster: Namespace, node: str, workflow: str) -> str:
+    def _waiting(self, cluster: Namespace, node: str, workflow: str) -> str | None:
+        """Return why a pod waits, as Kubernetes says; None where it knows neither the pod nor its node."""
         pod = self._pod(cluster, node)
         if pod is not None:
             return pods.waiting_for(pod)
         known = _node(cluster, workflow, node)  # without a pod: a quota, or a webhook, refuses it
-        return str(known.get("message", "")) if known.get("phase") == "Pending" else ""
+        return (str(known.get("message", "")) if known.get("phase") == "Pending" else "") if known else None
 
     def _pod(self, cluster: Namespace, node: str) -> dict[str, Any] | None:
         """Return the pod of a node: its name has the template in the middle, so its note is looked for."""
