@@ -159,6 +159,7 @@ class _Held:
         self._sound: dict[Path, bool] = {}
         self.rows: dict[str, list[list[Any]]] = {}  # (name, stamp, sha256, bytes) of a group
         self._sums: dict[Path, str] = {}
+        self._row_group = functools.lru_cache(maxsize=4)(shards.read_group)
         former = files.read_jsonl(scratch / HELD, "held") if (scratch / HELD).is_file() else []
         for entry in former:
             self._add(entry, scratch / entry["file"] if entry["file"] else None)
@@ -198,7 +199,7 @@ class _Held:
         if digest not in self._where:
             return None
         path, group, row = self._where[digest]
-        content = _row_group(path, group)[row] if self._is_sound(path) else None
+        content = self._row_group(path, group)[row] if self._is_sound(path) else None
         return content if content is not None and files.sha256_bytes(content) == digest else None
 
     def _is_sound(self, path: Path) -> bool:
@@ -213,12 +214,6 @@ class _Held:
         files.write_json(path.with_suffix(".json"), entry)
         self._files[group.key], self.rows[group.key] = path, rows
         self._sound[path] = True
-
-
-@functools.lru_cache(maxsize=4)
-def _row_group(path: Path, group: int) -> list[bytes]:
-    contents: list[bytes] = shards.read_group(path, group)
-    return contents
 
 
 class _Meter:

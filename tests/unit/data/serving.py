@@ -78,18 +78,21 @@ class Server:
                 self.files[f"{base}/{path.relative_to(folder).as_posix()}"] = path.read_bytes()
 
     def add_hub_repository(
-        self, kind: str, name: str, revision: str, content: dict[str, bytes], licence: str = ""
+        self, kind: str, name: str, revision: str, content: dict[str, bytes], licence: str = "", commit: str = COMMIT
     ) -> None:
         """Serve a repository as the hub's API does. `kind` is "models" or "datasets"; its card states the licence."""
-        facts = {"id": name, "sha": COMMIT, "siblings": [{"rfilename": path} for path in content]}
+        facts = {"id": name, "sha": commit, "siblings": [{"rfilename": path} for path in content]}
         facts |= {"cardData": {"license": licence}} if licence else {}
-        tree = [{"type": "file", "path": path, "size": len(body), "oid": "0" * 40} for path, body in content.items()]
-        for wanted in (revision, COMMIT):
+        tree = [
+            {"type": "file", "path": path, "size": len(body), "oid": hashlib.sha1(body).hexdigest()}
+            for path, body in content.items()
+        ]
+        for wanted in (revision, commit):
             self.files[f"/api/{kind}/{name}/revision/{wanted}"] = json.dumps(facts).encode()
             self.files[f"/api/{kind}/{name}/tree/{wanted}"] = json.dumps(tree).encode()
         prefix = "/datasets" if kind == "datasets" else ""
         for path, body in content.items():
-            self.files[f"{prefix}/{name}/resolve/{COMMIT}/{path}"] = body
+            self.files[f"{prefix}/{name}/resolve/{commit}/{path}"] = body
 
 
 @contextlib.contextmanager
@@ -169,7 +172,8 @@ def serve() -> Iterator[Server]:
             **more: str,
         ) -> None:
             tag = tag or f'"{hashlib.md5(body).hexdigest()}"'
-            extra = {"ETag": tag, "X-Repo-Commit": COMMIT, "Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT"}
+            commit = urlsplit(self.path).path.partition("/resolve/")[2].partition("/")[0] or COMMIT
+            extra = {"ETag": tag, "X-Repo-Commit": commit, "Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT"}
             kind = "application/xml" if body.startswith(b"<?xml") else "application/json"
             self._head(status, len(body), **extra, **more, **{"Content-Type": kind})
             if not body_wanted:

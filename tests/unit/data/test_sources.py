@@ -348,6 +348,33 @@ def test_what_the_hub_refuses_is_a_sentence(code: str, said: str, monkeypatch: p
         sources.open("hf://org/name@main", DATA).fingerprint()
 
 
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize(
+    ("uri", "page"), [("hf://org/name@main", "/org/name"), ("hf://datasets/org/set@main", "/datasets/org/set")]
+)
+def test_a_plain_refusal_names_the_token_and_the_page_of_the_licence(
+    uri: str, page: str, status: int, hub: Server
+) -> None:
+    kind = "datasets" if "datasets" in uri else "models"
+    hub.faults[f"/api/{kind}/{page.removeprefix('/datasets').strip('/')}/revision/main"] = [status]
+    with pytest.raises(InputError) as caught:
+        sources.open(uri, DATA).fingerprint()
+    assert f"({status}). Give an access token that may read it in the environment variable HF_TOKEN" in str(
+        caught.value
+    )
+    assert f"if {hub.url}{page} shows a licence, accept it there" in str(caught.value)
+    assert "Secret huggingface" in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_web_servers_refusal_says_where_a_token_counts(status: int, server: Server, tmp_path: Path) -> None:
+    server.faults["/images/a.jpg"] = [status]
+    with pytest.raises(
+        Unavailable, match=rf"{status}, and no token is sent .* hf://, with the token .* HF_TOKEN and the"
+    ):
+        web(server).fetch("a.jpg", tmp_path / "a")
+
+
 def test_a_hub_that_is_down_is_a_sentence(hub: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.faults["/api/models/org/name/revision/main"] = [500] * 1000
     with pytest.raises(InputError, match="the hub answers 500, for 10 minutes"):

@@ -14,6 +14,7 @@ from PIL import Image
 from multimodal_gemma.config.schema import Config
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.serving import pictures
+from tests.unit.data.serving import Clock
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -81,7 +82,8 @@ def test_a_place_that_must_not_or_cannot_be_read(location: str, said: str) -> No
         pictures.read(location, Config())
 
 
-def test_a_listed_host_in_a_private_network_is_still_refused() -> None:
+def test_a_listed_host_in_a_private_network_is_still_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    Clock(monkeypatch)
     config = Config()
     config.data.allowed_hosts = ["localhost"]
     with pytest.raises(InputError, match="cannot be had"):

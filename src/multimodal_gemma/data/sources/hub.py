@@ -28,6 +28,7 @@ _LOCATION = re.compile(  # a revision as the file system of huggingface_hub read
     r"hf://(?P<kind>datasets/|models/)?(?P<repo>(?!datasets/|models/|spaces/)[\w.-]+/[\w.-]+)"
     r"(?:@(?P<revision>refs/pr/\d+|refs/convert/\w+|[^/]+))?(?:/(?P<path>.*))?"
 )
+_TOKEN = "the environment variable HF_TOKEN (on a cluster the key token of the Secret huggingface)"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -104,6 +105,11 @@ class HubSource(Source):
         licence = (getattr(found, "card_data", None) or {}).get("license") or ""
         return ", ".join(licence) if isinstance(licence, list) else str(licence)
 
+    @property
+    def _page(self) -> str:
+        kind = "datasets/" if self._type == "dataset" else ""
+        return f"{(os.environ.get('HF_ENDPOINT') or 'https://huggingface.co').rstrip('/')}/{kind}{self._repo}"
+
     @functools.cached_property
     def commit(self) -> str:
         """The commit that the revision names; asked once."""
@@ -159,13 +165,13 @@ class HubSource(Source):
             return question()
         except errors.GatedRepoError:
             raise InputError(
-                f"download: {self._repo} is gated. Accept its licence on its page on the hub, "
-                "then give an access token in the environment variable HF_TOKEN."
+                f"download: {self._repo} is gated. Accept its licence at {self._page}, then give an access token in "
+                f"{_TOKEN}."
             ) from None
         except errors.RepositoryNotFoundError:
             raise InputError(
                 f"download: the hub has no {self._type} {self._repo}, or it is private. "
-                "Check the name, or give an access token in the environment variable HF_TOKEN."
+                f"Check the name, or give an access token in {_TOKEN}."
             ) from None
         except errors.RevisionNotFoundError:
             raise InputError(f"download: {self._repo} has no revision {self._revision!r}. Check {self.uri}.") from None
@@ -181,7 +187,8 @@ class HubSource(Source):
             status = error.response.status_code
             if status in (401, 403):
                 raise InputError(
-                    f"download: the hub refuses {self._repo} ({status}). Check the access token in HF_TOKEN."
+                    f"download: the hub refuses {self._repo} ({status}). Give an access token that may read it in "
+                    f"{_TOKEN}; if {self._page} shows a licence, accept it there first."
                 ) from None
             if status == 429 or status >= 500:
                 raise retrying.Transient(f"the hub answers {status}") from None

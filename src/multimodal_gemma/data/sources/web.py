@@ -160,6 +160,11 @@ def _check_status(answer: requests.Response) -> None:
     status = answer.status_code
     if status == 429 or status >= 500:
         raise retrying.Transient(str(status), wait=retrying.parse_retry_after(answer.headers.get("Retry-After")))
+    if status in (401, 403):  # a token would go to whoever the server leads to: none is sent
+        raise Unavailable(
+            f"{status}, and no token is sent to web servers; what lies on the hub is had by hf://, with the token in "
+            "the environment variable HF_TOKEN and the licence accepted on its page"
+        )
     if status not in (200, 206):
         raise Unavailable(str(status))
 
