@@ -10,6 +10,7 @@ from pathlib import Path
 
 from multimodal_gemma import __version__, environment, files, logs
 from multimodal_gemma.cluster import commands as cluster
+from multimodal_gemma.cluster.commands import LOCKED
 from multimodal_gemma.config import compose, presets, to_json
 from multimodal_gemma.config.schema import Config
 from multimodal_gemma.errors import InputError
@@ -26,6 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     logs.setup(quiet=args.quiet)
     try:
         environment.prepare()
+        if getattr(args, "locked", None):
+            from multimodal_gemma.data import lock
+
+            args.overrides = [*rest, *lock.overrides(args.locked)]
         result: int = args.command(args)
     except InputError as error:
         print(f"mmgemma: {error}", file=sys.stderr)
@@ -54,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(preset_default="sample")
     run.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
     run.add_argument("--run-dir", type=Path, help="folder of this run (default: RUNS/<time>-<preset>)")
+    run.add_argument("--locked", **LOCKED)
     run.add_argument("--runner", choices=["subprocess", "docker"], default="subprocess", help="how components run")
 
     runs = _add(commands, "runs", _runs, "show all runs of this machine side by side")
@@ -62,11 +68,13 @@ def _parser() -> argparse.ArgumentParser:
     download = _add(commands, "download", _download, "fetch the dataset, the benchmarks or the base models")
     download.add_argument("what", choices=["dataset", "benchmarks", "models"])
     download.add_argument("output", type=Path)
+    download.add_argument("--locked", **LOCKED)
 
     mirror = _add(commands, "mirror", _mirror, "copy data and base models into S3, for clusters without internet")
     mirror.add_argument("destination", help="s3://BUCKET/PREFIX")
     mirror.add_argument("--work", type=Path, default=Path("mirror"), help="folder to download into (default: mirror)")
     mirror.add_argument("--only", choices=["dataset", "benchmarks", "models"], action="append", help="copy only this")
+    mirror.add_argument("--locked", **LOCKED)
     mirror.add_argument("--read-back", action="store_true", help="read every object again and compare its sha256")
 
     preprocess = _add(commands, "preprocess", _preprocess, "turn a raw dataset into token and pixel arrays")

@@ -49,7 +49,15 @@ exit codes:
 examples:
   mmgemma preflight --namespace kubeflow
   mmgemma preflight --namespace kubeflow --params pipelines/parameters/gke-a100.yaml
+  mmgemma preflight --preset llava-150k --lock llava.lock.json
 """
+
+
+LOCKED: dict[str, Any] = {
+    "type": Path,
+    "metavar": "FILE",
+    "help": "refuse sources that hold something else than when `preflight --lock FILE` was run",
+}
 
 
 def add(commands: Any, add_command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -114,9 +122,14 @@ def _add_preflight(commands: Any, add_command: Callable[..., argparse.ArgumentPa
     parser.add_argument("--kubeconfig", type=Path, metavar="FILE", help="default: KUBECONFIG or ~/.kube/config")
     parser.add_argument("--context", metavar="NAME", help="of the kubeconfig (default: its current one)")
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+    parser.add_argument(
+        "--lock", type=Path, metavar="FILE", help="look at no cluster: write what the sources of the run hold into FILE"
+    )
+    parser.add_argument("--locked", **LOCKED)
 
 
 def _run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--locked", **LOCKED)
     parser.add_argument("--pipeline", type=Path, metavar="FILE", help="compiled pipeline (default: training.yaml)")
     parser.add_argument(
         "--param", action="append", metavar="NAME=VALUE", help="a parameter of the pipeline; lists and objects as JSON"
@@ -216,6 +229,16 @@ def _preflight(args: argparse.Namespace) -> int:
     defaults = {name: spec.get("defaultValue") for name, spec in compiled.parameters.items()}
     parameters = {bare(name): value for name, value in (defaults | given).items()}
     config = submit_parameters.configured(given, compiled.parameters)
+    if args.lock:
+        from multimodal_gemma.data import downloads, lock
+
+        sys.stdout.write("\n".join(lock.write(args.lock, [make(config) for make in downloads.KINDS.values()])) + "\n")
+        return 0
+    if args.locked:
+        from multimodal_gemma.data import downloads
+
+        for make in downloads.KINDS.values():
+            make(config).fingerprint()
     namespace = args.namespace or client.current_namespace(args.kubeconfig, args.context)
 
     def connect() -> ApiClient:

@@ -38,6 +38,7 @@ class DataConfig:
     )  # PREFIX=LOCATION each: where image names that begin so lie, e.g. 'coco/train2017/=s3://bucket/train2017/'
     sample: SampleConfig = dataclasses.field(default_factory=SampleConfig)
     require_commits: bool = False  # refuse a revision of a hub that is a branch: what it names may change
+    locked: list[str] = dataclasses.field(default_factory=list)  # what each source must hold: --locked FILE writes it
     conversations_sha256: str = ""  # what the file of conversations must have; empty: not compared
     images_sha256: str = ""  # likewise of an archive of images
     max_file_bytes: int = number(200_000_000_000, low=1)  # of one archive or question file

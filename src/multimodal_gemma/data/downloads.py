@@ -23,6 +23,7 @@ from multimodal_gemma.data import (
     choose,
     collect,
     conversations,
+    lock,
     places,
     sets,
     sources,
@@ -47,16 +48,27 @@ class Download(abc.ABC):
     config: dict[str, Any]
     sources: dict[str, Source]
 
-    def __init__(self) -> None:
+    def __init__(self, config: Config) -> None:
+        self._locked = config.data.locked
         self._stamps: dict[str, str] = {}
 
     def fingerprint(self) -> str:
         """Return a cheap identity of what the sources hold; another value means that they may have changed.
 
         Raises:
+            InputError: a source cannot be asked, or is not what data.locked says.
+        """
+        asked = self.asked()
+        lock.require(self._locked, asked)
+        return files.digest_of({key: list(told) for key, told in asked.items()})
+
+    def asked(self) -> dict[str, tuple[str, str]]:
+        """Return location and fingerprint of each source by its configuration key.
+
+        Raises:
             InputError: a source cannot be asked.
         """
-        return files.digest_of({key: [source.uri, self._asked(key)] for key, source in self.sources.items()})
+        return {key: (source.uri, self._asked(key)) for key, source in self.sources.items()}
 
     def _asked(self, key: str) -> str:
         """Return what a source says of itself, asked once."""
@@ -93,7 +105,7 @@ class Dataset(Download):
     kind = "raw-dataset"
 
     def __init__(self, config: Config) -> None:
-        super().__init__()
+        super().__init__(config)
         data = config.data
         self._data = data
         self._sets, self.sources = sets.open_sets(data)
@@ -135,7 +147,7 @@ class Benchmarks(Download):
     kind = "benchmarks"
 
     def __init__(self, config: Config) -> None:
-        super().__init__()
+        super().__init__(config)
         data, asked = config.data, config.benchmarks
         if not asked.pope and not asked.vqa:
             raise InputError("download: benchmarks.pope and benchmarks.vqa are both empty. Give at least one location.")
@@ -196,7 +208,7 @@ class Models(Download):
     kind = "base-models"
 
     def __init__(self, config: Config) -> None:
-        super().__init__()
+        super().__init__(config)
         model = config.model
         locations = {part: getattr(model, part) for part in ("vision", "language", "projector", "adapter")}
         for part in ("vision", "language"):

@@ -33,7 +33,7 @@ _log = logs.get("preflight")
 _SPLITTING = {"validation_fraction", "split_seed", "image_position", "max_text_tokens", "contamination"}
 _SPLITTING |= {"image_fit", "pixels"}
 _CHOOSING = {"columns", "max_faulty_fraction", *choose.KEYS}
-_FETCHING = {"conversations", "images", "image_roots", "sample", "allowed_hosts", "require_commits"}
+_FETCHING = {"conversations", "images", "image_roots", "sample", "allowed_hosts", "require_commits", "locked"}
 _FETCHING |= {"conversations_sha256", "images_sha256", "max_file_bytes", "shard_bytes", "download_threads"}
 _TOLD: dict[str, dict[str, set[str]]] = {
     "models": {

@@ -89,6 +89,15 @@ class Source(abc.ABC):
         """
         return ""
 
+    def facts(self) -> dict[str, str]:
+        """Return what the place states of its files by name, for people: sizes, ETags, sha256; {} for nothing.
+
+        Raises:
+            Unavailable: the place cannot be asked.
+            InputError: the place refuses.
+        """
+        return {}
+
     @abc.abstractmethod
     def describe(self) -> dict[str, str]:
         """Return where this is, for the record: the URI with its resolved revision; never a path of this machine."""

@@ -90,7 +90,15 @@ class HubSource(Source):
     def stamp(self, name: str) -> str:
         """Return the identity of a file's content, which stays from commit to commit."""
         prefix = f"{self._path}/" if self._path else ""
-        return self._listing.get(f"{prefix}{name}", "")
+        return self._listing.get(f"{prefix}{name}", ("", 0))[0]
+
+    def facts(self) -> dict[str, str]:
+        """Return size and sha256 of each file; of a small one, which the hub keeps in git, git's own digest."""
+        own = {
+            path: told for path, told in self._listing.items() if f"{path}/".startswith(f"{self._path}/".lstrip("/"))
+        }
+        kinds = {64: "sha256"}
+        return {path: f"{size} bytes, {kinds.get(len(known), 'git')} {known}" for path, (known, size) in own.items()}
 
     def describe(self) -> dict[str, str]:
         """Return the location, the commit that it resolved to and the licence that its card states."""
@@ -122,8 +130,8 @@ class HubSource(Source):
         return str(found.sha)
 
     @functools.cached_property
-    def _listing(self) -> dict[str, str]:
-        """Every file of the commit, with the identity of its content."""
+    def _listing(self) -> dict[str, tuple[str, int]]:
+        """Every file of the commit, with the identity of its content and its size."""
         from huggingface_hub.hf_api import RepoFile
 
         def ask() -> list[Any]:
@@ -136,7 +144,10 @@ class HubSource(Source):
         except Unavailable as error:
             raise InputError(f"download: {self.uri}: {error}. Check the name and the connection.") from None
         whole = (item for item in found if isinstance(item, RepoFile))
-        return dict(sorted((item.path, item.lfs.sha256 if item.lfs else item.blob_id) for item in whole))
+        return {
+            item.path: (item.lfs.sha256 if item.lfs else item.blob_id, item.size)
+            for item in sorted(whole, key=lambda item: item.path)
+        }
 
     @functools.cached_property
     def _api(self) -> HfApi:

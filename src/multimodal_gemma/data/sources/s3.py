@@ -132,6 +132,11 @@ class S3Source(transfer.RemoteSource):
     def _etags(self) -> dict[str, str]:
         return dict(self._listing)
 
+    def facts(self) -> dict[str, str]:
+        """Return the ETags below the prefix, or of the one object."""
+        single = self._etag(self._prefix) if self._prefix and not self.uri.endswith("/") else ""
+        return {"": f"ETag {single}"} if single else {name: f"ETag {tag}" for name, tag in self._listing}
+
     def describe(self) -> dict[str, str]:
         """Return the location; the endpoint is this deployment's own."""
         return {"uri": self.uri}

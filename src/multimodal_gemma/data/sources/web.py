@@ -75,6 +75,12 @@ class WebSource(transfer.RemoteSource):
         urls = [self._path(name) for name in names] or [self.uri]
         return files.digest_of([[url, self._ask(functools.partial(self._stamp, url))] for url in urls])
 
+    def facts(self) -> dict[str, str]:
+        """Return what the server's header says of the one file that the address is."""
+        if urlsplit(self.uri).path.endswith("/"):
+            return {}
+        return {"": ", ".join(map(str, retrying.call(functools.partial(self._stamp, self.uri))))}
+
     def describe(self) -> dict[str, str]:
         """Return the address."""
         return {"uri": self.uri}
