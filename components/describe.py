@@ -1,7 +1,8 @@
 """Write each component's README.md and metadata.yaml from its code: `python -m components.describe`.
 
-What a component takes and gives is in its signature, what it is for in its docstring; what a name means is said here,
-once, because it means the same in every component. metadata.yaml has the fields of kubeflow/pipelines-components.
+What a component takes and gives is in its signature, what it is for in its docstring; what a name means is said here
+or in the form, because it means the same in every component. metadata.yaml has the fields that
+kubeflow/pipelines-components asks for.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 import yaml
 from kfp.dsl.base_component import BaseComponent
 
+from pipelines import form
+
 FOLDER = Path(__file__).parent
 _WIDTH = 120  # of a line of code
 VERIFIED = "2026-11-26T00:00:00Z"  # when every component was last seen to run
@@ -22,16 +25,7 @@ KFP = ">=2.17.0"  # what the compiled pipelines need of the platform and of the 
 _MEANINGS = {
     "plan": "from preflight, JSON: the configuration, as far as the component needs it, and what it depends on; "
     "for a cached component its cache key",
-    "preset": "where the configuration starts, e.g. sample or llava-150k",
-    "overrides": "section.key=value texts; they win over all else",
-    "hardware": "what training and evaluation run on, e.g. cpu, l4, a100-spot",
-    "data_conversations": "location of the conversations; empty: the preset's",
-    "data_images": "location of their images; empty: the preset's",
-    "contamination": "fail, drop, allow, or as the preset says: training images that a benchmark asks about",
-    "registry_tracking_uri": "the MLflow server, unless MLFLOW_TRACKING_URI names one",
-    "secret_hub": "name of the Secret whose key token opens gated models",
-    "secret_store": "name of the Secret whose keys accesskey, secretkey, endpoint open s3://",
-    "secret_registry": "name of the Secret whose keys username, password open MLflow",
+    **{field.name: field.about.rstrip(".") for field in form.TRAINING},
     "needed": "cached stages that the pipeline has: models, dataset, benchmarks, preprocess",
     "run_id": "id of the pipeline run; ties the stages to one MLflow run",
     "run_name": "what people call the pipeline run; MLflow's run is called the same",
@@ -147,7 +141,6 @@ def _kind(schema: Any) -> str:
 def _metadata(component: BaseComponent) -> str:
     value = {
         "name": component.name.replace("-", "_"),
-        "tier": "third_party",
         "stability": "beta",
         "dependencies": {"kubeflow": [{"name": "Pipelines", "version": KFP}]},
         "tags": ["vision-language", component.name.partition("-")[0]],

@@ -11,10 +11,8 @@ from kfp import dsl
 from components.download_benchmarks.component import download_benchmarks
 from components.evaluate_model.component import evaluate_model
 from components.fetch_registered_model.component import fetch_registered_model
-from components.preflight.component import preflight
 from components.record_evaluation.component import record_evaluation
-from components.report_run.component import report_run
-from pipelines import form
+from pipelines import form, frame
 from pipelines.resources import accelerated, busy, light, with_hub_token, with_object_store, with_registry
 
 DAY = 24 * 3600  # seconds
@@ -31,18 +29,7 @@ DAY = 24 * 3600  # seconds
 def reevaluation(model, **asked):
     """Fetch a registered model, score it on benchmarks, and record the scores beside those it was registered with."""
     hub, store, registry = (asked[f"secret_{kind}"] for kind in ("hub", "store", "registry"))
-    run = {"run_id": dsl.PIPELINE_JOB_ID_PLACEHOLDER, "run_name": dsl.PIPELINE_JOB_NAME_PLACEHOLDER}
-
-    known = ("preset", "overrides", "registry_tracking_uri")
-    ended = report_run(**{name: asked[name] for name in known}, **run)
-    ended.set_caching_options(False)
-    with_registry(light(ended), registry)
-    with dsl.ExitHandler(ended, name="fetch-evaluate-record"):
-        checked = preflight(**asked, **run, needed=["benchmarks"])
-        checked.set_caching_options(False)
-        with_registry(with_object_store(with_hub_token(light(checked), hub), store), registry)
-        plans = checked.outputs
-
+    with frame.planned(asked, "fetch-evaluate-record", ["benchmarks"]) as plans:
         fetched = fetch_registered_model(plan=plans["plan"], location=model)
         fetched.set_caching_options(False)
         with_object_store(with_registry(busy(fetched, memory="8Gi", hours=2), registry), store)

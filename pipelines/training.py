@@ -16,13 +16,11 @@ from components.download_models.component import download_models
 from components.evaluate_model.component import evaluate_model
 from components.export_model.component import export_model
 from components.images import image_of
-from components.preflight.component import preflight
 from components.preprocess_dataset.component import preprocess_dataset
 from components.register_model.component import register_model
-from components.report_run.component import report_run
 from components.train_model.component import train_model
-from pipelines import form
-from pipelines.resources import accelerated, busy, light, reusable, with_hub_token, with_object_store, with_registry
+from pipelines import form, frame
+from pipelines.resources import accelerated, busy, reusable, with_hub_token, with_object_store, with_registry
 
 WEEK = 7 * 24 * 3600  # seconds
 ONLY_IF = {"export-model": ("register-model", "passed")}  # a task, whose output it waits for, and with which value
@@ -39,19 +37,8 @@ ONLY_IF = {"export-model": ("register-model", "passed")}  # a task, whose output
 def training(**asked):
     """Train, evaluate, register and export a vision-language model. The defaults run the offline sample on a CPU."""
     hub, store, registry = (asked[f"secret_{kind}"] for kind in ("hub", "store", "registry"))
-    run = {"run_id": dsl.PIPELINE_JOB_ID_PLACEHOLDER, "run_name": dsl.PIPELINE_JOB_NAME_PLACEHOLDER}
-
-    known = ("preset", "overrides", "registry_tracking_uri")
-    ended = report_run(**{name: asked[name] for name in known}, **run)
-    ended.set_caching_options(False)
-    with_registry(light(ended), registry)
-    with dsl.ExitHandler(ended, name="train-evaluate-register"):
-        needed = ["models", "dataset", "benchmarks", "preprocess"]
-        checked = preflight(**asked, **run, needed=needed)
-        checked.set_caching_options(False)
-        with_registry(with_object_store(with_hub_token(light(checked), hub), store), registry)
-        plans = checked.outputs
-
+    needed = ("models", "dataset", "benchmarks", "preprocess")
+    with frame.planned(asked, "train-evaluate-register", needed) as plans:
         models = download_models(plan=plans["models"])
         dataset = download_dataset(plan=plans["dataset"])
         benchmarks = download_benchmarks(plan=plans["benchmarks"])

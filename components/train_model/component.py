@@ -1,6 +1,6 @@
 """Train projector and adapters on a processed dataset."""
 
-from kfp.dsl import HTML, Dataset, Input, Metrics, Model, Output
+from kfp.dsl import HTML, Dataset, Input, Model, Output
 
 from components.images import component_of
 
@@ -11,13 +11,10 @@ def train_model(
     dataset: Input[Dataset],
     models: Input[Model],
     model: Output[Model],
-    metrics: Output[Metrics],
     curves: Output[HTML],
 ):
     """Train projector and adapters, and merge them into a stock Llava model."""
     from multimodal_gemma.stages import component
 
-    summary = component.work("train", plan, dataset=dataset.path, models=models.path, output=model.path)
-    summary.log_to(metrics)
-    summary.describe(model)
+    component.work("train", plan, dataset=dataset.path, models=models.path, output=model.path).describe(model)
     component.publish(model.path, "curves.html", curves.path)

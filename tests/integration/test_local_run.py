@@ -97,7 +97,7 @@ def test_the_exit_handler_reports_the_end(first):
 def test_kfp_is_given_metrics_matrices_pages_and_metadata(first):
     output = json.loads((first["folder"] / "artifacts" / "evaluate-model" / "executor_output.json").read_text())
     artifacts = {name: entry["artifacts"][0] for name, entry in output["artifacts"].items()}
-    assert artifacts["metrics"]["metadata"]["vqa_accuracy"] == first["scores"]["vqa"]["accuracy"]
+    assert artifacts["metrics"]["metadata"]["02_vqa_accuracy"] == first["scores"]["vqa"]["accuracy"]
     matrix = artifacts["pope_random"]["metadata"]["confusionMatrix"]
     assert [spec["displayName"] for spec in matrix["annotationSpecs"]] == ["yes", "no"]
     assert sum(sum(row["row"]) for row in matrix["rows"]) == first["scores"]["pope"]["random"]["count"]

@@ -79,16 +79,17 @@ def report(asked: dict[str, Any]) -> None:
         run_report.run(asked, status, Path(page.path))
 
 
-# What "Compare runs" of the UI shows side by side; everything else is in MLflow.
+# What "Compare runs" of the UI shows side by side, most telling first; everything else is in MLflow.
 _HEADLINE = (
-    *("pope_accuracy", "pope_f1", "pope_yes_ratio", "pope_adversarial_accuracy", "pope_popular_accuracy"),
-    *("pope_random_accuracy", "pope_majority_baseline", "vqa_accuracy", "vqa_over_baseline", "validation_loss"),
+    *("pope_accuracy", "vqa_accuracy", "vqa_over_baseline", "pope_f1", "pope_yes_ratio", "pope_adversarial_accuracy"),
+    *("pope_popular_accuracy", "pope_random_accuracy", "pope_majority_baseline", "validation_loss"),
 )
 
 
 def headline(summary: Summary) -> Summary:
-    """Return a summary of an evaluation with the ten scores that runs are compared by."""
-    numbers = {name: summary.numbers[name] for name in _HEADLINE if name in summary.numbers}
+    """Return a summary of an evaluation with the ten scores that runs are compared by, numbered: the UI sorts names."""
+    known = summary.numbers
+    numbers = {f"{place:02d}_{name}": known[name] for place, name in enumerate(_HEADLINE, 1) if name in known}
     return dataclasses.replace(summary, numbers=numbers)
 
 
