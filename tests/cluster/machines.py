@@ -31,7 +31,7 @@ SMALL = (
 # One that trains long enough to be disturbed, and leaves a checkpoint every few seconds.
 LONG = (
     *(one for one in SMALL if not one.startswith(("training.max_steps", "data.sample.train_scenes"))),
-    *("data.sample.train_scenes=400", "training.epochs=12", "training.patience=99"),
+    *("data.sample.train_scenes=400", "training.epochs=24", "training.patience=99"),
 )
 # A run whose training asks for an accelerator that only one node pretends to have.
 SELECTOR = "mmgemma-scenario"  # label and taint of that node
