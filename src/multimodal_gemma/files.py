@@ -163,6 +163,19 @@ def sha256_files(paths: Iterable[Path]) -> Iterator[str]:
         yield from pool.map(sha256_file, paths)
 
 
+def code_digest(parts: Iterable[str]) -> str:
+    """Return the sha256 over the package's files under `parts`, by name and content.
+
+    Args:
+        parts: files and folders relative to the package.
+    """
+    package = Path(__file__).parent
+    paths = sorted(path for part in parts for path in [package / part, *(package / part).rglob("*")] if path.is_file())
+    return digest_of(
+        [[path.relative_to(package).as_posix(), sha256_file(path)] for path in paths if "__pycache__" not in path.parts]
+    )
+
+
 def digest_of(value: Any) -> str:
     """Return the hexadecimal sha256 of a JSON-serialisable value in canonical form."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)

@@ -11,12 +11,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
-import multimodal_gemma
 from multimodal_gemma import config as configuration
 from multimodal_gemma import files, logs, manifest
 from multimodal_gemma.cluster.trainjob.place import divide
@@ -26,6 +24,7 @@ from multimodal_gemma.config.schema import ResourcesConfig
 from multimodal_gemma.data import choose
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.registry import runs, server
+from multimodal_gemma.stages import train
 
 _log = logs.get("preflight")
 
@@ -51,10 +50,9 @@ _MAKERS = ("pillow", "tokenizers", "transformers")  # libraries whose next versi
 # What shapes the work that a later run may take over whole: sections, and code. The rest (another floor of the gate,
 # another place to export to) trains nothing again.
 _TRAINING = ("preset", "model", "training", "nodes", "data")
-_TRAINING_CODE = ("config", "data", "model", "training", "files.py", "manifest.py")
 _WORK = {
-    "train": (_TRAINING, (*_TRAINING_CODE, *(f"stages/train{part}.py" for part in ("", "_node", "_nodes", "_rank")))),
-    "evaluate": ((*_TRAINING, "evaluation", "benchmarks"), (*_TRAINING_CODE, "evaluation", "stages/evaluate.py")),
+    "train": (_TRAINING, train.CODE),
+    "evaluate": ((*_TRAINING, "evaluation", "benchmarks"), (*train.CODE, "evaluation", "stages/evaluate.py")),
 }
 
 
@@ -118,7 +116,7 @@ def run(asked: Mapping[str, Any]) -> Plans:
     needed, run_id = asked.get("needed", tuple(_TOLD)), asked.get("run_id", "")
     config = hardware.resolve(composed(asked))
     server.check(config.registry)  # now, and not after hours of training
-    config, train = divide(config, trainer=_has_trainer(config))
+    config, pod = divide(config, trainer=_has_trainer(config))
     _look_at_cluster(asked, config, trains="preprocess" in needed)
     plans: dict[str, Any] = {stage: _cached_plan(stage, config) if stage in needed else "" for stage in _TOLD}
     plan: dict[str, Any] = {"config": configuration.differences(config), "run_id": run_id}
@@ -132,7 +130,7 @@ def run(asked: Mapping[str, Any]) -> Plans:
         evaluate=_work_plan("evaluate", plan),
         **plans,
         accelerator=config.resources.accelerator,
-        **_pod("train", train),
+        **_pod("train", pod),
         **_pod("evaluate", config.resources),
     )
 
@@ -199,23 +197,6 @@ def _look_at_cluster(asked: Mapping[str, Any], config: Config, *, trains: bool) 
     findings.require(look.look(client.connect, wanted))
 
 
-def code_digest(parts: Sequence[str]) -> str:
-    """Return the sha256 over the package's files under `parts`, by name and content.
-
-    Args:
-        parts: files and folders relative to the package.
-    """
-    package = Path(multimodal_gemma.__file__).parent
-    paths = sorted(path for part in parts for path in [package / part, *(package / part).rglob("*")] if path.is_file())
-    return files.digest_of(
-        [
-            [path.relative_to(package).as_posix(), files.sha256_file(path)]
-            for path in paths
-            if "__pycache__" not in path.parts
-        ]
-    )
-
-
 def made_by(stage: str) -> dict[str, Any]:
     """Return the numbers of the formats that a cached stage writes, and the versions of what it makes them with.
 
@@ -252,7 +233,7 @@ def _work_plan(stage: str, plan: Mapping[str, Any]) -> str:
     if logged := {key: registry[key] for key in ("tracking_uri", "experiment") if key in registry}:
         kept["registry"] = logged
     named = {} if "KFP_POD_NAME" in os.environ else {key: plan[key] for key in ("run_id", "mlflow") if key in plan}
-    return json.dumps({"config": kept, "code": code_digest(code), **named}, sort_keys=True)
+    return json.dumps({"config": kept, "code": files.code_digest(code), **named}, sort_keys=True)
 
 
 def _cached_plan(stage: str, config: Config) -> str:

@@ -26,6 +26,10 @@ _WATCHING = {"trackers", "keep_best", "checkpoint_uri", "checkpoint_minutes", "c
 # What a training may be continued with: the same mathematics, but for rounding.
 _FREE = ("batch_tokens", "gradient_checkpointing", "feature_cache", "compile", "attention", "precision", "device")
 _GROWING = ("epochs", "max_steps", "patience")  # what puts its end off
+CODE = (  # what shapes a model: another one never takes over what this one has trained
+    *("config", "data", "model", "training", "files.py", "manifest.py"),
+    *(f"stages/train{part}.py" for part in ("", "_node", "_nodes", "_rank")),
+)
 _TIMED = ("curves.jsonl", "curves.html", "samples.jsonl")  # hold times, or what a setting of no effect asks for
 FOLDERS = ("checkpoints/", "trackers/", "features/")  # needed to continue and to watch, no part of the model
 
@@ -67,7 +71,7 @@ def run(config: Config, dataset: Path, models: Path, output: Path, *, run_id: st
     if place.delegates(config) and "RANK" not in os.environ:  # which a launcher sets for each of its processes
         from multimodal_gemma.stages import train_nodes
 
-        train_nodes.run(config, dataset, models, output, settings.identity, run_id=run_id)
+        train_nodes.run(config, dataset, models, output, settings.place, run_id=run_id)
         made = manifest.finished(output, KIND, config=shaping, inputs=inputs)
         if made is None:
             raise InputError(f"train: {config.nodes.work_uri} holds another model than was asked for. Empty its jobs/.")
@@ -115,6 +119,7 @@ def _settings(config: Config, shaping: dict[str, Any], inputs: dict[str, str], s
         steps=schedule.plan_steps(config.training, samples)[0],
         warmup_fraction=config.training.warmup_fraction,
         patience=config.training.patience,
+        code=files.code_digest(CODE),
     )
 
 

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from multimodal_gemma import config as configuration
 from multimodal_gemma import logs, manifest
@@ -44,7 +44,7 @@ class Request:
     schema_version: int = _SCHEMA_VERSION
 
 
-def run(config: Config, dataset: Path, models: Path, output: Path, identity: dict[str, Any], *, run_id: str) -> None:
+def run(config: Config, dataset: Path, models: Path, output: Path, identity: str, *, run_id: str) -> None:
     """Have a TrainJob train, and fetch its model into `output`.
 
     Args:
@@ -52,7 +52,7 @@ def run(config: Config, dataset: Path, models: Path, output: Path, identity: dic
         dataset: the processed dataset.
         models: the base models.
         output: gets the model.
-        identity: what is trained; with the run it names the TrainJob, so that a retry finds it again.
+        identity: `checkpoint.Settings.place`; with the run it names the TrainJob, so that a retry finds it again.
         run_id: the pipeline run; "" for none.
 
     Raises:

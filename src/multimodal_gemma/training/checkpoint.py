@@ -48,6 +48,7 @@ class Settings:
         steps: optimiser steps in all, which epochs and max_steps make; they may grow.
         warmup_fraction: of `steps`.
         patience: validations without a better loss before training stops; it may grow.
+        code: digest of what trains.
     """
 
     identity: dict[str, Any]
@@ -55,6 +56,16 @@ class Settings:
     steps: int = 0
     warmup_fraction: float = 0.0
     patience: int = 0
+    code: str = ""
+
+    @property
+    def place(self) -> str:
+        """Name of the training where others leave theirs, e.g. in a store.
+
+        Who continues in a folder means that training. Who only names a store means to lose nothing of this one: what a
+        training to another end, or by other code, has left there is not its beginning.
+        """
+        return files.digest_of([self.identity, self.steps, self.patience, self.code])[:16]
 
 
 @dataclasses.dataclass
@@ -283,7 +294,7 @@ class Keeper:
         self.folder, self.settings, self.accelerator = folder, settings, accelerator
         self.leads = bool(accelerator.is_main_process)
         # Trainings may share a prefix: each has a folder of its own in it.
-        place = f"{uri.rstrip('/')}/{files.digest_of(settings.identity)[:16]}"
+        place = f"{uri.rstrip('/')}/{settings.place}"
         self.store = CheckpointStore(place) if uri and self.leads else None
 
     def newest(self) -> Loaded | None:

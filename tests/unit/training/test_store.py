@@ -91,6 +91,24 @@ def test_a_training_continues_on_another_machine(bucket, tmp_path, monkeypatch):
     assert "step-00000003" in " ".join(names(bucket))
 
 
+@pytest.mark.parametrize("change", ["training.epochs=3", "training.epochs=1", "training.patience=9", "code"])
+def test_a_training_to_another_end_or_by_other_code_begins_anew(bucket, tmp_path, monkeypatch, change):
+    """A finished training's checkpoints stay in the store, where a later run names the same prefix."""
+    models = toys.write_models(tmp_path / "models")
+    dataset = toys.write_dataset(tmp_path / "data", models)
+    uri = "training.checkpoint_uri=s3://spot/trainings"
+    train.run(toys.configuration(uri), dataset, models, tmp_path / "first")
+    changed = () if change == "code" else (change,)
+    alone = train.run(toys.configuration(*changed), dataset, models, tmp_path / "alone")
+    if change == "code":
+        monkeypatch.setattr(train, "CODE", ("errors.py",))
+    second = train.run(toys.configuration(uri, *changed), dataset, models, tmp_path / "second")
+    lines = [len((made.folder / "curves.jsonl").read_text().splitlines()) for made in (alone, second)]
+    assert lines[0] == lines[1]  # each of its steps, from the first on
+    weights = [(made.folder / "model.safetensors").read_bytes() for made in (alone, second)]
+    assert weights[0] == weights[1]
+
+
 def test_a_store_that_is_away_stops_a_start_but_no_training(bucket, tmp_path, monkeypatch, caplog):
     save(tmp_path / "here", 1)
     copies = checkpoint.CheckpointStore("s3://nowhere/run")
