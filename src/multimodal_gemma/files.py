@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from multimodal_gemma.progress import BYTES, Progress
 
 _LARGE = 64 << 20  # bytes from which reading a file is worth a progress line
 _CHUNK = 1 << 20  # bytes read at a time when hashing
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # may be half of a pair
 
 
 @contextlib.contextmanager
@@ -82,10 +84,10 @@ def read_json(path: Path, what: str) -> Any:
         what: how to call it in an error, e.g. "conversations".
 
     Raises:
-        InputError: the file is absent, no UTF-8, or no whole JSON document.
+        InputError: the file is absent, no UTF-8, no whole JSON document, or holds what is no text or number.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return _parsed(path.read_text(encoding="utf-8-sig"), f"{what}: {path}")
     except FileNotFoundError:
         raise InputError(f"{what}: {path} does not exist. Check the path.") from None
     except IsADirectoryError:
@@ -101,6 +103,21 @@ def read_json(path: Path, what: str) -> Any:
         ) from None
 
 
+def _parsed(text: str, called: str) -> Any:
+    """Return what JSON says; JSONDecodeError where it is none."""
+    try:
+        value = json.loads(text)
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except json.JSONDecodeError:
+        raise
+    except UnicodeEncodeError:
+        raise InputError(f"{called} holds half of a character (a lone surrogate), which is no text.") from None
+    except (ValueError, RecursionError):
+        raise InputError(f"{called} is nested too deeply, or has a number of thousands of digits.") from None
+    return value
+
+
 def read_jsonl(path: Path, what: str) -> list[dict[str, Any]]:
     """Read one JSON object a line.
 
@@ -108,7 +125,7 @@ def read_jsonl(path: Path, what: str) -> list[dict[str, Any]]:
         InputError: the file is absent or a line is no JSON object.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines() would cut at U+0085 and U+2028, too
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() would cut at U+0085 and U+2028, too
     except FileNotFoundError:
         raise InputError(f"{what}: {path} does not exist. Check the path.") from None
     except UnicodeDecodeError:
@@ -118,7 +135,7 @@ def read_jsonl(path: Path, what: str) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = _parsed(line, f"{what}: line {number} of {path}")
         except json.JSONDecodeError as error:
             raise InputError(f"{what}: line {number} of {path} is no JSON object ({error.msg}).") from None
         if not isinstance(row, dict):

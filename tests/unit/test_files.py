@@ -38,6 +38,30 @@ def test_a_killed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert path.read_text() == "whole"
 
 
+def test_a_byte_order_mark_is_no_part_of_json(tmp_path: Path) -> None:
+    path = tmp_path / "value"
+    path.write_text('\ufeff{"a": "\\ud83d\\ude00"}\n', encoding="utf-8")
+    assert files.read_json(path, "value") == {"a": "\U0001f600"}
+    assert files.read_jsonl(path, "value") == [{"a": "\U0001f600"}]
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ('{"a": ' + "9" * 5_000 + "}", "a number of thousands of digits"),
+        ('{"a": ' + "[" * 100_000, "nested too deeply"),
+        ('{"a": "x\\ud800y"}', "half of a character"),
+    ],
+)
+def test_absurd_json_is_one_sentence(value: str, said: str, tmp_path: Path) -> None:
+    """Found when it is read: a text that is no text would end the run when its answer is written."""
+    path = tmp_path / "value"
+    path.write_text(value, encoding="utf-8")
+    for read in (files.read_json, files.read_jsonl):
+        with pytest.raises(InputError, match=said):
+            read(path, "value")
+
+
 def test_written_files_can_be_read_by_others(tmp_path: Path) -> None:
     path = tmp_path / "value.txt"
     files.write_text(path, "x")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from multimodal_gemma import files
+from multimodal_gemma.data.conversations import IMAGE_TAG
 from multimodal_gemma.data.image_names import image_id, vqa_file_name
 from multimodal_gemma.errors import InputError
 
@@ -143,6 +144,8 @@ def _vqa_question(question: dict[str, Any], annotation: dict[str, Any], subtype:
     answers = [answer for answer in given if isinstance(answer, str)]
     if not answers or len(answers) < len(given):
         raise InputError(f"vqa: the annotation of question {number} in {path} has no list of answers.")
+    if IMAGE_TAG in question["question"]:
+        raise InputError(f"vqa: question {number} has {IMAGE_TAG} in its text; the image is put there. Remove it.")
     name = vqa_file_name(question["image_id"], subtype)
     kinds = annotation["answer_type"], annotation["question_type"]
     return VqaQuestion(number, name, image_id(name), question["question"], answers, *kinds)
@@ -155,6 +158,8 @@ def _pope_setting(path: Path) -> list[PopeQuestion]:
         for name, kind in {"question_id": int, "image": str, "text": str, "label": str}.items():
             if not isinstance(row.get(name), kind):
                 raise InputError(f"pope: question {line} of {path} has no {name!r} of type {kind.__name__}.")
+        if IMAGE_TAG in row["text"]:
+            raise InputError(f"pope: question {line} of {path} has {IMAGE_TAG}; the image is put there. Remove it.")
         label = row["label"].strip().lower()
         if label not in ("yes", "no"):
             raise InputError(f"pope: question {line} of {path} has the label {row['label']!r}; yes and no are known.")

@@ -124,6 +124,8 @@ def not_an_image(content: bytes) -> str:
     if brand := _brand(content):
         return f"{brand}, which is not read here: save it as JPEG"
     start = content[:200].lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS, not the image: fetch the files it stands for (git lfs pull)"
     found = "a web page" if start.startswith((b"<!doctype", b"<html", b"<?xml")) else "something else"
     return f"{found}, not an image"
 

@@ -130,7 +130,7 @@ def _sources(report: Page, sources: dict[str, dict[str, str]]) -> None:
     )
     named = sorted(sources.items())
     rows = [
-        (key, told.get("uri", ""), told.get("commit") or "-", told.get("licence") or "not stated")
+        (key, told.get("uri") or "this machine", told.get("commit") or "-", told.get("licence") or "not stated")
         for key, told in named
     ]
     report.table(("what", "where", "revision", "licence"), rows)

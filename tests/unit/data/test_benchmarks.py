@@ -63,6 +63,7 @@ def test_images_of_2014_have_the_name_of_their_release(folder: Path) -> None:
     [
         ({"question_id": 1, "image": "a.jpg", "text": "Is it?", "label": "maybe"}, "label 'maybe'"),
         ({"question_id": 1, "text": "Is it?", "label": "yes"}, "no 'image' of type str"),
+        ({"question_id": 1, "image": "a.jpg", "text": "<image> Is it?", "label": "yes"}, "<image>"),
         ({"question_id": "1", "image": "a.jpg", "text": "Is it?", "label": "yes"}, "no 'question_id' of type int"),
     ],
 )
@@ -94,6 +95,7 @@ def test_an_absent_or_empty_pope_file_is_a_sentence(folder: Path) -> None:
         ("annotations", lambda d: d["annotations"].pop(), "is in .*questions.json but not in .*annotations.json"),
         ("questions", lambda d: d["questions"].pop(), "is in .*annotations.json but not in .*questions.json"),
         ("questions", lambda d: d["questions"].append(d["questions"][0]), "stands twice"),
+        ("questions", lambda d: d["questions"][0].update(question="<image>\nWhat?"), "has <image> in its text"),
         ("questions", lambda d: d.pop("questions"), "holds no list 'questions'"),
         ("annotations", lambda d: d["annotations"][0].update(answers=[]), "no list of answers"),
         ("annotations", lambda d: d["annotations"][0].update(answers=["yes"]), "no list of answers"),

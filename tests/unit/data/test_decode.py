@@ -177,3 +177,9 @@ def test_a_photograph_of_a_telephone_is_named_with_what_to_do(shared: Path) -> N
     error = refused(content)
     assert (error.kind, error.reason) == ("other-format", "it is HEIC, which is not read here: save it as JPEG")
     assert "HEIC" in not_an_image(content)
+
+
+def test_a_pointer_of_git_lfs_is_called_one() -> None:
+    """What a clone holds in place of every photograph where Git LFS is not installed."""
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 101000\n"
+    assert "Git LFS" in not_an_image(pointer)
