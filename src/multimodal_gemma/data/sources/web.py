@@ -79,7 +79,7 @@ class WebSource(transfer.RemoteSource):
         """Return what the server's header says of the one file that the address is."""
         if urlsplit(self.uri).path.endswith("/"):
             return {}
-        return {"": ", ".join(map(str, retrying.call(functools.partial(self._stamp, self.uri))))}
+        return {"": ", ".join(map(str, self._ask(functools.partial(self._stamp, self.uri))))}
 
     def describe(self) -> dict[str, str]:
         """Return the address."""
