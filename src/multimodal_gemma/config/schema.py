@@ -85,6 +85,7 @@ class BenchmarksConfig:
     )  # the three files
     vqa: str = location("https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa/")  # questions and annotations
     images: str = location(f"{COCO}/val2014/")
+    instances: str = location("")  # objects in POPE's images: COCO's instances and captions; empty: CHAIR is left out
     vqa_questions: int | None = number(5000, low=1)  # seeded draw from the 214,354; null asks all
 
 
@@ -196,6 +197,8 @@ class EvaluationConfig:
 
     suffix: str = "\nAnswer the question using a single word or phrase."  # LLaVA-1.5's short-answer prompt
     max_new_tokens: int = number(16, low=1)
+    description: str = "Describe the image concisely."  # what CHAIR asks for; LLaVA's wording
+    description_tokens: int = number(128, low=1)  # longest description
     batch_tokens: int = number(16_384, low=64)  # positions a forward pass
     confidence: float = number(0.95, low=0.5, high=0.999)  # of the intervals, clustered by image
     device: str = choice("auto", "cpu", "cuda")

@@ -15,6 +15,7 @@ from multimodal_gemma.data.conversations import IMAGE_TAG
 from multimodal_gemma.data.image_names import image_id, vqa_file_name
 from multimodal_gemma.errors import InputError
 
+OBJECTS = "instances/objects.json"  # in a benchmarks artifact
 POPE_SETTINGS = ("random", "popular", "adversarial")
 
 
@@ -56,6 +57,21 @@ class VqaQuestion:
     answers: list[str]
     answer_type: str
     question_type: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Described:
+    """What is in a picture, as far as people have said.
+
+    Attributes:
+        image_id: identity of the photograph, see `image_names.image_id`.
+        objects: categories that annotators have outlined.
+        captions: what people have written about it.
+    """
+
+    image_id: str
+    objects: tuple[str, ...]
+    captions: tuple[str, ...]
 
 
 def pope_file(setting: str) -> str:
@@ -104,6 +120,43 @@ def load_vqa(folder: Path) -> list[VqaQuestion]:
         raise InputError(f"vqa: question {alone} is in {has} but not in {lacks}. Give two files of the same release.")
     subtype = str(header.get("data_subtype", ""))
     return [_vqa_question(entry, annotations[number], subtype, other) for number, entry in questions.items()]
+
+
+def load_objects(path: Path) -> tuple[list[str], dict[str, Described]]:
+    """Read which objects are in the pictures that a model is to describe.
+
+    Args:
+        path: {"categories": [name], "images": {file name: {"objects": [name], "captions": [text]}}}.
+
+    Returns:
+        All categories, and what is known of each picture by file name; nothing where there is no such file.
+
+    Raises:
+        InputError: the file is faulty.
+    """
+    if not path.is_file():
+        return [], {}
+    found = files.read_json(path, "chair")
+    wrong = InputError(
+        f"chair: {path} is not {{'categories': [name], 'images': {{file: {{'objects': [name], 'captions': [text]}}}}}}."
+    )
+    if not isinstance(found, dict) or not isinstance(found.get("images"), dict):
+        raise wrong
+    categories: Any = found.get("categories")
+    described = {}
+    for image, entry in found["images"].items():
+        objects: Any = entry.get("objects") if isinstance(entry, dict) else None
+        captions: Any = entry.get("captions") if isinstance(entry, dict) else None
+        if not all(_is_texts(value) for value in (categories, objects, captions)):
+            raise wrong
+        if unknown := sorted({*objects} - {*categories}):
+            raise InputError(f"chair: {image} in {path} holds {unknown[0]!r}, which is none of its categories.")
+        described[image] = Described(image_id(image), tuple(objects), tuple(captions))
+    return list(categories or []), described
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 def vqa_entries(path: Path, key: str, fields: dict[str, type]) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:

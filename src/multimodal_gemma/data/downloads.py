@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from multimodal_gemma import files
-from multimodal_gemma.config.schema import Config
+from multimodal_gemma.config.schema import BenchmarksConfig, Config
 from multimodal_gemma.data import (
     base_models,
     benchmark_files,
@@ -151,6 +151,9 @@ class Benchmarks(Download):
         data, asked = config.data, config.benchmarks
         if not asked.pope and not asked.vqa:
             raise InputError("download: benchmarks.pope and benchmarks.vqa are both empty. Give at least one location.")
+        known = instances(asked)
+        if known and not asked.pope:
+            raise InputError("download: benchmarks.instances is of POPE's pictures. Give benchmarks.pope too.")
         self._data = data
         self._vqa_questions = asked.vqa_questions
         self.config = {
@@ -160,7 +163,8 @@ class Benchmarks(Download):
             "shard_bytes": data.shard_bytes,
             "format": collect.FORMAT,
         }
-        locations = {"pope": asked.pope, "vqa": asked.vqa, "images": places.base(asked.images)}
+        locations = {"pope": asked.pope, "vqa": asked.vqa, "instances": known}
+        locations["images"] = places.base(asked.images)
         self.sources = {f"benchmarks.{part}": sources.open(uri, data, part) for part, uri in locations.items() if uri}
 
     def _stamp(self, key: str, source: Source) -> str:
@@ -168,10 +172,12 @@ class Benchmarks(Download):
             return source.fingerprint(*benchmark_files.pope_names(source).values())
         if key == "benchmarks.vqa":
             return source.fingerprint(*benchmark_files.vqa_names(source))
+        if key == "benchmarks.instances":
+            return source.fingerprint(*benchmark_files.instances_names(source))
         return source.fingerprint()
 
     def fetch(self, output: Path, scratch: Path) -> dict[str, int]:
-        """Write `pope/`, `vqa/`, the image shards and `missing.jsonl`."""
+        """Write `pope/`, `vqa/`, `instances/`, the image shards and `missing.jsonl`."""
         if source := self.sources.get("benchmarks.pope"):
             benchmark_files.fetch_pope(source, scratch / "pope")
         if source := self.sources.get("benchmarks.vqa"):
@@ -181,11 +187,15 @@ class Benchmarks(Download):
         with _called(scratch, "the download"):
             pope = [question for setting in benchmarks.load_pope(scratch).values() for question in setting]
             vqa = benchmarks.load_vqa(scratch)
-        names = sorted({question.image for question in pope} | {question.image for question in vqa})
+        seen = {question.image for question in pope}
+        if source := self.sources.get("benchmarks.instances"):
+            with _called(scratch, "the download"):
+                benchmark_files.fetch_instances(source, scratch / benchmarks.OBJECTS, seen)
+        names = sorted(seen | {question.image for question in vqa})
         place, key = self.sources.get("benchmarks.images"), "benchmarks.images"
         own = places.sort_out(names, place, {}, key, 0.0).get("", {})
         where = [] if place is None else [places.place_of(place, key, own, scratch, self._data, "")]
-        for part in ("pope", "vqa"):
+        for part in ("pope", "vqa", "instances"):
             if (scratch / part).is_dir():
                 shutil.rmtree(output / part, ignore_errors=True)  # of an interrupted attempt
                 (scratch / part).replace(output / part)
@@ -200,6 +210,12 @@ class Benchmarks(Download):
         except UnusableImage as error:
             return str(error)
         return ""
+
+
+def instances(asked: BenchmarksConfig) -> str:
+    """Return where the objects in POPE's pictures are told; "" for nowhere. The sample knows its own scenes alone."""
+    of_sample = asked.instances.startswith("sample:") and not asked.pope.startswith("sample:")
+    return "" if of_sample else asked.instances
 
 
 class Models(Download):

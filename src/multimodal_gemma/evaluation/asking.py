@@ -108,9 +108,9 @@ class AnswerStore:
         self.answers: dict[str, dict[str, Answer]] = {}
         for line in kept[1:]:
             row = json.loads(line)
-            self.answers[row["image"]] = {
-                text: Answer(answer["text"], answer["p_yes"]) for text, answer in row["answers"].items()
-            }
+            self.answers.setdefault(row["image"], {}).update(
+                {text: Answer(answer["text"], answer["p_yes"]) for text, answer in row["answers"].items()}
+            )
         files.write_text(self._path, "".join(f"{line}\n" for line in (kept or [header])))
         self._stream = self._path.open("a", encoding="utf-8")
 
@@ -122,14 +122,14 @@ class AnswerStore:
             self._stream.close()
 
     def add(self, image: str, answers: dict[str, Answer]) -> None:
-        """Keep the answers to all questions about one image."""
+        """Keep answers about one image beside those that are there."""
         said = {text: {"text": answer.text, "p_yes": answer.p_yes} for text, answer in answers.items()}
         try:
             self._stream.write(json.dumps({"image": image, "answers": said}) + "\n")
             self._stream.flush()
         except OSError as error:
             raise files.unwritable(self._path, error) from error
-        self.answers[image] = answers
+        self.answers.setdefault(image, {}).update(answers)
 
     def _whole_lines(self) -> list[str]:
         """Return the lines that were written to their end."""
@@ -165,15 +165,15 @@ def ask(
         shards: the images.
         limits: what an image may cost to decode.
         generator: answers in the order in which it is asked.
-        store: keeps the answers; images that it knows are not asked about again.
+        store: keeps the answers; an image all of whose questions it knows is not asked about again.
 
     Returns:
-        Answers by image and question.
+        Answers by image and question, with those of the store.
 
     Raises:
         InputError: an image cannot be decoded.
     """
-    left = [image for image in asked if image not in store.answers]
+    left = [image for image, texts in asked.items() if not {*texts} <= store.answers.get(image, {}).keys()]
     total = sum(map(len, asked.values()))
     done = total - sum(len(asked[image]) for image in left)
     with Progress("evaluate", total, "question", done=done) as progress:

@@ -13,6 +13,8 @@ from multimodal_gemma.reporting import charts
 from multimodal_gemma.reporting.page import GalleryItem, Page
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from multimodal_gemma.data.shards import ImageShards
 
 _MOST_OBJECTS = 25
@@ -25,6 +27,7 @@ _VQA_COLUMNS = ("accuracy", "interval", "majority", "majority answer", "question
 
 def render(
     rows: Sequence[Row],
+    captions: Sequence[Row],
     metrics: dict[str, Any],
     shards: ImageShards,
     contamination: str,
@@ -37,6 +40,7 @@ def render(
 
     Args:
         rows: scored rows of all questions.
+        captions: descriptions with the objects that they name, see `chair.rows`.
         metrics: what metrics.json holds.
         shards: the benchmark's images.
         contamination: the sentence on training images among them.
@@ -56,6 +60,8 @@ def render(
         _pope(page, metrics)
     if metrics["vqa"]:
         _vqa(page, metrics["vqa"], metrics["names"]["vqa"])
+    if captions:
+        _chair(page, captions, metrics["chair"], shards)
     _examples(page, rows, shards)
     return page.html()
 
@@ -83,11 +89,8 @@ def draw(rows: Sequence[Row], most: int) -> list[Row]:
 
 def item(row: Row, shards: ImageShards, answers: Sequence[tuple[str, str]]) -> GalleryItem:
     """Return a picture with its question, answers as (text, class), and the truth."""
-    from PIL import Image, ImageOps
-
-    with Image.open(io.BytesIO(shards.read(row["image"]))) as opened:
-        picture = ImageOps.exif_transpose(opened).convert("RGB")
-    return GalleryItem(picture, row["question"], [*answers, (f"truth: {truth(row)}", ""), (row["benchmark"], "")])
+    told = [*answers, (f"truth: {truth(row)}", ""), (row["benchmark"], "")]
+    return GalleryItem(_picture(row, shards), row["question"], told)
 
 
 def answered(row: Row) -> tuple[str, str]:
@@ -130,6 +133,11 @@ def _cards(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
     if vqa := metrics["vqa"]:
         blind_answer = f"always {vqa['majority_answer']!r}: {_share(vqa['majority_baseline'])}"
         cards.append(("VQA accuracy", _share(vqa["accuracy"]), f"{_span(vqa['interval'])}; {blind_answer}"))
+    if told := metrics["chair"]:
+        invented, recall = told["chair_i"], told["recall"]
+        value = "-" if invented["value"] is None else _share(invented["value"])
+        known = "" if recall["value"] is None else f"; {_share(recall['value'])} of what is there is named"
+        cards.append(("Objects invented (CHAIRi)", value, f"{_span(invented['interval'])}{known}"))
     if found := metrics["validation"]:
         source = (
             f"{found['conversations']:,} held-out conversations" if "conversations" in found else "as training left it"
@@ -282,6 +290,52 @@ def _examples(page: Page, rows: Sequence[Row], shards: ImageShards) -> None:
         if chosen:
             page.section(heading, f"{len(chosen):,} in all; drawn by a hash from every benchmark and kind of truth.")
             page.gallery([item(row, shards, [answered(row)]) for row in draw(chosen, _PER_GALLERY)])
+
+
+def _chair(page: Page, captions: Sequence[Row], found: dict[str, Any], shards: ImageShards) -> None:
+    page.section(
+        "Descriptions: are objects named that are not there? (CHAIR)",
+        f"Asked for: {captions[0]['question']} CHAIRi is the share of invented objects among all that are mentioned, "
+        "CHAIRs the share of descriptions with at least one: the lower, the better. Who names little invents little: "
+        "read them beside the recall, the share of the objects there that are named.",
+    )
+    shares = [("CHAIRi", found["chair_i"]), ("CHAIRs", found["chair_s"]), ("recall", found["recall"])]
+    page.table(
+        ("measure", "value", "interval"),
+        [
+            (name, "-" if share["value"] is None else _share(share["value"]), _span(share["interval"]))
+            for name, share in shares
+        ],
+        f"{found['captions']:,} descriptions with {found['mentions_per_caption']:.1f} mentions each; "
+        f"{found['silent']:,} are empty. The words for objects are this project's own: compare with figures made here.",
+    )
+    faulty = [row for row in captions if not all(there for *_, there in row["mentions"])]
+    for chosen in (faulty, [row for row in captions if row not in faulty]):
+        page.gallery([_described(row, shards) for row in draw(chosen, _PER_GALLERY // 2)])
+
+
+def _described(row: Row, shards: ImageShards) -> GalleryItem:
+    """Return a picture with its description, in which the words for what is not there are marked."""
+    from markupsafe import Markup, escape
+
+    text, parts, place = row["caption"], [], 0
+    invented = [mention for mention in row["mentions"] if not mention[3]]
+    for start, end, _, _ in invented:
+        parts += [escape(text[place:start]), Markup("<mark>{}</mark>").format(text[start:end])]
+        place = end
+    caption = Markup("").join([*parts, escape(text[place:])]) or "(no words)"
+    absent = ", ".join(dict.fromkeys(mention[2] for mention in invented))
+    verdict = (f"not there: {absent}", "bad") if absent else ("nothing invented", "good" if row["mentions"] else "")
+    there = ", ".join(row["truth"]) or "no known object"
+    return GalleryItem(_picture(row, shards), row["question"], [(caption, ""), verdict, (f"there: {there}", "")])
+
+
+def _picture(row: Row, shards: ImageShards) -> Image:
+    from PIL import Image as opener
+    from PIL import ImageOps
+
+    with opener.open(io.BytesIO(shards.read(row["image"]))) as opened:
+        return ImageOps.exif_transpose(opened).convert("RGB")
 
 
 def _share(value: float) -> str:

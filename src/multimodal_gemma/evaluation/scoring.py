@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from multimodal_gemma.evaluation import chair
 from multimodal_gemma.evaluation.pope import pope_metrics
 from multimodal_gemma.evaluation.questions import Row
 from multimodal_gemma.evaluation.statistics import calibration, clustered_mean, perplexity
@@ -21,11 +22,18 @@ SCHEMA_VERSION = 2
 Metrics = dict[str, Any]
 
 
-def score(rows: Sequence[Row], *, confidence: float = 0.95, validation: Metrics | None = None) -> Metrics:
-    """Return the sections pope, pope_mean, objects, vqa, validation and the flat metrics (see docs/evaluation.md).
+def score(
+    rows: Sequence[Row],
+    captions: Sequence[Row] = (),
+    *,
+    confidence: float = 0.95,
+    validation: Metrics | None = None,
+) -> Metrics:
+    """Return the sections of metrics.json and the flat metrics (see docs/evaluation.md).
 
     Args:
         rows: what `questions.rows` made.
+        captions: what `chair.rows` made.
         confidence: probability that the intervals cover.
         validation: what `validation_section` made; None or {} if nothing is known.
     """
@@ -37,6 +45,7 @@ def score(rows: Sequence[Row], *, confidence: float = 0.95, validation: Metrics 
         "pope_mean": pope_mean(by_setting, confidence) if pope else {},
         "objects": objects([row for asked in by_setting.values() for row in asked]),
         "vqa": vqa_section(vqa_rows, confidence) if vqa_rows else {},
+        "chair": chair.score(captions, confidence) if captions else {},
         "validation": validation or {},
     }
     if pope:
@@ -170,6 +179,10 @@ def flat(scored: Metrics) -> dict[str, float]:
         metrics |= {f"vqa_{name}": vqa[name] for name in ("accuracy", "strict_accuracy", "majority_baseline")}
         metrics["vqa_question_type_baseline"] = vqa["question_type_baseline"]
         metrics["vqa_over_baseline"] = vqa["accuracy"] - vqa["majority_baseline"]
+    if told := scored["chair"]:
+        shares = {"chair_i": told["chair_i"], "chair_s": told["chair_s"], "chair_recall": told["recall"]}
+        metrics |= {name: share["value"] for name, share in shares.items() if share["value"] is not None}
+        metrics["chair_mentions"] = told["mentions_per_caption"]
     if found := scored["validation"]:
         metrics |= {"validation_loss": found["loss"], "validation_perplexity": found["perplexity"]}
     return {name: float(value) for name, value in metrics.items()}

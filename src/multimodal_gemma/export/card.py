@@ -286,6 +286,12 @@ def _scores(scores: Mapping[str, Any]) -> str:
         rows.append(
             (f"{called['vqa']}, accuracy", _score(vqa), f"{vqa['majority_baseline']:.3f}", f"{vqa['count']:,}", "")
         )
+    if told := scores.get("chair"):
+        recall = told["recall"]["value"]
+        note = f"lower is better; names {recall:.0%} of the objects that are there" if recall is not None else ""
+        value = {"accuracy": told["chair_i"]["value"], "interval": told["chair_i"]["interval"]}
+        if value["accuracy"] is not None:
+            rows.append(("objects invented in descriptions (CHAIRi)", _score(value), "", f"{told['captions']:,}", note))
     if not rows:
         return "No benchmark was asked."
     note = "Intervals are clustered by image; the baseline always gives the commonest answer."

@@ -154,7 +154,8 @@ def write(
             }
             for record in records.values()
         ],
-        "scores": {"pope": results.pope, "pope_mean": results.metrics.get("pope_mean") or {}, "vqa": results.vqa},
+        "scores": {"pope": results.pope, "pope_mean": results.metrics.get("pope_mean") or {}, "vqa": results.vqa}
+        | ({"chair": results.metrics["chair"]} if results.metrics.get("chair") else {}),
         "names": results.names,
         "registry": {key: registration.get(key) for key in ("name", "version", "alias", "gate")}
         if registration

@@ -162,6 +162,11 @@ def scores_markdown(metrics: Mapping[str, Any]) -> str:
     if vqa := metrics.get("vqa"):
         head = f"| {called['vqa']} | {vqa['accuracy']:.3f} | {_interval(vqa)} "
         rows.append(f"{head}| {vqa['majority_baseline']:.3f} | |")
+    told = metrics.get("chair") or {}
+    if told and told["chair_i"]["value"] is not None:
+        named = f"{told['mentions_per_caption']:.1f} a description"
+        head = f"| objects invented (CHAIRi, lower is better; {named}) | {told['chair_i']['value']:.3f} "
+        rows.append(f"{head}| {_interval(told['chair_i'])} | | |")
     return "\n".join(rows)
 
 

@@ -33,7 +33,7 @@ COMPARISON = "comparison.html"  # beside decision.md, where there was a champion
 _DECISIONS = 5  # made anew where the champion changed while it was made
 _PAUSES = (1.0, 2.0, 4.0)  # seconds before a registration that met another one of the same run starts over
 _CURVES = ("curves.jsonl", "curves.html", "run_config.json")
-_EVALUATION_PAGES = ("metrics.json", "predictions.jsonl", "report.html")
+_EVALUATION_PAGES = ("metrics.json", "predictions.jsonl", "captions.jsonl", "report.html")
 _DATASET_PAGES = ("report.html", "statistics.json")
 
 

@@ -124,6 +124,10 @@ def scores(metrics: Mapping[str, Any], champion: Mapping[str, float]) -> list[Sc
     rows = [(f"POPE {name}", pope[name], f"pope_{name}_accuracy") for name in SETTINGS if name in pope]
     named = (metrics.get("names") or {}).get("vqa", "VQA-format questions")
     rows += [(named, vqa, "vqa_accuracy")] if vqa else []
+    told = metrics.get("chair") or {}
+    if told and told["chair_i"]["value"] is not None:
+        entry = {"accuracy": told["chair_i"]["value"], "interval": told["chair_i"]["interval"]}
+        rows.append(("CHAIRi, lower is better", {**entry, "count": told["captions"]}, "chair_i"))
     return [
         Score(
             name,

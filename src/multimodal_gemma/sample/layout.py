@@ -4,6 +4,7 @@ llava_instruct_sample.json            conversations, one a training scene
 images/000000000001.jpg …             training scenes; held-out ones from 000000900001 on
 pope/coco_pope_{setting}.json         questions on held-out scenes, one JSON object a line
 vqa/questions.json, annotations.json  questions on held-out scenes
+instances/objects.json                what is in them
 """
 
 import json
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from multimodal_gemma.sample.benchmarks import POPE_SETTINGS, pope_lines, vqa_files
 from multimodal_gemma.sample.conversations import conversation
-from multimodal_gemma.sample.scenes import generate_distinct
+from multimodal_gemma.sample.scenes import KINDS, generate_distinct
 
 FIRST_TRAIN_ID = 1
 FIRST_HELD_OUT_ID = 900_001
@@ -36,7 +37,7 @@ def write_sample(folder: Path, *, train_scenes: int, held_out_scenes: int, seed:
 
     training = dict(enumerate(generate_distinct(seed, train_scenes, "train"), start=FIRST_TRAIN_ID))
     held_out = dict(enumerate(generate_distinct(seed, held_out_scenes, "held_out"), start=FIRST_HELD_OUT_ID))
-    for name in ("images", "pope", "vqa"):
+    for name in ("images", "pope", "vqa", "instances"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for image_id, scene in (training | held_out).items():
         (folder / "images" / file_name(image_id)).write_bytes(to_jpeg(scene))
@@ -56,6 +57,8 @@ def write_sample(folder: Path, *, train_scenes: int, held_out_scenes: int, seed:
     questions, annotations = vqa_files(held_out, random.Random(f"vqa/{seed}"))
     _write_text(folder / "vqa" / "questions.json", json.dumps(questions))
     _write_text(folder / "vqa" / "annotations.json", json.dumps(annotations))
+    seen = {name: {"objects": scene.kinds, "captions": []} for name, scene in by_name.items()}
+    _write_text(folder / "instances" / "objects.json", json.dumps({"categories": KINDS, "images": seen}))
 
 
 def file_name(image_id: int) -> str:

@@ -16,7 +16,7 @@ from multimodal_gemma.stages.summary import Summary
 
 KIND = "evaluation"
 REPORT = "report.html"
-FORMAT = 3  # of what is written; another one makes a finished folder outdated
+FORMAT = 4  # of what is written; another one makes a finished folder outdated
 _log = logs.get("evaluate")
 
 
@@ -39,7 +39,8 @@ def run(config: Config, model: Path, benchmarks: Path, output: Path, *, dataset:
         InputError: the model cannot be asked, files are faulty, images are missing or were trained on, or another
             evaluation is at work in the folder.
     """
-    from multimodal_gemma.evaluation import asking, contamination, loading, questions, scoring
+    from multimodal_gemma.data.benchmarks import OBJECTS, load_objects
+    from multimodal_gemma.evaluation import asking, chair, contamination, loading, questions, scoring
 
     model_digest = loading.digest(model)
     asked_of = manifest.read(benchmarks, "benchmarks")
@@ -57,23 +58,25 @@ def run(config: Config, model: Path, benchmarks: Path, output: Path, *, dataset:
         return Summary("evaluate", output, found.digest, metrics["metrics"], _facts(metrics), cached=True)
 
     asked = questions.load(benchmarks)
+    categories, described = load_objects(benchmarks / OBJECTS)
     status = contamination.check(
         contamination.training_images(model, dataset),
         {question.image_id for question in asked},
         config.data.contamination,
     )
     with locks.only_writer(output, "evaluate"):
-        answers, validation = _answers(config, model, benchmarks, output, asked, inputs, dataset)
+        answers, said, validation = _answers(config, model, benchmarks, output, asked, [*described], inputs, dataset)
         rows = questions.rows(asked, answers)
+        captions = chair.rows(described, categories, said, config.evaluation.description)
         metrics = {
             "schema_version": scoring.SCHEMA_VERSION,
             "model_digest": model_digest,
             "benchmarks_digest": asked_of.digest,
             "names": questions.names(benchmarks),
             "contamination": {"status": status.status, "images": status.images},
-            **scoring.score(rows, confidence=config.evaluation.confidence, validation=validation),
+            **scoring.score(rows, captions, confidence=config.evaluation.confidence, validation=validation),
         }
-        _write(config, model, benchmarks, output, rows, metrics, status.sentence)
+        _write(config, model, benchmarks, output, rows, captions, metrics, status.sentence)
         counts = {"questions": len(rows), "images": len({row["image"] for row in rows})}
         (output / asking.KEPT).unlink(missing_ok=True)
         written = manifest.write(
@@ -94,10 +97,11 @@ def _answers(
     benchmarks: Path,
     output: Path,
     asked: list[Any],
+    described: list[str],
     inputs: dict[str, str],
     dataset: Path | None,
-) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """Return the answer to every distinct question, by image and text, and what validation data say."""
+) -> tuple[dict[str, dict[str, Any]], dict[str, str], dict[str, Any]]:
+    """Return the answer to every distinct question, by image and text, descriptions, and what validation data say."""
     from multimodal_gemma.data.decode import Limits
     from multimodal_gemma.data.shards import ImageShards
     from multimodal_gemma.evaluation import asking, loading, questions
@@ -106,13 +110,9 @@ def _answers(
     by_image, shards = questions.distinct(asked), ImageShards(benchmarks)
     asking.require_images(by_image, shards)
     loaded, processor = loading.load(model, device=settings.device, precision=settings.precision)
-    generator = loading.generator(
-        loaded,
-        processor,
-        suffix=settings.suffix,
-        max_new_tokens=settings.max_new_tokens,
-        batch_tokens=settings.batch_tokens,
-    )
+    passes = [(by_image, settings.suffix, settings.max_new_tokens)]
+    if described:  # what is asked for takes the suffix's place: no question of a benchmark is empty
+        passes.append(({image: [""] for image in described}, settings.description, settings.description_tokens))
     distinct = sum(map(len, by_image.values()))
     _log.info(f"{len(asked):,} questions, {distinct:,} of them distinct, about {len(by_image):,} images")
     identity = {**inputs, "settings": dataclasses.asdict(settings)}
@@ -120,9 +120,13 @@ def _answers(
         if store.answers:
             _log.info(f"continuing: {len(store.answers):,} of {len(by_image):,} images are answered")
         limits = Limits(config.data.max_image_bytes, config.data.max_image_pixels)
-        return asking.ask(by_image, shards, limits, generator, store), _validation(
-            config, model, loaded, processor, dataset
-        )
+        for texts, suffix, longest in passes:
+            generator = loading.generator(
+                loaded, processor, suffix=suffix, max_new_tokens=longest, batch_tokens=settings.batch_tokens
+            )
+            asking.ask(texts, shards, limits, generator, store)
+        said = {image: store.answers[image][""].text for image in described}
+        return store.answers, said, _validation(config, model, loaded, processor, dataset)
 
 
 def _validation(config: Config, model: Path, loaded: Any, processor: Any, dataset: Path | None) -> dict[str, Any]:
@@ -148,16 +152,20 @@ def _write(
     benchmarks: Path,
     output: Path,
     rows: list[dict[str, Any]],
+    captions: list[dict[str, Any]],
     metrics: dict[str, Any],
     seen: str,
 ) -> None:
     from multimodal_gemma.data.shards import ImageShards
-    from multimodal_gemma.evaluation import questions, report
+    from multimodal_gemma.evaluation import chair, questions, report
 
     files.write_jsonl(output / questions.PREDICTIONS, rows)
+    if captions:
+        files.write_jsonl(output / chair.CAPTIONS, captions)
     files.write_json(output / "metrics.json", metrics)
     page = report.render(
         rows,
+        captions,
         metrics,
         ImageShards(benchmarks),
         seen,
@@ -191,4 +199,6 @@ def _headline(metrics: dict[str, Any]) -> str:
     if "vqa_accuracy" in flat:
         majority = flat["vqa_majority_baseline"]
         parts.append(f"{called['vqa']} {flat['vqa_accuracy']:.3f} (majority answer {majority:.3f})")
+    if "chair_i" in flat:
+        parts.append(f"{flat['chair_i']:.3f} of the objects in descriptions invented, {flat['chair_recall']:.2f} named")
     return "; ".join(parts)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from multimodal_gemma import files, logs, manifest
 from multimodal_gemma.config.schema import Config
 from multimodal_gemma.data import delivery
+from multimodal_gemma.data.downloads import instances
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.progress import Progress
 from multimodal_gemma.stages import download
@@ -138,9 +139,10 @@ def _overrides(config: Config, base: str, parts: Sequence[str]) -> list[str]:
         found += [f"data.conversations={base}/dataset", "data.images="]  # whose images lie in it
         found += ["data.image_roots=[]"] if config.data.image_roots else []
     if "benchmarks" in parts:
-        given = {"pope": config.benchmarks.pope, "vqa": config.benchmarks.vqa, "images": config.benchmarks.images}
-        places = {"pope": "benchmarks/pope", "vqa": "benchmarks/vqa", "images": "benchmarks"}
-        found += [f"benchmarks.{key}={base}/{places[key]}" for key, uri in given.items() if uri]
+        asked = config.benchmarks
+        given = {"pope": asked.pope, "vqa": asked.vqa, "images": asked.images, "instances": instances(asked)}
+        places = {"images": "benchmarks"}
+        found += [f"benchmarks.{key}={base}/{places.get(key, f'benchmarks/{key}')}" for key, at in given.items() if at]
     if "models" in parts:
         locations = {key: getattr(config.model, key) for key in ("vision", "language", "projector", "adapter")}
         found += [f"model.{key}={base}/models/{key}" for key, uri in locations.items() if uri]

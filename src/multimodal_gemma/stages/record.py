@@ -16,7 +16,7 @@ from multimodal_gemma.stages.summary import Summary
 
 KIND = "record"
 LAST_EVALUATION = "mmgemma.last_evaluation"  # tag of a version: the run that scored it last
-_PAGES = ("metrics.json", "predictions.jsonl", "report.html")
+_PAGES = ("metrics.json", "predictions.jsonl", "captions.jsonl", "report.html")
 
 
 def run(config: Config, name: str, model: Path, evaluation: Path, output: Path, *, run_id: str = "") -> Summary:

@@ -18,6 +18,7 @@ from multimodal_gemma.errors import InputError
 from multimodal_gemma.evaluation import asking, questions, validation
 from multimodal_gemma.evaluation.generator import SuffixGenerator
 from multimodal_gemma.evaluation.pope import pope_metrics
+from multimodal_gemma.evaluation.prompts import Prompter
 from multimodal_gemma.evaluation.statistics import Threshold
 from multimodal_gemma.stages import evaluate
 from tests.unit.evaluation import benchmark_folder, tiny
@@ -104,6 +105,49 @@ def test_a_finished_evaluation_is_not_repeated(
     assert summary.cached
     assert summary.numbers == files.read_json(finished / "metrics.json", "metrics")["metrics"]
     assert summary.facts == {"contamination": "unknown"}
+
+
+def test_descriptions_are_asked_for_as_they_are_and_a_killed_evaluation_keeps_them(
+    finished: Path, settings: config.Config, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described = tmp_path / "benchmarks"
+    benchmark_folder.write(described)
+    known = {benchmark_folder.name(number): {"objects": ["dog"], "captions": []} for number in range(4)}
+    (described / "instances").mkdir()
+    (described / "instances" / "objects.json").write_text(json.dumps({"categories": ["dog", "cat"], "images": known}))
+    manifest.write(described, "benchmarks", config={})
+    prompts: list[str] = []
+    answer, tokenize = SuffixGenerator.answer, Prompter.tokenize
+
+    def killed(self: SuffixGenerator, pictures: Any) -> Any:
+        for number, answers in enumerate(answer(self, pictures)):
+            if self._new == 6 and number == 2:
+                raise KeyboardInterrupt
+            yield answers
+
+    def heard(self: Prompter, texts: Any, token: int) -> Any:
+        prompts.extend(self.render(text) for text in texts)
+        return tokenize(self, texts, token)
+
+    asked = config.compose("sample", ["evaluation.max_new_tokens=4", "evaluation.device=cpu"])
+    asked.evaluation.description_tokens = 6
+    output = tmp_path / "out"
+    monkeypatch.setattr(SuffixGenerator, "answer", killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.run(asked, model, described, output)
+    monkeypatch.setattr(SuffixGenerator, "answer", answer)
+    monkeypatch.setattr(Prompter, "tokenize", heard)
+    evaluate.run(asked, model, described, output)
+    assert len(prompts) == 2  # the answers to all questions and two descriptions were kept
+    assert all("Describe the image concisely." in prompt and "single word" not in prompt for prompt in prompts)
+    captions = files.read_jsonl(output / "captions.jsonl", "captions")
+    assert [row["image"] for row in captions] == sorted(known)
+    metrics = files.read_json(output / "metrics.json", "metrics")
+    assert metrics["chair"]["captions"] == 4
+    # All else is as it is without descriptions.
+    assert questions.read_rows(output) == questions.read_rows(finished)
+    assert files.read_json(finished / "metrics.json", "metrics")["chair"] == {}
+    assert not (finished / "captions.jsonl").exists()
 
 
 def test_a_killed_evaluation_continues_and_ends_with_the_same_scores(

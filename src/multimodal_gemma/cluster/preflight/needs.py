@@ -96,6 +96,7 @@ def of_run(
     hub, store, registry = (str(parameters.get(f"secret_{name}") or "") for name in ("hub", "store", "registry"))
     sources = [*config.data.conversations, *config.data.images, *config.data.image_roots, config.model.vision]
     sources += [config.benchmarks.pope, config.benchmarks.vqa, config.benchmarks.images, config.model.language]
+    sources.append(config.benchmarks.instances)
     places = (config.training.checkpoint_uri, config.nodes.work_uri, config.data.work_uri, config.export.publish)
     written = [place for place in places if place.startswith("s3://")]
     required = [store] if written or any("s3://" in place for place in sources) else []

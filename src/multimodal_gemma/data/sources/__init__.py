@@ -23,7 +23,8 @@ def open(uri: str, data: DataConfig, part: str = "", patience: float = LIMIT) ->
     Args:
         uri: the location.
         data: the sample's settings and the hosts that https:// may name.
-        part: folder of the generated sample that `sample://` means: "" (conversations), "images", "pope" or "vqa".
+        part: folder of the generated sample that `sample://` means: "" (conversations), "images", "pope", "vqa" or
+            "instances".
         patience: seconds without progress after which a place on the network is down.
 
     Raises:
