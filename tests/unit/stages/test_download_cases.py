@@ -9,7 +9,7 @@ import pytest
 
 from multimodal_gemma import config as configuration
 from multimodal_gemma.data import conversations
-from multimodal_gemma.data.benchmarks import load_pope
+from multimodal_gemma.data.benchmarks import load_pope, load_vqa
 from multimodal_gemma.data.shards import ImageShards
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.stages import download
@@ -158,3 +158,13 @@ def test_a_published_column_called_set_is_none_of_ours(tmp_path: Path) -> None:
     for item in conversations.load(tmp_path / "raw"):
         assert item.image == f"{item.set}/a.jpg"
         assert shards.read(item.image) == (tmp_path / item.set / "a.jpg").read_bytes()
+
+
+def test_annotations_of_a_part_of_the_questions_are_one_sentence(shared: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"question \d+ is in .*but not in .*Give two files of the same release"):
+        benchmarks(shared / "cases" / "23-vqa-subset", tmp_path / "out", vqa="vqa")
+
+
+def test_a_separator_within_a_question_of_vqa_is_kept(shared: Path, tmp_path: Path) -> None:
+    benchmarks(shared / "cases" / "19-vqa-separator-in-question", tmp_path / "out", vqa="vqa")
+    assert any("\x85" in question.question or "\u2028" in question.question for question in load_vqa(tmp_path / "out"))
