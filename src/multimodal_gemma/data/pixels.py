@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ from multimodal_gemma import files
 from multimodal_gemma.data import lookalikes
 from multimodal_gemma.data.decode import Limits, UnusableImage, decode
 from multimodal_gemma.data.resize import Resizer
-from multimodal_gemma.data.shards import PATTERN
-from multimodal_gemma.data.slices import Job, Writer, open_arrow
+from multimodal_gemma.data.shards import PATTERN, read_shard
+from multimodal_gemma.data.slices import DeadlyJob, Writer, open_arrow
 from multimodal_gemma.errors import InputError
 
 FORMAT = 1  # raised when equal slices come to have other bytes
@@ -61,8 +61,8 @@ class Picturing:
 
 
 @dataclasses.dataclass(frozen=True)
-class PixelJob(Job):
-    """Makes one slice of pixels; see `slices.Job`.
+class PixelJob(DeadlyJob):
+    """Makes one slice of pixels; see `slices.DeadlyJob`.
 
     Attributes:
         name: place of the slice in the dataset.
@@ -131,22 +131,6 @@ def plan(raw: Path, wanted: Collection[str] | None, how: Picturing, folder: str)
             held = new[start : start + A_SLICE]
             jobs.append(PixelJob(f"{folder}/{files.digest_of([shaping, held])[:32]}.arrow", shard, tuple(held), how))
     return jobs
-
-
-def read_shard(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, str, bytes]]:
-    """Yield (file_name, sha256, bytes) of pictures of a raw shard, each once, one row group in memory at a time."""
-    left = set(wanted)
-    shard = pq.ParquetFile(path)
-    for group in range(shard.num_row_groups):
-        table = shard.read_row_group(group, columns=["file_name", "sha256"])
-        names, digests = (table.column(name).to_pylist() for name in ("file_name", "sha256"))
-        if left.isdisjoint(digests):
-            continue
-        contents = shard.read_row_group(group, columns=["bytes"]).column(0)
-        for row, digest in enumerate(digests):
-            if digest in left:
-                left.remove(digest)
-                yield names[row], digest, contents[row].as_py()
 
 
 def as_array(content: np.ndarray, side: int, kept: str) -> np.ndarray:

@@ -143,10 +143,6 @@ class Split:
         """Tokens of each, the image counted as one, int64 (len,)."""
         return self._table.column("length").to_numpy().astype(np.int64)
 
-    def token_pieces(self) -> Iterable[tuple[np.ndarray, np.ndarray]]:
-        """Yield all tokens and their bounds, for those who take them piece after piece."""
-        yield self.input_ids, self.bounds
-
     @functools.cached_property
     def _table(self) -> pa.Table:
         from multimodal_gemma.data.slices import open_arrow

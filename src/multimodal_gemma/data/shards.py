@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import itertools
 import threading
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,18 +58,29 @@ def read_names(folder: Path) -> dict[str, str]:
     return dict(zip(*(column.to_pylist() for column in table.columns), strict=True))
 
 
-def read_shard(path: Path) -> Iterator[tuple[str, str, bytes]]:
+def read_shard(path: Path, wanted: Collection[str] | None = None) -> Iterator[tuple[str, str, bytes]]:
     """Yield (file_name, sha256, bytes) of each row of a shard, one row group in memory at a time.
+
+    Args:
+        path: the shard.
+        wanted: sha256 of the pictures to yield, each once; None: every row.
 
     Raises:
         InputError: the shard cannot be read.
     """
     shard = _open(path)
+    left = None if wanted is None else set(wanted)
     for group in range(shard.num_row_groups):
-        table = shard.read_row_group(group, columns=["file_name", "sha256", "bytes"])
-        names, digests = (table.column(name).to_pylist() for name in ("file_name", "sha256"))
-        for name, digest, content in zip(names, digests, table.column("bytes"), strict=True):
-            yield name, digest, content.as_py()
+        table = shard.read_row_group(group, columns=["file_name", "sha256"])
+        names, digests = (column.to_pylist() for column in table.columns)
+        if left is not None and left.isdisjoint(digests):
+            continue
+        contents = shard.read_row_group(group, columns=["bytes"]).column(0)
+        for row, (name, digest) in enumerate(zip(names, digests, strict=True)):
+            if left is None or digest in left:
+                yield name, digest, contents[row].as_py()
+                if left is not None:
+                    left.remove(digest)
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, str, int]]:

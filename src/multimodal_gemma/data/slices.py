@@ -7,6 +7,7 @@ takes them from `data.work_uri`. A worker reads its own input and writes its own
 
 from __future__ import annotations
 
+import abc
 import bisect
 import ctypes
 import dataclasses
@@ -45,7 +46,7 @@ def available_cores() -> int:
     return cores if work == "max" else max(min(cores, round(int(work) / int(period))), 1)
 
 
-class Job:
+class Job(abc.ABC):
     """Makes one slice; picklable.
 
     Attributes:
@@ -55,21 +56,25 @@ class Job:
     name: str
 
     @property
+    @abc.abstractmethod
     def size(self) -> int:
         """How many items it makes, for the progress line."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def __call__(self, path: Path, tell: Callable[[str], None]) -> None:
-        """Write the slice to `path`; `tell` what is in hand before anything that may end the process."""
-        raise NotImplementedError
+        """Write the slice to `path`; a `DeadlyJob` tells what is in hand before anything that may end the process."""
 
-    def only(self, item: str) -> Job:
-        """Return the part of the job that makes one item that it told; needed of a job that tells."""
-        raise NotImplementedError
 
-    def without(self, item: str, reason: str) -> Job:
+class DeadlyJob(Job):
+    """A job with an item that may end the process that makes it."""
+
+    @abc.abstractmethod
+    def only(self, item: str) -> DeadlyJob:
+        """Return the part of the job that makes one item that it told."""
+
+    @abc.abstractmethod
+    def without(self, item: str, reason: str) -> DeadlyJob:
         """Return the job that leaves such an item out, for a reason that the slice records."""
-        raise NotImplementedError
 
 
 @dataclasses.dataclass
@@ -166,7 +171,8 @@ class Slices:
                     for half in place.glob(".*.tmp"):
                         half.unlink()
                 told = {name: notes[name].read_text(encoding="utf-8") for name in left if notes[name].is_file()}
-            left.update(_survivors([(left[name], item) for name, item in told.items() if item], workers))
+            suspects = ((left[name], item) for name, item in told.items() if item)
+            left.update(_survivors([(job, item) for job, item in suspects if isinstance(job, DeadlyJob)], workers))
 
 
 def digest_in(name: str) -> str:
@@ -280,7 +286,7 @@ def _make(job: Job, path: Path, note: Path | None) -> None:
             job(temporary, tell)
 
 
-def _survivors(suspects: list[tuple[Job, str]], workers: int) -> dict[str, Job]:
+def _survivors(suspects: list[tuple[DeadlyJob, str]], workers: int) -> dict[str, Job]:
     """Return the jobs without the items that end a process of their own, by name.
 
     Raises:

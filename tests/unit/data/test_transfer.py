@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from multimodal_gemma import files, progress
 from multimodal_gemma.config.schema import DataConfig
 from multimodal_gemma.data import sources
-from multimodal_gemma.data.sources import Unavailable, public_address, retrying, transfer
+from multimodal_gemma.data.sources import Unavailable, archive, public_address, retrying, transfer
+from multimodal_gemma.data.sources.base import copy
+from multimodal_gemma.data.sources.local import LocalSource
+from multimodal_gemma.data.sources.s3 import S3Source
 from multimodal_gemma.errors import InputError
 from tests.unit.data.serving import Clock, Server, serve
 
@@ -160,3 +165,51 @@ def test_a_revision_that_is_a_branch_is_refused_where_a_commit_is_demanded() -> 
         with pytest.raises(InputError, match="is no commit, and data.require_commits demands one"):
             sources.open(uri, data)
     sources.open(f"hf://org/name@{'0' * 40}", data)
+
+
+def test_a_large_file_has_lines_of_progress_in_bytes(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In a pod's log: what is fetched, sent, read back, unpacked, copied and hashed, and no control characters."""
+    monkeypatch.setattr(progress, "_LINE_EVERY", 0.0)
+    monkeypatch.setattr(transfer, "_LARGE", 1000)
+    monkeypatch.setattr(files, "_LARGE", 1000)
+    server.files["/bucket/set/a.zip"] = BODY * 5
+    caplog.set_level("INFO")
+    store = S3Source("s3://bucket/set")
+    store.fetch("a.zip", tmp_path / "copy")
+    store.put("b.zip", tmp_path / "copy", "")
+    store.digest("a.zip")
+    copy(tmp_path / "copy", tmp_path / "again")
+    files.sha256_file(tmp_path / "copy")
+    with tarfile.open(tmp_path / "images.tar.gz", "w:gz") as packed:
+        packed.add(tmp_path / "copy", "a.jpg")
+    archive.open_archive(tmp_path / "images.tar.gz", LocalSource(tmp_path, "file:///images.tar.gz"), 10**9)
+    lines = [f"{record.name.rpartition('.')[2]}: {record.message}" for record in caplog.records]
+    for start in (
+        "download: a.zip: 2 of 2 MB, ",
+        "upload: b.zip: 2 of 2 MB, ",
+        "read back: a.zip: 2 of 2 MB, ",
+        "copy: copy: 2 of 2 MB, ",
+        "hash: copy: 2 of 2 MB, ",
+        "unpack: images.tar.gz: 2 of 2 MB, ",
+    ):
+        assert any(line.startswith(start) and " MB/s" in line for line in lines), (start, lines[-3:])
+    assert not any("\r" in line or "\x1b" in line for line in lines)
+
+
+def test_a_file_of_the_hub_has_such_lines_too(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(progress, "_LINE_EVERY", 0.0)
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    server.add_hub_repository("models", "org/name", "main", {"model.safetensors": BODY * 5})
+    caplog.set_level("INFO")
+    sources.open("hf://org/name@main", DATA).fetch("model.safetensors", tmp_path / "model.safetensors")
+    assert (tmp_path / "model.safetensors").read_bytes() == BODY * 5
+    assert any(record.message.startswith("model.safetensors: 2 of 2 MB, ") for record in caplog.records)

@@ -217,7 +217,9 @@ def _bar(patience: retrying.Patience) -> Any:
     class Bar(tqdm):
         def __init__(self, *_: Any, total: int | None = None, initial: int = 0, desc: str = "", **__: Any) -> None:
             super().__init__(total=total, initial=initial, disable=True)
-            self._shown = Progress("download", total, BYTES, done=initial, name=desc.partition(": ")[0])
+            self._shown = Progress(
+                "download", total, BYTES, done=initial, name=desc.partition(": ")[0].rpartition("/")[2]
+            )
 
         def update(self, n: float | None = 1) -> None:
             self._shown.advance(int(n or 0))

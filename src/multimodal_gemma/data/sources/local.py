@@ -121,9 +121,7 @@ def _mentions_conversations(path: Path) -> bool:
     try:
         with path.open("rb") as stream:
             start = stream.read(_BEGINNING)
-            return path.suffix == ".gz" or any(
-                word in start for word in (b'"conversations"', b'"messages"', b'"texts"')
-            )
+            return path.suffix == ".gz" or any(word in start for word in _TURNS)
     except OSError:
         return False
 
