@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from multimodal_gemma.data import slices
-from multimodal_gemma.data.slices import Job, Slices
+from multimodal_gemma.data.slices import DeadlyJob, Slices
 from multimodal_gemma.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
-class Words(Job):
+class Words(DeadlyJob):
     """Writes words; some of them end the process, as a broken decoder would, some only among others, as memory does."""
 
     name: str
