@@ -32,7 +32,7 @@ class StatusServer:
         names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-days", "1"]
         files = ["-keyout", str(key), "-out", str(self.authority)]
         command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *names, *files]
-        subprocess.run(command, check=True, capture_output=True)
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
         told = self
 
         class Handler(BaseHTTPRequestHandler):
