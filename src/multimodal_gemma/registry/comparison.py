@@ -29,20 +29,6 @@ _MOST = 20  # questions shown on either side
 _SMALLEST_SHARE = 0.5  # of the candidate's questions; with fewer in common, hardly anything could be found worse
 
 
-def check_compared(metrics: Sequence[str]) -> None:
-    """Refuse metrics that are no mean of scores of single questions, and so cannot be paired.
-
-    Raises:
-        InputError: naming the metric and what is possible.
-    """
-    for metric in metrics:
-        if _benchmark(metric) is None:
-            raise InputError(
-                f"config: registry.compared names {metric!r}, which cannot be compared question by question. "
-                "Choose from pope_accuracy, pope_SETTING_accuracy, vqa_accuracy."
-            )
-
-
 def against(
     client: MlflowClient,
     name: str,
@@ -60,7 +46,7 @@ def against(
         name: the registered model.
         version: the champion's number.
         candidate: rows of the candidate's predictions.jsonl.
-        metrics: what to compare; see `check_compared`.
+        metrics: what to compare; see `gate.check`.
         confidence: of the intervals.
         benchmarks: digest of what the candidate was scored on.
         shards: its images, for the page; None: without pictures.
@@ -76,7 +62,7 @@ def against(
         )
     differences = {}
     for metric in metrics:
-        ours = questions.of(candidate, _benchmark(metric) or "")
+        ours = questions.of(candidate, gate.benchmark(metric))
         common = questions.pairs(ours, rows)
         if not ours:
             continue
@@ -110,15 +96,6 @@ def best(client: MlflowClient, name: str, champion: str, benchmarks: str) -> dic
                     found[metric] = gate.Best(value, number)
         number = "" if versions.BY_HAND in tags else tags.get(versions.PREVIOUS_OF, "")
     return found
-
-
-def _benchmark(metric: str) -> str | None:
-    if metric == "vqa_accuracy":
-        return "vqa"
-    if metric == "pope_accuracy":
-        return "pope"
-    middle = metric.removeprefix("pope_").removesuffix("_accuracy")
-    return f"pope/{middle}" if metric == f"pope_{middle}_accuracy" and "_" not in middle else None
 
 
 def _predictions(client: MlflowClient, name: str, version: str) -> tuple[list[Row], str]:

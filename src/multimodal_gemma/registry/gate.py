@@ -9,7 +9,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from multimodal_gemma.errors import InputError
+
+if TYPE_CHECKING:
+    from multimodal_gemma.config.schema import RegistryConfig
+
+_LOWER_IS_BETTER = ("chair_i", "chair_s", "_ece", "_invalid_rate", "_loss", "_perplexity")  # how their names end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +102,37 @@ class Decision:
             else "# Gate: failed\n\nThis version is no champion."
         )
         return "\n".join([heading, "", "| rule | result | reason |", "| --- | --- | --- |", *rows, ""])
+
+
+def check(registry: RegistryConfig) -> None:
+    """Refuse what the gate cannot be asked, before any work is done for it.
+
+    Raises:
+        InputError: a floor or margin of a metric that is better when it is lower, or a compared metric that is no mean
+            of scores of single questions, and so cannot be paired.
+    """
+    for key, asked in (("floors", registry.floors or {}), ("margins", registry.margins)):
+        for metric in asked:
+            if metric.endswith(_LOWER_IS_BETTER):
+                instead = "chair_recall" if metric.startswith("chair") else "pope_accuracy or vqa_accuracy"
+                raise InputError(
+                    f"config: registry.{key} names {metric!r}, of which less is better: it would stop good models and "
+                    f"let bad ones through. Leave it out, and ask for {instead} instead."
+                )
+    for metric in registry.compared:
+        if not benchmark(metric):
+            raise InputError(
+                f"config: registry.compared names {metric!r}, which cannot be compared question by question. "
+                "Choose from pope_accuracy, pope_SETTING_accuracy, vqa_accuracy."
+            )
+
+
+def benchmark(metric: str) -> str:
+    """Return the benchmark, e.g. "pope/random", whose questions a metric is the mean of; "" if it is no such mean."""
+    if metric in ("vqa_accuracy", "pope_accuracy"):
+        return metric.removesuffix("_accuracy")
+    setting = metric.removeprefix("pope_").removesuffix("_accuracy")
+    return f"pope/{setting}" if metric == f"pope_{setting}_accuracy" and "_" not in setting else ""
 
 
 def decide(

@@ -111,11 +111,11 @@ def register(config: Config, candidate: Candidate, pipeline_run: str = "") -> Re
         pipeline_run: the pipeline run's id; "" ties the run to the candidate itself.
 
     Raises:
-        InputError: MLflow cannot be reached or refuses, or the configuration asks for what cannot be compared.
+        InputError: MLflow cannot be reached or refuses, or the gate cannot be asked that, see `gate.check`.
     """
     registry = config.registry
     versions.check_name(registry.name)
-    comparison.check_compared(registry.compared)
+    gate.check(registry)
     with server.connected(registry) as client:
         for pause in _PAUSES:
             with server.tolerating_collisions():
@@ -155,7 +155,7 @@ def _make(
         model_id = packaging.ensure_logged(
             client, candidate.model, candidate.model_manifest, run_id, candidate.identity
         )
-        version = versions.create(client, name, model_id, run_id, _version_tags(candidate))
+        version = versions.create(client, name, model_id, run_id, _version_tags(client, candidate, run_id))
     record.metrics(
         client, run_id, candidate.metrics["metrics"], model_id=version.tags[versions.LOGGED_MODEL], dataset=scored
     )
@@ -277,12 +277,13 @@ def _write_down(client: MlflowClient, run_id: str, name: str, number: str, decis
 def _describe(client: MlflowClient, candidate: Candidate, version: ModelVersion, decision: gate.Decision) -> None:
     """Write for people: on the version and its run what it scored and why the gate said what it said."""
     name, number, run_id = version.name, str(version.version), version.run_id
+    called = client.get_run(run_id).info.run_name
     text = "\n\n".join(
         [
             f"**Gate {decision.word}**: {decision.reason}.",
             record.scores_markdown(candidate.metrics),
-            f"Run `{run_id}` holds `evaluation/report.html`, `training/curves.html`, `gate/decision.md` and, where "
-            f"there was a champion, `gate/{COMPARISON}`; the table `{record.TABLE}` compares runs by question.",
+            f"Run {called} (`{run_id}`) holds `evaluation/report.html`, `training/curves.html`, `gate/decision.md` and, "
+            f"where there was a champion, `gate/{COMPARISON}`; the table `{record.TABLE}` compares runs by question.",
         ]
     )
     client.update_model_version(name, number, description=text)
@@ -295,8 +296,9 @@ def _describe(client: MlflowClient, candidate: Candidate, version: ModelVersion,
     )
 
 
-def _version_tags(candidate: Candidate) -> dict[str, str]:
+def _version_tags(client: MlflowClient, candidate: Candidate, run_id: str) -> dict[str, str]:
     tags = {
+        runs.PIPELINE_RUN: client.get_run(run_id).data.tags.get(runs.PIPELINE_RUN, ""),
         versions.IDENTITY: candidate.identity,
         versions.MODEL_DIGEST: candidate.model_manifest.digest,
         versions.EVALUATION_DIGEST: candidate.evaluation_manifest.digest,

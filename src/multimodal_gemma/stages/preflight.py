@@ -23,7 +23,7 @@ from multimodal_gemma.config.flat import as_overrides
 from multimodal_gemma.config.schema import ResourcesConfig
 from multimodal_gemma.data import choose
 from multimodal_gemma.errors import InputError
-from multimodal_gemma.registry import runs, server
+from multimodal_gemma.registry import gate, runs, server
 from multimodal_gemma.stages import train
 
 _log = logs.get("preflight")
@@ -115,6 +115,7 @@ def run(asked: Mapping[str, Any]) -> Plans:
     """
     needed, run_id = asked.get("needed", tuple(_TOLD)), asked.get("run_id", "")
     config = hardware.resolve(composed(asked))
+    gate.check(config.registry)
     server.check(config.registry)  # now, and not after hours of training
     config, pod = divide(config, trainer=_has_trainer(config))
     _look_at_cluster(asked, config, trains="preprocess" in needed)

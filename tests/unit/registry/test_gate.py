@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from multimodal_gemma.registry.gate import Best, Champion, Decision, Difference, decide
+from multimodal_gemma.config.schema import RegistryConfig
+from multimodal_gemma.errors import InputError
+from multimodal_gemma.registry.gate import Best, Champion, Decision, Difference, check, decide
 
 GOOD = {"pope_accuracy": 0.8, "vqa_accuracy": 0.7, "vqa_over_baseline": 0.3}
 COMPARED = ["pope_accuracy", "vqa_accuracy"]
@@ -108,3 +110,20 @@ def test_required_metrics_are_configuration() -> None:
     assert not made.passed
     assert "lacks validation_loss" in made.reason
     assert decision({**GOOD, "validation_loss": 2.0}, required=["validation_loss"]).passed
+
+
+@pytest.mark.parametrize("key", ["floors", "margins"])
+@pytest.mark.parametrize("metric", ["chair_i", "chair_s", "pope_ece", "pope_random_invalid_rate", "validation_loss"])
+def test_a_minimum_of_what_is_better_when_lower_is_refused(key: str, metric: str) -> None:
+    """It would refuse the model that invents nothing, and let one through that invents everything."""
+    with pytest.raises(InputError, match=rf"config: registry\.{key} names '{metric}', of which less is better") as said:
+        check(RegistryConfig(**{key: {metric: 0.1}}))
+    assert "Leave it out, and ask for" in str(said.value)
+
+
+def test_what_is_no_mean_over_questions_is_not_compared() -> None:
+    check(RegistryConfig(compared=["pope_accuracy", "pope_adversarial_accuracy", "vqa_accuracy"]))
+    check(RegistryConfig(floors={"chair_recall": 0.5, "pope_accuracy": 0.8}))
+    for metric in ("pope_f1", "pope_random_strict_accuracy", "vqa_over_baseline"):
+        with pytest.raises(InputError, match=f"registry.compared names '{metric}'"):
+            check(RegistryConfig(compared=[metric]))

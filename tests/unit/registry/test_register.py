@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from multimodal_gemma import manifest
+from multimodal_gemma import cli, manifest
 from multimodal_gemma.config.schema import Config
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.registry import packaging, runs, server, versions
 from multimodal_gemma.registry.resolve import resolve_model
 from multimodal_gemma.stages import register as stage
 from multimodal_gemma.stages.summary import Summary
+from tests.servers.kfp_api import KfpServer
 from tests.unit.registry import artifacts
 
 Scored = Callable[..., Path]
@@ -397,3 +398,28 @@ def test_candidate_and_champion_can_be_looked_at_side_by_side(
     for said in ("90.0%", "50.0%", "+40.0", f"{(ours > theirs).sum()}", "beside version 1 on 240 questions", "Won"):
         assert said in page
     assert "<script" not in page
+
+
+def test_kfps_run_mlflows_run_and_the_version_name_each_other(
+    config: Config, submit: Any, scored: Scored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever stands before one of the three finds the other two: by the name that people gave, and by the ids."""
+    from multimodal_gemma.stages import preflight
+
+    with KfpServer() as kfp:
+        monkeypatch.setenv("KFP_HOST", kfp.url)
+        assert cli.main(["submit", "--detach", "--run-name", "monday-evening"]) == 0
+        ((identity, there),) = kfp.runs.items()
+    assert there["display_name"] == "monday-evening"
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")  # what the server's placeholders become in a pod
+    asked = {"run_id": identity, "run_name": there["display_name"]}
+    runs.open_run(config.registry, identity, preflight.called(asked))
+    made = submit(scored(0.8), identity)
+    with server.connected(config.registry) as client:
+        version = client.get_model_version(config.registry.name, made.facts["version"])
+        run = client.get_run(version.run_id)
+    assert run.info.run_id == made.facts["run_id"]
+    assert run.info.run_name == "monday-evening"
+    assert run.data.tags[runs.PIPELINE_RUN] == version.tags[runs.PIPELINE_RUN] == identity
+    assert f"Run monday-evening (`{run.info.run_id}`)" in version.description
+    assert f"Version {version.version} of {config.registry.name}." in run.data.tags["mlflow.note.content"]
