@@ -1,6 +1,7 @@
 """Charts as inline SVG: few colours, one accent, text that stays text.
 
-Matplotlib draws; this module only gives every chart of the project the same plain look and makes it fit a phone.
+Matplotlib draws; this module only gives every chart of the project the same plain look, makes it fit a phone, and
+lets it take the colours of its page, light or dark.
 """
 
 from __future__ import annotations
@@ -15,8 +16,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _WIDTH = 4.8  # inches: on a phone the text of a wider chart would be too small to read
+_INK, _SOFT, _LINE = "#212529", "#5c636a", "#dee2e6"  # text, labels, grid
 ACCENT = "#3b5bdb"
-PALETTE = (ACCENT, "#e8590c", "#2b8a3e", "#862e9c", "#495057", "#c2255c")
+PALETTE = (ACCENT, "#e8590c", "#237032", "#ae3ec9", _SOFT, "#d6336c")
+_DEEPEST = 0.55  # opacity of a cell: text on it is legible in the light and in the dark
+# The page's variables for these colours; outside a page the colours themselves hold.
+_VARIABLES = {_INK: "ink", _SOFT: "soft", _LINE: "line", ACCENT: "accent", PALETTE[2]: "good"}
 _STYLE = {
     "svg.fonttype": "none",  # text remains selectable, and the file small
     "svg.hashsalt": "multimodal-gemma",  # the same chart gives the same bytes
@@ -24,12 +29,13 @@ _STYLE = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": "#868e96",
-    "axes.labelcolor": "#495057",
-    "xtick.color": "#495057",
-    "ytick.color": "#495057",
+    "text.color": _INK,
+    "axes.edgecolor": _SOFT,
+    "axes.labelcolor": _SOFT,
+    "xtick.color": _SOFT,
+    "ytick.color": _SOFT,
     "axes.grid": True,
-    "grid.color": "#e9ecef",
+    "grid.color": _LINE,
     "axes.axisbelow": True,
     "figure.constrained_layout.use": True,
 }
@@ -95,7 +101,7 @@ def bars(
         for value, place, interval in zip(values, places, intervals, strict=False):
             if interval:
                 reach = [[max(value - interval[0], 0.0)], [max(interval[1] - value, 0.0)]]
-                axes.errorbar(value, place, xerr=reach, fmt="none", ecolor="#212529", capsize=3)
+                axes.errorbar(value, place, xerr=reach, fmt="none", ecolor=_INK, capsize=3)
         if baselines is not None:
             axes.scatter(list(baselines), places, marker="|", s=200, linewidths=2, color=PALETTE[1], label="baseline")
             axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1))
@@ -134,15 +140,17 @@ def calibration(bins: Sequence[tuple[float, float, int]]) -> str:
 
 def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str], title: str) -> str:
     """Draw a confusion matrix: rows are the truth, columns the answer, each cell its count and share of the row."""
+    from matplotlib.patches import Rectangle
 
     def draw(axes: Axes) -> None:
         shares = [[count / max(sum(row), 1) for count in row] for row in matrix]
-        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        axes.set(xlim=(-0.5, len(labels) - 0.5), ylim=(len(labels) - 0.5, -0.5), aspect="equal")
         for row, counts in enumerate(matrix):
             for column, count in enumerate(counts):
                 share = shares[row][column]
-                colour = "white" if share > 0.55 else "#212529"
-                axes.text(column, row, f"{count:,}\n{share:.0%}", ha="center", va="center", color=colour)
+                corner = (column - 0.5, row - 0.5)
+                axes.add_patch(Rectangle(corner, 1, 1, facecolor=ACCENT, alpha=_DEEPEST * share, edgecolor="none"))
+                axes.text(column, row, f"{count:,}\n{share:.0%}", ha="center", va="center")
         axes.set_xticks(range(len(labels)), list(labels))
         axes.set_yticks(range(len(labels)), list(labels))
         axes.set_xlabel("answer")
@@ -168,5 +176,8 @@ def _svg(draw: Any, width: float, height: float) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"font-family: [^;]+; ?", "", text)  # the page's own
+    for colour, variable in _VARIABLES.items():
+        text = text.replace(colour, f"var(--{variable},{colour})")
     size = f'style="width:100%;max-width:{width * 110:.0f}px;height:auto"'
     return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"|height="[\d.]+pt" width="[\d.]+pt"', size, text, count=1)

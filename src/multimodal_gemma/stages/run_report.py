@@ -123,7 +123,7 @@ def page_of(
     """
     outcome, verdict, reason = _judge(status, end, known)
     goes_on = outcome in ("failed", "stopped") and bool(run_id)
-    again = {"go on from there": f"mmgemma submit --retry {run_id}"} if goes_on else {}
+    again = {"continue this run": f"mmgemma submit --retry {run_id}"} if goes_on else {}
     retried = "It had failed before, and went on when it was retried. " if end and end.retried else ""
     version = f"models:/{known.name}/{known.version}" if known.version else ""
     ask = {"ask the model": f"mmgemma ask PICTURE 'What is this?' --model {version}"} if version else {}
@@ -153,9 +153,11 @@ def steps(end: Snapshot) -> list[Step]:
 
 
 _ADVICE = {
-    "failed": "Mend what the sentence says, then let the run go on from there: what has succeeded is not repeated.",
-    "stopped": "The run can go on from there, or a new one reuses its downloads.",
-    "refused": "Nothing was exported. Improve the model, or change registry.floors, and run again.",
+    "failed": "Where the cause lies outside the run (a file, a password, room), mend it and continue this run: what has "
+    "succeeded is not repeated. Where a parameter was wrong, start a new run: it reuses what is still right.",
+    "stopped": "It can be continued, or a new run reuses its downloads.",
+    "refused": "Nothing was exported. Improve the model, or change what the gate asks for (registry.floors, "
+    "registry.rule), and run again.",
 }
 
 
@@ -170,7 +172,7 @@ def facts(config: Config) -> dict[str, str]:
         "vision encoder": f"{config.model.vision} ({config.model.vision_policy})",
         "language model": f"{config.model.language} ({config.model.language_policy})",
         "training": f"{config.training.max_steps or config.training.epochs} "
-        f"{'steps' if config.training.max_steps else 'epochs'} of {config.training.batch_size} conversations a step",
+        f"{'steps' if config.training.max_steps else 'epochs'}, {config.training.batch_size} conversations a step",
         "hardware": f"{hardware.hardware}{count}",
     }
 
@@ -214,7 +216,7 @@ def _links(known: Registered, version: str, outcome: str, config: Config | None)
         links["model version"] = f"{site}/#/models/{known.name}/versions/{known.version}" if site else version
     if outcome == "passed":
         published = config.export.publish if config else ""
-        links["export"] = published or "the artifact export of the step export-model"
+        links["export"] = published or "output “export” of the step export-model"
     return links
 
 

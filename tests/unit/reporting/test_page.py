@@ -6,9 +6,12 @@ import base64
 import io
 import re
 import xml.etree.ElementTree as ElementTree
+from importlib import resources
 
+import pytest
 from PIL import Image
 
+from multimodal_gemma import reporting
 from multimodal_gemma.reporting import charts, pictures
 from multimodal_gemma.reporting.page import GalleryItem, Link, Page
 
@@ -59,17 +62,70 @@ def test_a_picture_is_reduced_and_keeps_its_shape() -> None:
     assert (image.size, image.mode) == ((200, 50), "RGB")
 
 
-def test_every_chart_is_one_whole_svg_of_the_same_bytes() -> None:
-    def draw() -> list[str]:
-        return [
-            charts.lines({"loss": ([1, 2], [2, 1]), "validation": ([1], [1.5])}, "step", "loss"),
-            charts.histogram([1, 2, 2, 3], "tokens", bins=3, marks={"median": 2}),
-            charts.bars(["yes", "no"], [0.5, 0.7], "accuracy", intervals=[(0.4, 0.6), None], baselines=[0.5, 0.5]),
-            charts.confusion([[5, 1], [2, 4]], ["yes", "no"], "random"),
-        ]
+def drawn() -> list[str]:
+    return [
+        charts.lines({"loss": ([1, 2], [2, 1]), "validation": ([1], [1.5])}, "step", "loss"),
+        charts.histogram([1, 2, 2, 3], "tokens", bins=3, marks={"median": 2}),
+        charts.bars(["yes", "no"], [0.5, 0.7], "accuracy", intervals=[(0.4, 0.6), None], baselines=[0.5, 0.5]),
+        charts.calibration([(0.1, 0.2, 3), (0.9, 0.8, 5)]),
+        charts.confusion([[5, 1], [2, 4]], ["yes", "no"], "random"),
+    ]
 
-    first = draw()
+
+def test_every_chart_is_one_whole_svg_of_the_same_bytes() -> None:
+    first = drawn()
     for chart in first:
         assert ElementTree.fromstring(chart).tag.endswith("svg")
         assert "max-width" in chart
-    assert first == draw()
+    assert first == drawn()
+
+
+def test_a_chart_takes_the_colours_of_its_page() -> None:
+    """Colours that do not change with the page are unreadable in the dark, or need a white box around them."""
+    for chart in drawn():
+        words = re.findall(r"<g style=\"fill: ([^\"]+?);?\"[^>]*>|<text style=\"[^\"]*fill: ([^\"]+?);?\"", chart)
+        assert words
+        assert all("".join(found).startswith("var(--") for found in words)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_from_what_lies_behind(scheme: str) -> None:
+    """WCAG 2.2, success criterion 1.4.3: a ratio of 4.5 at least."""
+    css = (resources.files(reporting) / "page.css").read_text()
+    light, dark = css.split("@media (prefers-color-scheme:dark)")
+    colours = dict(re.findall(r"--(\w+): (#\w+)", light))
+    if scheme == "dark":
+        colours |= dict(re.findall(r"--(\w+): (#\w+)", dark))
+    tinted = [mixed(colours[name], colours["paper"], 0.09) for name in ("good", "bad", "accent")]  # boxes of a graph
+    deepest = mixed(colours["accent"], colours["paper"], charts._DEEPEST)  # cell of a confusion matrix
+    grounds = [luminance(colours["paper"]), luminance(colours["tint"])]
+    for ground in grounds:
+        assert min(contrast(colours[name], ground) for name in ("ink", "soft", "accent", "good", "bad")) >= 4.5
+    for name, ground in zip(("good", "bad", "accent"), tinted, strict=True):
+        assert contrast(colours[name], ground) >= 4.5
+    assert contrast(colours["ink"], deepest) >= 4.5
+
+
+def channels(colour: str) -> list[float]:
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+    return [int(digits[place : place + 2], 16) / 255 for place in (0, 2, 4)]
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance as WCAG 2.2 defines it."""
+    return weighed(channels(colour))
+
+
+def weighed(values: list[float]) -> float:
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in values]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def mixed(above: str, below: str, share: float) -> float:
+    """Luminance of a colour that covers another by a share."""
+    return weighed([share * a + (1 - share) * b for a, b in zip(channels(above), channels(below), strict=True)])
+
+
+def contrast(colour: str, ground: float) -> float:
+    darker, lighter = sorted((luminance(colour), ground))
+    return (lighter + 0.05) / (darker + 0.05)

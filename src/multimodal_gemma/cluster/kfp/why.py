@@ -93,7 +93,7 @@ class Causes:
             ended = (status.get("state") or {}).get("terminated") or {}
             if status.get("name") == _MAIN and ended.get("reason") == "OOMKilled":
                 limit = (status.get("resources") or {}).get("limits", {}).get("memory") or _limit(pod)
-                return f"out of memory: asked for {limit}"
+                return f"out of memory: asked for {limit} (resources.memory gives training more)"
         loss = pods.loss_of(pod)
         return loss.reason if loss is not None and "exit code" not in loss.reason else ""
 
