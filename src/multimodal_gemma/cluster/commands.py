@@ -214,21 +214,20 @@ def _schedule(args: argparse.Namespace) -> int:
 def _preflight(args: argparse.Namespace) -> int:
     import sys
 
-    from multimodal_gemma.cluster import submit_parameters
-    from multimodal_gemma.cluster.kfp import pipeline
+    from multimodal_gemma.cluster.kfp import parameters, pipeline
     from multimodal_gemma.cluster.kube import client
     from multimodal_gemma.cluster.preflight import findings, look, needs
     from multimodal_gemma.cluster.trainjob import job, place
     from multimodal_gemma.config.flat import bare
     from multimodal_gemma.local.runner import compiled_pipeline
 
-    filed = submit_parameters.read_file(args.params) if args.params else {}
+    filed = parameters.read_file(args.params) if args.params else {}
     preset = str(args.preset or filed.get("preset") or args.preset_default)
     compiled = pipeline.read(args.pipeline or compiled_pipeline())
-    given = submit_parameters.collect(compiled.parameters, preset, args.overrides, args.param or [], filed)
+    given = parameters.collect(compiled.parameters, preset, args.overrides, args.param or [], filed)
     defaults = {name: spec.get("defaultValue") for name, spec in compiled.parameters.items()}
-    parameters = {bare(name): value for name, value in (defaults | given).items()}
-    config = submit_parameters.configured(given, compiled.parameters)
+    values = {bare(name): value for name, value in (defaults | given).items()}
+    config = parameters.configured(given, compiled.parameters)
     if args.lock:
         from multimodal_gemma.data import downloads, lock
 
@@ -248,11 +247,11 @@ def _preflight(args: argparse.Namespace) -> int:
         there = job.available(client.Namespace(connect, namespace, patience=look.PATIENCE), config.nodes.runtime)
         config, _ = place.divide(config, trainer=there)
     asked = needs.of_run(
-        parameters,
+        values,
         config,
         namespace,
         service_account=args.service_account,
-        trains=submit_parameters.TRAINS in parameters,
+        trains=parameters.TRAINS in values,
     )
     found = look.look(connect, asked)
     sys.stdout.write((findings.as_json(found) if args.json else findings.table(found)) + "\n")

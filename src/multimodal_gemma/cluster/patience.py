@@ -16,6 +16,19 @@ TRIED_AGAIN = {408, 429, 500, 502, 503, 504}
 _Answer = TypeVar("_Answer")
 
 
+class Refused(Exception):
+    """The server understood and refused.
+
+    Attributes:
+        status: HTTP status.
+        message: what the server said.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(f"{status}: {message}")
+        self.status, self.message = status, message
+
+
 class Unanswered(Exception):
     """No answer came in the time that was given; the text says what came instead."""
 

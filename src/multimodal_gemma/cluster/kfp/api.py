@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from multimodal_gemma import logs
-from multimodal_gemma.cluster.patience import TIMEOUT, TRIED_AGAIN, Unanswered, broken, persist
+from multimodal_gemma.cluster.patience import TIMEOUT, TRIED_AGAIN, Refused, Unanswered, broken, persist
 from multimodal_gemma.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,19 +22,6 @@ if TYPE_CHECKING:
 _log = logs.get("submit")
 _LOG_BYTES = 65_536  # of a log's end
 _ERROR_CHARACTERS = 40  # at the beginning of a log that is none
-
-
-class Refused(Exception):
-    """The server understood and refused.
-
-    Attributes:
-        status: HTTP status.
-        message: what the server said.
-    """
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(f"{status}: {message}")
-        self.status, self.message = status, message
 
 
 class Doubtful(Exception):

@@ -7,11 +7,12 @@ import datetime
 import time
 from typing import Any
 
-from multimodal_gemma.cluster.kfp.api import Api, Patience, Refused
+from multimodal_gemma.cluster.kfp.api import Api, Patience
 from multimodal_gemma.cluster.kfp.pipeline import of_spec
 from multimodal_gemma.cluster.kfp.screen import Screen
 from multimodal_gemma.cluster.kfp.story import REGISTRATION, Row, Snapshot, snapshot
 from multimodal_gemma.cluster.kfp.why import Causes
+from multimodal_gemma.cluster.patience import Refused
 from multimodal_gemma.errors import InputError
 
 PASSED, FAILED, REFUSED, UNKNOWN = 0, 1, 3, 4  # exit codes; 2 is a mistake in what was given

@@ -26,7 +26,7 @@ from multimodal_gemma import files
 from multimodal_gemma.cluster.kfp import store, submit
 from multimodal_gemma.cluster.kfp.api import Api
 from multimodal_gemma.cluster.kfp.connect import connected
-from multimodal_gemma.cluster.submit_parameters import nearest
+from multimodal_gemma.cluster.kfp.parameters import nearest
 from multimodal_gemma.errors import InputError
 
 _SHOWN = 2  # coming moments that are printed

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from multimodal_gemma.cluster.kfp.api import Api, Doubtful, Refused
+from multimodal_gemma.cluster.kfp.api import Api, Doubtful
+from multimodal_gemma.cluster.kfp.parameters import nearest
 from multimodal_gemma.cluster.kfp.pipeline import Compiled
-from multimodal_gemma.cluster.submit_parameters import nearest
+from multimodal_gemma.cluster.patience import Refused
 from multimodal_gemma.errors import InputError
 
 _CONFLICT = 409

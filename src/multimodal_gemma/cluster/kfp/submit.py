@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from multimodal_gemma import logs
-from multimodal_gemma.cluster import submit_parameters
-from multimodal_gemma.cluster.kfp import data, follow, pipeline, store
+from multimodal_gemma.cluster.kfp import data, follow, parameters, pipeline, store
 from multimodal_gemma.cluster.kfp.api import Api
 from multimodal_gemma.cluster.kfp.connect import connected, run_link
 from multimodal_gemma.cluster.kfp.screen import Screen, print_final
 from multimodal_gemma.cluster.kfp.story import REPORT, Snapshot
 from multimodal_gemma.cluster.kfp.why import Causes
-from multimodal_gemma.cluster.kube import client
+from multimodal_gemma.cluster.patience import Refused
 from multimodal_gemma.cluster.preflight.needs import SERVICE_ACCOUNT
 from multimodal_gemma.config.flat import bare
 from multimodal_gemma.errors import InputError
@@ -99,7 +98,7 @@ def plan(args: argparse.Namespace) -> Plan:
 
 def preset(args: argparse.Namespace) -> str:
     """Return the preset that was given, else that of the parameters' file, else the default."""
-    filed = submit_parameters.read_file(args.params).get("preset") if args.params and not args.preset else None
+    filed = parameters.read_file(args.params).get("preset") if args.params and not args.preset else None
     return str(args.preset or filed or args.preset_default)
 
 
@@ -144,7 +143,7 @@ def account(api: Api, args: argparse.Namespace) -> str | None:
         return str(args.service_account)
     known = None
     if api.cluster is not None:
-        with contextlib.suppress(client.Refused, InputError):
+        with contextlib.suppress(Refused, InputError):
             known = api.cluster.get(_ACCOUNTS, SERVICE_ACCOUNT)
     if known is not None:
         return SERVICE_ACCOUNT
@@ -156,11 +155,11 @@ def account(api: Api, args: argparse.Namespace) -> str | None:
 
 
 def _parameters(args: argparse.Namespace, compiled: pipeline.Compiled) -> dict[str, Any]:
-    filed = submit_parameters.read_file(args.params) if args.params else {}
-    found = submit_parameters.collect(compiled.parameters, preset(args), args.overrides, args.param or [], filed)
+    filed = parameters.read_file(args.params) if args.params else {}
+    found = parameters.collect(compiled.parameters, preset(args), args.overrides, args.param or [], filed)
     known = {bare(name) for name in found}
     if "preset" in known and (known != {"preset"} or preset(args) != "sample"):
-        submit_parameters.configured(found, compiled.parameters)  # refuses what the run would refuse
+        parameters.configured(found, compiled.parameters)  # refuses what the run would refuse
     return found
 
 
@@ -176,7 +175,7 @@ def _submit(api: Api, args: argparse.Namespace, planned: Plan) -> int:
 
     description = "mmgemma submit"
     if args.new_data:
-        sources = data.Sources.of(submit_parameters.configured(planned.parameters, planned.compiled.parameters))
+        sources = data.Sources.of(parameters.configured(planned.parameters, planned.compiled.parameters))
         if same := data.run_on(api, sources, args.experiment, args.namespace or ""):
             sentence = f"No new data since run {same}; nothing was submitted."
             return _said(args, 0, sentence, {"submitted": False, "data": sources.digest, "last_run": same})

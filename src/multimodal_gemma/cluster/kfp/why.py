@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from multimodal_gemma.cluster.kfp.story import one_line
 from multimodal_gemma.cluster.kube import pods
-from multimodal_gemma.cluster.kube.client import Namespace, Refused
+from multimodal_gemma.cluster.kube.client import Namespace
+from multimodal_gemma.cluster.patience import Refused
 from multimodal_gemma.errors import InputError
 
 if TYPE_CHECKING:

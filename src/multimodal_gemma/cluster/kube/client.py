@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multimodal_gemma import logs
-from multimodal_gemma.cluster.patience import TIMEOUT, Unanswered, persist
+from multimodal_gemma.cluster.patience import TIMEOUT, Refused, Unanswered, persist
 from multimodal_gemma.errors import InputError
 
 if TYPE_CHECKING:
@@ -105,19 +105,6 @@ def _contexts(path: Path) -> dict[str, dict[str, str]]:
         }
         for item in every
     }
-
-
-class Refused(Exception):
-    """The API understood and refused.
-
-    Attributes:
-        status: HTTP status.
-        message: what the API said.
-    """
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(f"{status}: {message}")
-        self.status, self.message = status, message
 
 
 class Namespace:

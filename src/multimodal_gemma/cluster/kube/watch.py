@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from typing import Self
 
 from multimodal_gemma import logs
-from multimodal_gemma.cluster.kube.client import Namespace, Object, Refused
+from multimodal_gemma.cluster.kube.client import Namespace, Object
+from multimodal_gemma.cluster.patience import Refused
 from multimodal_gemma.errors import InputError
 
 _SECONDS = 60  # a watch is asked to last

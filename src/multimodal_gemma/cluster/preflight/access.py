@@ -11,7 +11,8 @@ import hashlib
 import os
 import urllib.parse
 
-from multimodal_gemma.cluster.kube.client import Namespace, Object, Refused
+from multimodal_gemma.cluster.kube.client import Namespace, Object
+from multimodal_gemma.cluster.patience import Refused
 from multimodal_gemma.cluster.preflight.findings import Finding, failed, ok, unknown
 from multimodal_gemma.cluster.preflight.needs import SERVICE_ACCOUNT, Needs
 from multimodal_gemma.errors import InputError

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from multimodal_gemma.cluster.kube.client import Namespace, Refused
+from multimodal_gemma.cluster.kube.client import Namespace
+from multimodal_gemma.cluster.patience import Refused
 from multimodal_gemma.cluster.preflight import access, nodes, platform
 from multimodal_gemma.cluster.preflight.findings import Finding, ok
 from multimodal_gemma.errors import InputError

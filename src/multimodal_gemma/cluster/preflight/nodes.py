@@ -8,7 +8,8 @@ from decimal import Decimal
 from typing import Any
 
 from multimodal_gemma.cluster.kube import pods
-from multimodal_gemma.cluster.kube.client import PODS, Namespace, Object, Refused
+from multimodal_gemma.cluster.kube.client import PODS, Namespace, Object
+from multimodal_gemma.cluster.patience import Refused
 from multimodal_gemma.cluster.preflight.findings import Finding, failed, ok, unknown
 from multimodal_gemma.cluster.preflight.needs import Needs
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from multimodal_gemma.cluster.kube.client import RUNTIMES, Namespace, Refused
+from multimodal_gemma.cluster.kube.client import RUNTIMES, Namespace
+from multimodal_gemma.cluster.patience import Refused
 from multimodal_gemma.cluster.preflight.findings import Finding, failed, ok, unknown
 from multimodal_gemma.cluster.preflight.needs import Needs
 from multimodal_gemma.cluster.trainjob.spec import scratch

@@ -12,8 +12,9 @@ from typing import Any
 
 from multimodal_gemma import logs
 from multimodal_gemma.cluster.kube import pods
-from multimodal_gemma.cluster.kube.client import PODS, TRAINJOBS, WORKLOADS, Namespace, Refused
+from multimodal_gemma.cluster.kube.client import PODS, TRAINJOBS, WORKLOADS, Namespace
 from multimodal_gemma.cluster.kube.watch import Watched
+from multimodal_gemma.cluster.patience import Refused
 from multimodal_gemma.errors import InputError
 
 Object = dict[str, Any]

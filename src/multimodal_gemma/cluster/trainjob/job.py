@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from multimodal_gemma import logs
-from multimodal_gemma.cluster.kube.client import PODS, RUNTIMES, TRAINJOBS, WORKFLOWS, Namespace, Refused
+from multimodal_gemma.cluster.kube.client import PODS, RUNTIMES, TRAINJOBS, WORKFLOWS, Namespace
+from multimodal_gemma.cluster.patience import Refused
 from multimodal_gemma.cluster.trainjob import spec
 from multimodal_gemma.cluster.trainjob.follow import Follower
 from multimodal_gemma.errors import InputError
