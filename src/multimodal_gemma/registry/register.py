@@ -282,8 +282,9 @@ def _describe(client: MlflowClient, candidate: Candidate, version: ModelVersion,
         [
             f"**Gate {decision.word}**: {decision.reason}.",
             record.scores_markdown(candidate.metrics),
-            f"Run {called} (`{run_id}`) holds `evaluation/report.html`, `training/curves.html`, `gate/decision.md` and, "
-            f"where there was a champion, `gate/{COMPARISON}`; the table `{record.TABLE}` compares runs by question.",
+            f"Run {called} (`{run_id}`) holds `evaluation/report.html`, `training/curves.html`, `gate/decision.md` "
+            f"and, where there was a champion, `gate/{COMPARISON}`; the table "
+            f"`{record.TABLE}` compares runs by question.",
         ]
     )
     client.update_model_version(name, number, description=text)

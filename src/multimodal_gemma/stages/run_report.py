@@ -153,8 +153,8 @@ def steps(end: Snapshot) -> list[Step]:
 
 
 _ADVICE = {
-    "failed": "Where the cause lies outside the run (a file, a password, room), mend it and continue this run: what has "
-    "succeeded is not repeated. Where a parameter was wrong, start a new run: it reuses what is still right.",
+    "failed": "Where the cause lies outside the run (a file, a password, room), mend it and continue this run: what "
+    "has succeeded is not repeated. Where a parameter was wrong, start a new run: it reuses what is still right.",
     "stopped": "It can be continued, or a new run reuses its downloads.",
     "refused": "Nothing was exported. Improve the model, or change what the gate asks for (registry.floors, "
     "registry.rule), and run again.",
