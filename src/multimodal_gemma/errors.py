@@ -11,3 +11,16 @@ class InputError(Exception):
 
 class Outage(InputError):
     """A server that does not answer: named wrongly, or away for a while; a task's work is tried again."""
+
+
+class Unusable(Exception):
+    """Why a picture or a conversation cannot be used: recorded and left out, never replaced.
+
+    Attributes:
+        kind: the reason as a word to count by, e.g. "corrupt".
+        reason: the reason in words for a person, with its figures.
+    """
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.kind, self.reason = kind, reason

@@ -6,7 +6,7 @@ collect         the images that those conversations name        work: what is fi
   |
 raw dataset     shards (pictures by their bytes), conversations     base_models, benchmarks: fetched beside it
   |
-prepare         pixels (decode, resize) and tokens, in slices   split: by picture; lookalikes; contamination
+prepare         pixels (see pictures) and tokens, in slices     split: by picture; contamination
   |
 processed       what training reads                             statistics, report, look: what a person reads
 """

@@ -30,9 +30,9 @@ from multimodal_gemma.data import (
     work,
 )
 from multimodal_gemma.data.collect import Collected
-from multimodal_gemma.data.decode import Limits, UnusableImage, decode, not_an_image
+from multimodal_gemma.data.pictures import Limits, decode, not_an_image
 from multimodal_gemma.data.sources.base import Source, Unavailable
-from multimodal_gemma.errors import InputError
+from multimodal_gemma.errors import InputError, Unusable
 
 
 class Download(abc.ABC):
@@ -207,7 +207,7 @@ class Benchmarks(Download):
     def _fault(self, content: bytes) -> str:
         try:
             decode(content, Limits(self._data.max_image_bytes, self._data.max_image_pixels))
-        except UnusableImage as error:
+        except Unusable as error:
             return str(error)
         return ""
 

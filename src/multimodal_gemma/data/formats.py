@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from multimodal_gemma.data.conversations import IMAGE_TAG, Conversation, Role, Turn
-from multimodal_gemma.errors import InputError
+from multimodal_gemma.errors import InputError, Unusable
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".json.gz", ".jsonl.gz", ".parquet")
 EMBEDDED = "embedded/"  # begins the name of a picture that stands in the file of conversations itself
@@ -83,11 +83,6 @@ class Row:
     picture: bytes | None = None
 
 
-class _Faulty(Exception):
-    def __init__(self, kind: str, reason: str) -> None:
-        self.kind, self.reason = kind, reason
-
-
 class _Absurd:
     """Stands where a number has more digits than a number has."""
 
@@ -111,7 +106,7 @@ def read(path: Path, name: str, columns: Mapping[str, str] | None = None, max_by
         picture: list[bytes] = []
         try:
             yield Row(_conversation(_renamed(entry, columns or {}), index, picture), picture[0] if picture else None)
-        except _Faulty as faulty:
+        except Unusable as faulty:
             yield Row(Fault(index, _identity(entry, index), faulty.kind, faulty.reason))
 
 
@@ -325,16 +320,16 @@ def _plain(value: Any) -> str:
 
 def _conversation(entry: Any, index: int, picture: list[bytes]) -> Conversation:
     if isinstance(entry, _Absurd):
-        raise _Faulty("absurd", "is nested too deeply")
+        raise Unusable("absurd", "is nested too deeply")
     if not isinstance(entry, dict):
-        raise _Faulty("no-conversation", f"is a JSON {_kind(entry)}, no conversation")
+        raise Unusable("no-conversation", f"is a JSON {_kind(entry)}, no conversation")
     if isinstance(entry.get("id"), _Absurd):
-        raise _Faulty("absurd", "has an id that is a number of thousands of digits, or no number")
+        raise Unusable("absurd", "has an id that is a number of thousands of digits, or no number")
     if entry and not any(key in entry for key in TURNS):
-        raise _Faulty("no-turns", f"has none of {', '.join(TURNS)}, but {_listed_keys(entry)}")
+        raise Unusable("no-turns", f"has none of {', '.join(TURNS)}, but {_listed_keys(entry)}")
     said = _said(next((entry[key] for key in TURNS if entry.get(key) is not None), None))
     if not isinstance(said, list) or not said:
-        raise _Faulty("no-turns", "has no turns")
+        raise Unusable("no-turns", "has no turns")
     turns = _turns([one for pair in said for one in _both(pair)])
     image = _image(_images(entry, said), picture)
     _check(turns, image)
@@ -342,7 +337,7 @@ def _conversation(entry: Any, index: int, picture: list[bytes]) -> Conversation:
         turns[0] = Turn("user", f"{IMAGE_TAG}\n{turns[0].text}")
     made = Conversation(_identity(entry, index), image, turns, _plain(entry.get("set") or ""))
     if any(_surrogate(text) for text in (str(entry.get("id", "")), image or "", *(turn.text for turn in turns))):
-        raise _Faulty("surrogate", "holds half of a character (a lone surrogate), which is no text")
+        raise Unusable("surrogate", "holds half of a character (a lone surrogate), which is no text")
     return made
 
 
@@ -376,7 +371,7 @@ def _turns(said: list[Any]) -> list[Turn]:
     for number, turn in enumerate(said):
         text = _text(turn.get("value", turn.get("content"))) if isinstance(turn, dict) else None
         if text is None:
-            raise _Faulty("no-text", f'has a turn {number} without "from" and "value" (or "role" and "content") texts')
+            raise Unusable("no-text", f'has a turn {number} without "from" and "value" (or "role" and "content") texts')
         speaker = turn.get("from", turn.get("role"))
         if number == 0 and speaker == _SYSTEM and len(said) > 1:
             system = text.strip()
@@ -385,7 +380,7 @@ def _turns(said: list[Any]) -> list[Turn]:
         if role is None:
             shown = repr(speaker)[:40].encode("ascii", "replace").decode()
             known = "human, gpt, user and assistant are known"
-            raise _Faulty("unknown-speaker", f"has an unknown speaker {shown} in turn {number}; {known}")
+            raise Unusable("unknown-speaker", f"has an unknown speaker {shown} in turn {number}; {known}")
         turns.append(Turn(role, text))
     if system:
         turns[0] = Turn(turns[0].role, f"{system}\n\n{turns[0].text}")
@@ -432,7 +427,7 @@ def _image(found: list[Any], picture: list[bytes]) -> str | None:
     if not found:
         return None
     if len(found) > 1:
-        raise _Faulty(
+        raise Unusable(
             "several-images", f"has {len(found)} images; a conversation about several is not offered, one is learnt"
         )
     image = found[0]
@@ -444,7 +439,7 @@ def _image(found: list[Any], picture: list[bytes]) -> str | None:
         except (binascii.Error, ValueError):
             image = b""
         if not image:
-            raise _Faulty("image-field", "has a data: image that is no whole base64")
+            raise Unusable("image-field", "has a data: image that is no whole base64")
     path = None
     if isinstance(image, dict):  # as `datasets` embeds it
         path = image.get("path")
@@ -453,7 +448,7 @@ def _image(found: list[Any], picture: list[bytes]) -> str | None:
         picture.append(image)
         return embedded_name(image, path)
     if not isinstance(image, str) or not image:
-        raise _Faulty("image-field", f"has an image field that is a JSON {_kind(image)}, not one file name")
+        raise Unusable("image-field", f"has an image field that is a JSON {_kind(image)}, not one file name")
     return image.removeprefix("file://").removeprefix("./")
 
 
@@ -461,14 +456,14 @@ def _check(turns: list[Turn], image: str | None) -> None:
     for number, turn in enumerate(turns):
         if turn.role != ("user", "assistant")[number % 2]:
             rule = f"does not alternate user and assistant at turn {number}" if number else "does not start with a user"
-            raise _Faulty("order", rule)
+            raise Unusable("order", rule)
     tags = sum(turn.text.count(IMAGE_TAG) for turn in turns)
     if tags > 1:
-        raise _Faulty("image-tags", f"has {tags} image tags; one image stands in one place")
+        raise Unusable("image-tags", f"has {tags} image tags; one image stands in one place")
     if tags and image is None:
-        raise _Faulty("no-image", f"has the image tag {IMAGE_TAG} but names no image")
+        raise Unusable("no-image", f"has the image tag {IMAGE_TAG} but names no image")
     if any(IMAGE_TAG in turn.text for turn in turns if turn.role == "assistant"):
-        raise _Faulty("tag-in-answer", f"has the image tag {IMAGE_TAG} in an answer; it belongs in a user's turn")
+        raise Unusable("tag-in-answer", f"has the image tag {IMAGE_TAG} in an answer; it belongs in a user's turn")
 
 
 def _surrogate(text: str) -> bool:

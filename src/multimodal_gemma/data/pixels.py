@@ -20,12 +20,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from multimodal_gemma import files
-from multimodal_gemma.data import lookalikes
-from multimodal_gemma.data.decode import Limits, UnusableImage, decode
-from multimodal_gemma.data.resize import Resizer
+from multimodal_gemma.data.pictures import THUMBNAIL_BYTES, Limits, Resizer, decode, thumbnail
 from multimodal_gemma.data.shards import PATTERN, read_shard
 from multimodal_gemma.data.slices import DeadlyJob, Writer, open_arrow
-from multimodal_gemma.errors import InputError
+from multimodal_gemma.errors import InputError, Unusable
 
 FORMAT = 1  # raised when equal slices come to have other bytes
 A_SLICE = 2048  # pictures at most, where a shard has more: 300 MB of pixels at 224 pixels a side
@@ -37,7 +35,7 @@ _SCHEMA = pa.schema(
         ("mode", pa.string()),  # Pillow's mode of the stored pixels
         ("width", pa.int32()),  # of the upright photograph before resizing, pixels
         ("height", pa.int32()),
-        ("thumbnail", pa.binary(lookalikes.BYTES)),
+        ("thumbnail", pa.binary(THUMBNAIL_BYTES)),
         ("pixels", pa.large_binary()),  # uint8, side x side x RGB, row by row; or the bytes of a JPEG
         ("kind", pa.string()),  # why it is unusable as a word, "" if it is not
         ("reason", pa.string()),
@@ -105,10 +103,10 @@ class PixelJob(DeadlyJob):
         try:
             decoded = decode(content, how.limits)
             pixels = how.resizer(decoded.image, how.limits)
-        except UnusableImage as unusable:
+        except Unusable as unusable:
             return _unusable(unusable.kind, unusable.reason)
         kept = {"raw": pixels.tobytes, "jpeg": lambda: _as_jpeg(pixels), "none": bytes}[how.kept]()
-        return (decoded.format, decoded.mode, *decoded.image.size, lookalikes.thumbnail(pixels), kept, "", "")
+        return (decoded.format, decoded.mode, *decoded.image.size, thumbnail(pixels), kept, "", "")
 
 
 def plan(raw: Path, wanted: Collection[str] | None, how: Picturing, folder: str) -> list[PixelJob]:
@@ -148,10 +146,10 @@ def records_of(path: Path) -> list[dict[str, Any]]:
 
 def thumbnails_of(paths: Sequence[Path]) -> np.ndarray:
     """Return the thumbnails of the usable pictures of slices, uint8 (n, BYTES), in their order."""
-    parts = [np.empty((0, lookalikes.BYTES), np.uint8)]
+    parts = [np.empty((0, THUMBNAIL_BYTES), np.uint8)]
     for path in paths:
         for chunk in open_arrow(path).column("thumbnail").drop_null().chunks:
-            cells = np.frombuffer(chunk.buffers()[1], np.uint8).reshape(-1, lookalikes.BYTES)
+            cells = np.frombuffer(chunk.buffers()[1], np.uint8).reshape(-1, THUMBNAIL_BYTES)
             parts.append(cells[chunk.offset : chunk.offset + len(chunk)])
     return np.concatenate(parts)
 

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from multimodal_gemma import files, logs
-from multimodal_gemma.data import lookalikes, pixels, processed, split, tokens
+from multimodal_gemma.data import pixels, processed, split, tokens
 from multimodal_gemma.data.conversations import Conversation, image_first
-from multimodal_gemma.data.decode import Limits
 from multimodal_gemma.data.image_names import image_id
-from multimodal_gemma.data.resize import resizer_of
+from multimodal_gemma.data.pictures import THUMBNAIL_BYTES, Limits, Lookalikes, resizer_of
 from multimodal_gemma.data.shards import ImageShards
 from multimodal_gemma.data.slices import Slices
 from multimodal_gemma.data.statistics import Statistics
@@ -159,7 +158,7 @@ def make_pictures(
     names: dict[str, list[str]] = {}
     for name, digest in pictures.digests.items():
         names.setdefault(digest, []).append(name)
-    looks = [np.empty((0, lookalikes.BYTES), np.uint8)]
+    looks = [np.empty((0, THUMBNAIL_BYTES), np.uint8)]
     for number, job in enumerate(jobs):
         thumbnails = pixels.thumbnails_of([slices.folder / job.name])
         same = iter(known.match(thumbnails).tolist())
@@ -180,7 +179,7 @@ def make_pictures(
             statistics.add_image(told["format"], told["mode"], told["width"], told["height"])
         looks.append(thumbnails[np.array(kept, bool)])
         pictures.slices.append(Path(job.name).name)
-    groups = lookalikes.Lookalikes(np.concatenate(looks)).groups()
+    groups = Lookalikes(np.concatenate(looks)).groups()
     pictures.eldest = split.eldest([digest for digest, _, _ in pictures.places], groups)
     statistics.near_copies = len(pictures.eldest)
     processed.write_images(slices.folder, pictures.names, pictures.places)
@@ -188,7 +187,7 @@ def make_pictures(
         statistics.drop("image", name, name, kind, reason)
 
 
-def _looks(benchmarks: Path | None, how: pixels.Picturing, slices: Slices) -> tuple[list[str], lookalikes.Lookalikes]:
+def _looks(benchmarks: Path | None, how: pixels.Picturing, slices: Slices) -> tuple[list[str], Lookalikes]:
     """Return names and looks of the benchmarks' pictures, in the geometry of the dataset's."""
     jobs = []
     if benchmarks is not None:
@@ -197,7 +196,7 @@ def _looks(benchmarks: Path | None, how: pixels.Picturing, slices: Slices) -> tu
     paths = [slices.folder / job.name for job in jobs]
     names = {digest: name for name, digest in ImageShards(benchmarks).digests()} if benchmarks is not None else {}
     told = [names[row["sha256"]] for path in paths for row in pixels.records_of(path) if not row["kind"]]
-    return told, lookalikes.Lookalikes(pixels.thumbnails_of(paths))
+    return told, Lookalikes(pixels.thumbnails_of(paths))
 
 
 def write_conversations(

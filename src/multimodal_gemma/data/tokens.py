@@ -23,6 +23,7 @@ import pyarrow as pa
 from multimodal_gemma import files
 from multimodal_gemma.data.conversations import Conversation, Turn
 from multimodal_gemma.data.slices import Job, Writer, open_arrow
+from multimodal_gemma.errors import Unusable
 from multimodal_gemma.model import chat
 
 if TYPE_CHECKING:
@@ -40,19 +41,6 @@ _SCHEMA = pa.schema(
         ("reason", pa.string()),
     ]
 )
-
-
-class UnusableConversation(Exception):
-    """Why a conversation cannot be learnt from; it is recorded and left out.
-
-    Attributes:
-        kind: the reason as a word to count by, e.g. "too-long".
-        reason: the reason in words for a person.
-    """
-
-    def __init__(self, kind: str, reason: str) -> None:
-        super().__init__(reason)
-        self.kind, self.reason = kind, reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,17 +76,17 @@ class Tokenizer:
         """Tokenize a conversation, cut to as many whole question-answer pairs as fit.
 
         Raises:
-            UnusableConversation: it has no answer, its first pair alone is too long, its image stands in what was
+            Unusable: it has no answer, its first pair alone is too long, its image stands in what was
                 cut, or its text holds the image token besides the place of its image.
         """
         turns = conversation.turns
         if not any(turn.role == "assistant" and turn.text.strip() for turn in turns):
-            raise UnusableConversation("no-answer", "it holds no answer, so there is nothing to learn")
+            raise Unusable("no-answer", "it holds no answer, so there is nothing to learn")
         control = _control_tokens(self.processor, self.digest)
         if found := next(filter(None, (control.search(turn.text) for turn in turns)), None):
             # A tokenizer reads it as the token itself: a turn could end, or begin, in the middle of a text.
             reason = f"its text holds {found.group()!r}, a control token of the language model"
-            raise UnusableConversation("control-token", reason)
+            raise Unusable("control-token", reason)
         pairs = [index + 1 for index, turn in enumerate(turns) if turn.role == "assistant"]
         whole = self._encode(turns[: pairs[-1]])  # a last question without an answer teaches nothing
         if self._text_tokens(whole) > self.max_text_tokens:
@@ -107,7 +95,7 @@ class Tokenizer:
             )
             if not fitting:
                 reason = f"its first answer ends beyond {self.max_text_tokens:,} text tokens"
-                raise UnusableConversation("too-long", reason)
+                raise Unusable("too-long", reason)
             whole = self._encode(turns[: pairs[fitting - 1]])
         self._check(whole, conversation)
         return whole
@@ -130,11 +118,11 @@ class Tokenizer:
         found, wanted = tokenized.input_ids.count(self._image_token), int(conversation.image is not None)
         if found < wanted:
             reason = f"its image stands in a turn beyond {self.max_text_tokens:,} text tokens"
-            raise UnusableConversation("image-cut", reason)
+            raise Unusable("image-cut", reason)
         if found > wanted:
-            raise UnusableConversation("image-token", "its text holds the image token besides the place of its image")
+            raise Unusable("image-token", "its text holds the image token besides the place of its image")
         if not any(tokenized.supervised):
-            raise UnusableConversation("no-answer", "none of its tokens is supervised")
+            raise Unusable("no-answer", "none of its tokens is supervised")
 
     @property
     def _image_token(self) -> int:
@@ -166,7 +154,7 @@ class TokenJob(Job):
             for conversation in self.conversations:
                 try:
                     made = self.tokenizer(conversation)
-                except UnusableConversation as unusable:
+                except Unusable as unusable:
                     rows.add(([], [], 0, unusable.kind, unusable.reason))
                     continue
                 # Arrays, because rows wait for their batch: a list of Python's numbers takes ten times as much.

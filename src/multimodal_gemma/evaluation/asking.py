@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from multimodal_gemma import files
-from multimodal_gemma.errors import InputError
+from multimodal_gemma.errors import InputError, Unusable
 from multimodal_gemma.progress import Progress
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-    from multimodal_gemma.data.decode import Limits
+    from multimodal_gemma.data.pictures import Limits
     from multimodal_gemma.data.shards import ImageShards
 
 _YES = ("Yes", "yes", "YES", " Yes", " yes", " YES")
@@ -202,9 +202,9 @@ def decoded(names: Sequence[str], shards: ImageShards, limits: Limits) -> Iterat
 
 
 def _decode(name: str, content: bytes, limits: Limits) -> Image:
-    from multimodal_gemma.data.decode import UnusableImage, decode
+    from multimodal_gemma.data.pictures import decode
 
     try:
         return decode(content, limits).image
-    except UnusableImage as error:
+    except Unusable as error:
         raise InputError(f"evaluate: benchmark image {name} cannot be used: {error}. Download it again.") from None

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from multimodal_gemma.errors import InputError
+from multimodal_gemma.errors import InputError, Unusable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -85,13 +85,13 @@ def from_bytes(content: bytes, name: str, data: DataConfig) -> Picture:
     Raises:
         InputError: it is no usable picture; the sentence says why.
     """
-    from multimodal_gemma.data.decode import FORMATS, Limits, UnusableImage, decode
+    from multimodal_gemma.data.pictures import FORMATS, Limits, decode
 
     if _is_svg(content):
         raise _refused(name, f"it is an SVG drawing, which has no pixels; save it as one of {', '.join(FORMATS)}")
     try:
         decoded = decode(content, Limits(data.max_image_bytes, data.max_image_pixels))
-    except UnusableImage as error:
+    except Unusable as error:
         raise _refused(name, error.reason) from None
     frames = _frames(content, FORMATS)
     note = f"{name} is an animation of {frames} frames; only the first one is looked at." if frames > 1 else ""

@@ -102,7 +102,7 @@ def _answers(
     dataset: Path | None,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str], dict[str, Any]]:
     """Return the answer to every distinct question, by image and text, descriptions, and what validation data say."""
-    from multimodal_gemma.data.decode import Limits
+    from multimodal_gemma.data.pictures import Limits
     from multimodal_gemma.data.shards import ImageShards
     from multimodal_gemma.evaluation import asking, loading, questions
 

@@ -11,7 +11,8 @@ import pytest
 
 from multimodal_gemma.data.conversations import Conversation, Turn
 from multimodal_gemma.data.prepare import save_processor
-from multimodal_gemma.data.tokens import Tokenized, Tokenizer, UnusableConversation
+from multimodal_gemma.data.tokens import Tokenized, Tokenizer
+from multimodal_gemma.errors import Unusable
 from tests.unit.data import making
 
 
@@ -108,7 +109,7 @@ def test_a_long_conversation_is_cut_by_whole_pairs_and_no_further_than_needed(sa
     for limit in range(20, len(whole.input_ids) + 2):
         try:
             cut = tokenizer(saved, limit)(conversation)
-        except UnusableConversation:
+        except Unusable:
             continue
         assert cut.turns % 2 == 0
         assert cut.input_ids == whole.input_ids[: len(cut.input_ids)]
@@ -136,7 +137,7 @@ def test_a_last_question_without_an_answer_is_left_out(saved: tuple[Any, Path]) 
 def test_what_cannot_be_learnt_from_is_refused_with_its_reason(
     saved: tuple[Any, Path], conversation: Conversation, limit: int, kind: str
 ) -> None:
-    with pytest.raises(UnusableConversation) as caught:
+    with pytest.raises(Unusable) as caught:
         tokenizer(saved, limit)(conversation)
     assert caught.value.kind == kind
 
