@@ -18,7 +18,6 @@ from multimodal_gemma import files
 from multimodal_gemma.config.schema import BenchmarksConfig, Config
 from multimodal_gemma.data import (
     base_models,
-    benchmark_files,
     benchmarks,
     choose,
     collect,
@@ -168,29 +167,24 @@ class Benchmarks(Download):
         self.sources = {f"benchmarks.{part}": sources.open(uri, data, part) for part, uri in locations.items() if uri}
 
     def _stamp(self, key: str, source: Source) -> str:
-        if key == "benchmarks.pope":
-            return source.fingerprint(*benchmark_files.pope_names(source).values())
-        if key == "benchmarks.vqa":
-            return source.fingerprint(*benchmark_files.vqa_names(source))
-        if key == "benchmarks.instances":
-            return source.fingerprint(*benchmark_files.instances_names(source))
-        return source.fingerprint()
+        part = key.removeprefix("benchmarks.")
+        return source.fingerprint(*([] if part == "images" else benchmarks.published_names(source, part)))
 
     def fetch(self, output: Path, scratch: Path) -> dict[str, int]:
         """Write `pope/`, `vqa/`, `instances/`, the image shards and `missing.jsonl`."""
         if source := self.sources.get("benchmarks.pope"):
-            benchmark_files.fetch_pope(source, scratch / "pope")
+            benchmarks.fetch_pope(source, scratch / "pope")
         if source := self.sources.get("benchmarks.vqa"):
-            benchmark_files.fetch_vqa(source, scratch / "vqa")
+            benchmarks.fetch_vqa(source, scratch / "vqa")
             if self._vqa_questions is not None:
-                benchmark_files.draw_vqa(scratch / "vqa", self._vqa_questions)
+                benchmarks.draw_vqa(scratch / "vqa", self._vqa_questions)
         with _called(scratch, "the download"):
             pope = [question for setting in benchmarks.load_pope(scratch).values() for question in setting]
             vqa = benchmarks.load_vqa(scratch)
         seen = {question.image for question in pope}
         if source := self.sources.get("benchmarks.instances"):
             with _called(scratch, "the download"):
-                benchmark_files.fetch_instances(source, scratch / benchmarks.OBJECTS, seen)
+                benchmarks.fetch_instances(source, scratch / benchmarks.OBJECTS, seen)
         names = sorted(seen | {question.image for question in vqa})
         place, key = self.sources.get("benchmarks.images"), "benchmarks.images"
         own = places.sort_out(names, place, {}, key, 0.0).get("", {})

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from multimodal_gemma import __version__, cli, files
-from multimodal_gemma.data import benchmark_files
+from multimodal_gemma.data import benchmarks as questions
 from multimodal_gemma.local.runner import compiled_pipeline
 from tests.servers.kfp_api import KfpServer
 from tests.servers.kfp_nodes import training
@@ -247,7 +247,7 @@ def test_new_data_submits_only_when_the_data_has_changed(
     conversations.write_text(json.dumps([{"id": "1", "image": "1.jpg", "conversations": turns}]))
     (tmp_path / "images").mkdir()
     (tmp_path / "pope").mkdir()
-    for name in map(benchmark_files.pope_file, benchmark_files.POPE_SETTINGS):
+    for name in questions.POPE_FILES.values():
         (tmp_path / "pope" / name).write_text("{}")
     benchmarks = [f"benchmarks.pope={tmp_path / 'pope'}", "benchmarks.vqa=", f"benchmarks.images={tmp_path / 'images'}"]
     where = f"data_conversations={conversations.as_uri()}"

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from multimodal_gemma.data.benchmark_files import draw_vqa
-from multimodal_gemma.data.benchmarks import load_pope, load_vqa
+from multimodal_gemma.data.benchmarks import draw_vqa, load_pope, load_vqa
 from multimodal_gemma.errors import InputError
 
 

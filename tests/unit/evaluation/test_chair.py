@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from multimodal_gemma.config.schema import DataConfig
-from multimodal_gemma.data import benchmark_files, sources
+from multimodal_gemma.data import benchmarks, sources
 from multimodal_gemma.data.benchmarks import Described, load_objects
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.evaluation import chair, report, scoring
@@ -136,7 +136,7 @@ def _coco(folder: Path, split: str) -> str:
 
 def _fetch(uri: str, folder: Path, images: list[str]) -> tuple[list[str], dict[str, Described]]:
     path = folder / "out" / "objects.json"
-    benchmark_files.fetch_instances(sources.open(uri, DataConfig()), path, images)
+    benchmarks.fetch_instances(sources.open(uri, DataConfig()), path, images)
     return load_objects(path)
 
 

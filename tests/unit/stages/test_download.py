@@ -15,8 +15,7 @@ from multimodal_gemma import config as configuration
 from multimodal_gemma import files, manifest
 from multimodal_gemma.config import Config
 from multimodal_gemma.data import conversations
-from multimodal_gemma.data.benchmark_files import OFFICIAL
-from multimodal_gemma.data.benchmarks import load_pope, load_vqa
+from multimodal_gemma.data.benchmarks import VQA_ARCHIVES, load_pope, load_vqa
 from multimodal_gemma.data.shards import ImageShards
 from multimodal_gemma.data.sources import public_address
 from multimodal_gemma.errors import InputError
@@ -301,7 +300,7 @@ def test_the_official_vqa_archives_are_as_good_as_plain_files(photographs: Path,
     plain = download.run(compose(str(photographs)), "benchmarks", tmp_path / "plain")
     official = tmp_path / "official"
     official.mkdir()
-    for key, (archive, member) in OFFICIAL.items():
+    for key, (archive, member) in zip(("questions", "annotations"), VQA_ARCHIVES.items(), strict=True):
         with zipfile.ZipFile(official / archive, "w") as packed:
             packed.write(photographs / "vqa" / f"{key}.json", member)
     config = compose(str(photographs), f"benchmarks.vqa={official}")
@@ -328,8 +327,14 @@ def test_a_benchmark_image_that_cannot_be_decoded_is_missing(photographs: Path, 
     [
         (["benchmarks.pope=", "benchmarks.vqa="], "both empty"),
         (["benchmarks.images="], "benchmarks.images is empty, but 14 images are named"),
-        (["benchmarks.pope=/"], "coco_pope_random.json at file:/// cannot be had"),
-        (["benchmarks.vqa=/"], "holds neither questions.json and annotations.json nor v2_Questions_Val_mscoco.zip"),
+        (
+            ["benchmarks.pope=/"],
+            "benchmarks.pope: file:/// holds neither coco_pope_random.json and coco_pope_popular.json and",
+        ),
+        (
+            ["benchmarks.vqa=/"],
+            "holds neither questions.json and annotations.json, nor v2_OpenEnded_mscoco_val2014_questions.json",
+        ),
     ],
 )
 def test_a_wrong_benchmark_is_one_sentence_and_leaves_nothing(
