@@ -124,7 +124,7 @@ def read(one: Set, data: DataConfig, scratch: Path, store: WorkStore | None) -> 
                 continue
             item = conversations.from_row(line)
             made.right.append(item if finished and item.set else dataclasses.replace(item, set=one.name))
-            if item.image is not None and item.image.startswith(formats.EMBEDDED) and not finished:
+            if item.image is not None and item.image.startswith(conversations.EMBEDDED) and not finished:
                 made.embedded.setdefault(name or "", set()).add(item.image)
     _check(one, made, data.max_faulty_fraction)
     if finished:
@@ -333,4 +333,6 @@ def _inside(
             path.unlink(missing_ok=True)
 
         if names:
-            yield Place(formats.EMBEDDED, {name: name for name in names}, lambda: one.source, lambda _: "", stream)
+            yield Place(
+                conversations.EMBEDDED, {name: name for name in names}, lambda: one.source, lambda _: "", stream
+            )

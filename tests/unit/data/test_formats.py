@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from multimodal_gemma.data import formats
-from multimodal_gemma.data.conversations import Conversation, Turn, image_names
+from multimodal_gemma.data.conversations import Conversation, Turn, embedded_name, image_names
 from multimodal_gemma.errors import InputError
 from tests.unit.data import making
 
@@ -343,6 +343,6 @@ def test_absurd_numbers_and_nesting_are_faults_of_their_row(tmp_path: Path) -> N
 
 
 def test_a_path_in_a_row_cannot_choose_where_a_picture_goes() -> None:
-    assert formats.embedded_name(PHOTO, "../../etc/pass wd\n.jpg") == f"{NAMED}passwd.jpg"
-    assert formats.embedded_name(PHOTO, "C:\\pics\\..") == f"{NAMED}image"
-    assert formats.embedded_name(PHOTO, None) == f"{NAMED}image"
+    assert embedded_name(PHOTO, "../../etc/pass wd\n.jpg") == f"{NAMED}passwd.jpg"
+    assert embedded_name(PHOTO, "C:\\pics\\..") == f"{NAMED}image"
+    assert embedded_name(PHOTO, None) == f"{NAMED}image"
