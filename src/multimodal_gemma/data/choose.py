@@ -1,7 +1,11 @@
-"""Which of the right conversations a run learns from: filters, each set's share, and a seeded draw.
+"""Which of the right conversations a run learns from, and which it is validated on.
 
-Chosen before any image is asked for, so that nobody fetches what nobody will learn from. A conversation that is not
-drawn is no loss; one that a filter leaves out is, and has a reason.
+Chosen before any image is asked for (filters, each set's share, a seeded draw), so that nobody fetches what nobody will
+learn from. A conversation that is not drawn is no loss; one that a filter leaves out is, and has a reason.
+
+Validation is decided by the picture itself, so it never changes: a conversation follows its picture, whatever name it
+gives it, and a picture's near copies follow it too, so nothing is seen in training and in validation. When data is
+added, removed or reordered, every other picture stays where it was.
 """
 
 from __future__ import annotations
@@ -9,9 +13,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from multimodal_gemma.data.conversations import Conversation
 from multimodal_gemma.errors import InputError
@@ -20,6 +26,7 @@ if TYPE_CHECKING:
     from multimodal_gemma.config.schema import DataConfig
 
 KEYS = ("limit", "limit_seed", "min_turns", "max_turns", "min_characters", "max_characters", "kinds")
+TRAIN, VALIDATION = "train", "val"
 EXAMPLES = 5  # kept of each reason
 _KINDS = ("single", "multi", "text")
 _SHARE = re.compile(r"(?P<uri>.*?)(?:#(?P<count>\d{1,12})|\*(?P<weight>\d{1,12}(?:\.\d{1,12})?))?")
@@ -196,3 +203,41 @@ def _faults(conversation: Conversation, data: DataConfig) -> Iterator[tuple[str,
 def _digest(conversation: Conversation, seed: int) -> bytes:
     text = "\x1f".join((conversation.image or "", *(turn.text for turn in conversation.turns)))
     return hashlib.sha256(f"multimodal-gemma/limit:{seed}:{text}".encode()).digest()
+
+
+def split_of(key: str, *, fraction: float, seed: int) -> str:
+    """Return "train" or "val".
+
+    Args:
+        key: "image:" and the sha256 of a picture's file; for a conversation without a picture, `text_key`.
+        fraction: expected share of "val", in [0, 1].
+        seed: another seed holds other pictures out.
+
+    Returns:
+        "val" if the first 64 bits of sha256("multimodal-gemma/split:{seed}:{key}"), as a fraction of 2^64, lie below
+        `fraction`.
+    """
+    digest = hashlib.sha256(f"multimodal-gemma/split:{seed}:{key}".encode()).digest()
+    return VALIDATION if int.from_bytes(digest[:8], "big") / 2.0**64 < fraction else TRAIN
+
+
+def text_key(conversation: Conversation) -> str:
+    """Return the key by which a conversation without a picture is split: equal texts have equal keys."""
+    told = "".join(f"{turn.role}\x1f{turn.text}\x1e" for turn in conversation.turns)
+    return f"text:{hashlib.sha256(told.encode()).hexdigest()}"
+
+
+def eldest(digests: Sequence[str], groups: np.ndarray) -> dict[str, str]:
+    """Return for each picture that has near copies the one whose draw they all follow, by sha256.
+
+    Args:
+        digests: sha256 of the pictures.
+        groups: a number for each, (n,); near copies have the same.
+
+    Returns:
+        The smallest sha256 of the group; pictures without a near copy are not in it.
+    """
+    members: dict[int, list[str]] = defaultdict(list)
+    for digest, group in zip(digests, groups.tolist(), strict=True):
+        members[group].append(digest)
+    return {digest: first for held in members.values() if len(held) > 1 for first in [min(held)] for digest in held}

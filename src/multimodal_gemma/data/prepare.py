@@ -1,26 +1,30 @@
 """From a raw dataset to a processed one: the steps that the stage takes one after another.
 
 Pictures come first, because a conversation whose picture turns out to be unusable is left out. Pixels and tokens lie in
-slices that worker processes write; here only names, digests, thumbnails and figures are held.
+slices that worker processes write; here only names, digests, thumbnails and figures are held. Between the steps it is
+found out whether the dataset would be refused rather than trained on: an empty split, too many lost images.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from decimal import ROUND_CEILING, Context, Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from multimodal_gemma import files, logs
-from multimodal_gemma.data import pixels, processed, split, tokens
+from multimodal_gemma.data import pixels, processed, tokens
+from multimodal_gemma.data.choose import TRAIN, VALIDATION, eldest, split_of, text_key
 from multimodal_gemma.data.conversations import Conversation, image_first
 from multimodal_gemma.data.image_names import image_id
 from multimodal_gemma.data.pictures import THUMBNAIL_BYTES, Limits, Lookalikes, resizer_of
 from multimodal_gemma.data.shards import ImageShards
 from multimodal_gemma.data.slices import Slices
 from multimodal_gemma.data.statistics import Statistics
+from multimodal_gemma.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import LlavaProcessor
@@ -72,19 +76,17 @@ class Pictures:
         digests: sha256 by file name, of all that the raw dataset has.
         lost: (kind, reason) of each that cannot be used, by file name.
         indices: number of each stored picture, by sha256.
-        names: a file name of each stored picture.
         slices: file names of the slices that hold pixels.
-        places: (sha256, slice, row) of each stored picture.
+        places: (one of its file names, sha256, slice, row) of each stored picture.
         lookalikes: the benchmark's picture that shows the same, by file name; stored unless it is left out for that.
-        eldest: the picture whose split its near copies follow, by sha256; see `split.eldest`.
+        eldest: the picture whose split its near copies follow, by sha256; see `choose.eldest`.
     """
 
     digests: dict[str, str]
     lost: dict[str, tuple[str, str]]
     indices: dict[str, int] = dataclasses.field(default_factory=dict)
-    names: list[str] = dataclasses.field(default_factory=list)
     slices: list[str] = dataclasses.field(default_factory=list)
-    places: list[tuple[str, int, int]] = dataclasses.field(default_factory=list)
+    places: list[tuple[str, str, int, int]] = dataclasses.field(default_factory=list)
     lookalikes: dict[str, str] = dataclasses.field(default_factory=dict)
     eldest: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -95,19 +97,17 @@ class Pictures:
     def side(self, conversation: Conversation, data: DataConfig) -> str:
         """Return the split that a conversation belongs to."""
         if conversation.image is None:
-            key = split.text_key(conversation)
-        else:
-            digest = self.digests[conversation.image]
-            key = split.picture_key(self.eldest.get(digest, digest))
-        return split.split_of(key, fraction=data.validation_fraction, seed=data.split_seed)
+            return split_of(text_key(conversation), fraction=data.validation_fraction, seed=data.split_seed)
+        digest = self.digests[conversation.image]
+        return _side(self.eldest.get(digest, digest), data)
 
     def moved(self, data: DataConfig) -> int:
         """Return how many pictures are on another side than they would be without their near copies."""
+        return sum(_side(one, data) != _side(other, data) for one, other in self.eldest.items())
 
-        def side(digest: str) -> str:
-            return split.split_of(split.picture_key(digest), fraction=data.validation_fraction, seed=data.split_seed)
 
-        return sum(side(one) != side(other) for one, other in self.eldest.items())
+def _side(digest: str, data: DataConfig) -> str:
+    return split_of(f"image:{digest}", fraction=data.validation_fraction, seed=data.split_seed)
 
 
 def named(raw: Path, names: Sequence[str], known: dict[str, str]) -> Pictures:
@@ -174,15 +174,14 @@ def make_pictures(
             if not kept[-1]:
                 continue
             pictures.indices[digest] = len(pictures.places)
-            pictures.names.append(names[digest][0])
-            pictures.places.append((digest, number, row))
+            pictures.places.append((names[digest][0], digest, number, row))
             statistics.add_image(told["format"], told["mode"], told["width"], told["height"])
         looks.append(thumbnails[np.array(kept, bool)])
         pictures.slices.append(Path(job.name).name)
     groups = Lookalikes(np.concatenate(looks)).groups()
-    pictures.eldest = split.eldest([digest for digest, _, _ in pictures.places], groups)
+    pictures.eldest = eldest([digest for _, digest, *_ in pictures.places], groups)
     statistics.near_copies = len(pictures.eldest)
-    processed.write_images(slices.folder, pictures.names, pictures.places)
+    processed.write_images(slices.folder, pictures.places)
     for name, (kind, reason) in sorted(pictures.lost.items()):
         statistics.drop("image", name, name, kind, reason)
 
@@ -257,3 +256,88 @@ def _usable(conversation: Conversation, told: dict[str, Any], pictures: Pictures
         reason = f"{turns - told['turns']} of {turns} turns are cut from its end"
         statistics.drop("turns", conversation.id, image or "", "cut", reason)
     return True
+
+
+def check_plan(conversations: list[Conversation], pictures: Pictures, data: DataConfig) -> None:
+    """Find out before the work that a split will be empty.
+
+    Args:
+        conversations: what is left after the comparison with the benchmarks.
+        pictures: which of theirs are there.
+        data: the split's keys.
+
+    Raises:
+        InputError: nothing is left, or a split gets nothing.
+    """
+    if not conversations:
+        raise InputError(
+            "preprocess: zero usable conversations: a benchmark asks about every image. "
+            "Give other conversations, or keep these with data.contamination=allow."
+        )
+    there = [one for one in conversations if one.image not in pictures.lost]
+    if not there:
+        return  # too many are lost, which is said with the list of them
+    held_out = sum(pictures.side(conversation, data) == VALIDATION for conversation in there)
+    if data.validation_fraction > 0 and not held_out:
+        raise _empty(VALIDATION, len({conversation.image for conversation in conversations}), data)
+    if held_out == len(there):
+        raise _empty(TRAIN, 0, data)
+
+
+def check_losses(pictures: Pictures, named: int, data: DataConfig, figures: Statistics, record: Path) -> None:
+    """Compare the images that cannot be used with data.max_missing_fraction.
+
+    Args:
+        pictures: what became of the images.
+        named: distinct images that conversations name.
+        data: the allowed fraction.
+        figures: what was dropped so far; written to `record` if it is too much, so that it can be looked up.
+        record: the dropped.jsonl.
+
+    Raises:
+        InputError: more are lost than allowed; the sentence has the first one and where the list is.
+    """
+    lost = len(pictures.lost)
+    if not lost or lost / named <= data.max_missing_fraction:
+        return
+    figures.write_dropped(record)
+    first = min(pictures.lost)
+    enough = Context(prec=2, rounding=ROUND_CEILING).create_decimal(Decimal(lost / named))
+    raise InputError(
+        f"preprocess: {lost:,} of {named:,} images cannot be used ({lost / named:.2%}, allowed "
+        f"{data.max_missing_fraction:.2%}). First: {first} ({pictures.lost[first][1]}). The list: {record}. "
+        f"Allow more with data.max_missing_fraction={enough:f}."
+    )
+
+
+def check_splits(figures: Statistics, data: DataConfig) -> None:
+    """Check that every split has something in it after all that was dropped.
+
+    Raises:
+        InputError: nothing is usable, or a split is empty.
+    """
+    train, validation = figures.splits["train"], figures.splits["val"]
+    if not train.turns and not validation.turns:
+        reasons = sorted({item.kind for item in figures.dropped if item.what == "conversation"})
+        raise InputError(
+            f"preprocess: zero usable conversations; all were dropped ({', '.join(reasons)}). "
+            "dropped.jsonl in the output folder has the reason of each one."
+        )
+    if not train.turns:
+        raise _empty(TRAIN, 0, data)
+    if data.validation_fraction > 0 and not validation.turns:
+        raise _empty(VALIDATION, len(train.images), data, figures.near_copies)
+
+
+def _empty(split: str, images: int, data: DataConfig, copies: int = 0) -> InputError:
+    share = f"data.validation_fraction={data.validation_fraction:g}"
+    if split == TRAIN:
+        return InputError(
+            f"preprocess: zero usable conversations in the training split: {share} holds every image out. "
+            "Give a smaller fraction or more data."
+        )
+    together = f" ({copies:,} are near copies of others, which stand on one side)" if copies else ""
+    return InputError(
+        f"preprocess: the validation split has zero images: {share} draws none of {images:,}{together}. "
+        "Give a larger fraction, another data.split_seed, or 0 to train without validation."
+    )

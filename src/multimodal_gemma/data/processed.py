@@ -288,22 +288,16 @@ def write_split(folder: Path, rows: Sequence[Row], tokens: Iterable[tuple[np.nda
             mask_file.write(np.ascontiguousarray(mask, bool).data)
 
 
-def write_images(folder: Path, file_names: Sequence[str], places: Sequence[tuple[str, int, int]]) -> None:
-    """Write images.arrow.
-
-    Args:
-        folder: the dataset's.
-        file_names: a name of each picture.
-        places: its sha256, the number of its slice and its row there.
-    """
+def write_images(folder: Path, places: Sequence[tuple[str, str, int, int]]) -> None:
+    """Write images.arrow: a name of each picture, its sha256, the number of its slice and its row there."""
     import pyarrow as pa
 
     from multimodal_gemma.data.slices import Writer
 
     fields = [("file_name", pa.string()), ("sha256", pa.string()), ("slice", pa.int32()), ("row", pa.int32())]
     with files.atomic_path(folder / "images.arrow") as path, Writer(path, pa.schema(fields)) as table:
-        for name, place in zip(file_names, places, strict=True):
-            table.add((name, *place))
+        for place in places:
+            table.add(place)
 
 
 def _mapped(path: Path) -> np.ndarray:

@@ -96,7 +96,7 @@ def _make(
     data: DataConfig, raw: Path, models: Path, benchmarks: Path | None, slices: Slices
 ) -> tuple[Statistics, dict[str, int], dict[str, Any]]:
     """Write everything but the page and the manifest; return the figures, and the manifest's counts and facts."""
-    from multimodal_gemma.data import acceptance, contamination, conversations, prepare, statistics
+    from multimodal_gemma.data import contamination, conversations, prepare, statistics
     from multimodal_gemma.data.shards import ImageShards
 
     manifest.verify(raw, "raw-dataset")
@@ -108,7 +108,7 @@ def _make(
     kept = [conversation for conversation in given if not found.drops(conversation)]
     names = conversations.image_names(kept)
     pictures = prepare.named(raw, names, known)
-    acceptance.check_plan(kept, pictures, data)
+    prepare.check_plan(kept, pictures, data)
     _begin(slices)
     try:
         processor, facts = prepare.save_processor(models, output / "processor", data.image_fit)
@@ -119,10 +119,10 @@ def _make(
                 figures.drop("conversation", conversation.id, conversation.image or "", "contaminated", reason)
         prepare.make_pictures(data, raw, benchmarks, pictures, processor, slices, figures)
         contamination.check_lookalikes(pictures.lookalikes, data.contamination)
-        acceptance.check_losses(pictures, len(names), data, figures, output / _RECORD)
+        prepare.check_losses(pictures, len(names), data, figures, output / _RECORD)
         prepare.write_conversations(data, kept, pictures, slices, figures)
         figures.write_dropped(output / _RECORD)
-        acceptance.check_splits(figures, data)
+        prepare.check_splits(figures, data)
     except InputError:
         # Whole slices serve the next attempt, and the sentence may point to the record of what was left out.
         _clear(output, {*_SLICES, _RECORD})

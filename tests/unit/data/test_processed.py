@@ -35,8 +35,7 @@ def write(folder: Path, images: int = 2) -> Path:
         with Writer(folder / "pixels" / f"{odd}.arrow", pa.schema([("pixels", pa.large_binary())])) as table:
             for row in range(odd, images, 2):
                 table.add((pixels(row).tobytes(),), 10 << 20)  # so that a record batch holds two rows
-    places = [(f"{row:064d}", row % 2, row // 2) for row in range(images)]
-    processed.write_images(folder, [f"{row}.jpg" for row in range(images)], places)
+    processed.write_images(folder, [(f"{row}.jpg", f"{row:064d}", row % 2, row // 2) for row in range(images)])
     facts = {"image_tokens": IMAGE_TOKENS, "image_size": SIDE, "image_token_id": 5, "pad_token_id": 0}
     facts |= {"pixels": "raw", "slices": ["0.arrow", "1.arrow"]}
     manifest.write(folder, "processed-dataset", config={}, facts=facts)

@@ -212,8 +212,8 @@ def write_pixels(folder: Path, pictures: list[bytes]) -> None:
     with Writer(path, pa.schema([("pixels", pa.large_binary())])) as table:
         for pixels in pictures:
             table.add((pixels,), len(pixels))
-    names = [f"{number:012d}.jpg" for number in range(len(pictures))]
-    processed.write_images(folder, names, [(f"{number:064d}", 0, number) for number in range(len(pictures))])
+    places = [(f"{number:012d}.jpg", f"{number:064d}", 0, number) for number in range(len(pictures))]
+    processed.write_images(folder, places)
 
 
 def _conversation(processor, number: int, color: str, with_image: bool, an_image: int):

@@ -4,8 +4,8 @@ import hashlib
 
 import numpy as np
 
+from multimodal_gemma.data.choose import eldest, split_of, text_key
 from multimodal_gemma.data.conversations import Conversation, Turn
-from multimodal_gemma.data.split import eldest, split_of, text_key
 
 IDS = [f"{number:012d}" for number in range(20_000)]
 
