@@ -28,9 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         environment.prepare()
         if getattr(args, "locked", None):
-            from multimodal_gemma.data import lock
+            from multimodal_gemma.data import downloads
 
-            args.overrides = [*rest, *lock.overrides(args.locked)]
+            args.overrides = [*rest, *downloads.locked_overrides(args.locked)]
         result: int = args.command(args)
     except InputError as error:
         print(f"mmgemma: {error}", file=sys.stderr)

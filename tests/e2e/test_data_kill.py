@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from multimodal_gemma.data.sources import public_address
+from multimodal_gemma.data.sources.web import LOOPBACK_VARIABLE
 from tests.unit.data import making
 from tests.unit.data.serving import Server, serve
 
@@ -100,7 +100,7 @@ def server() -> Iterator[Server]:
 
 def killed(stage: str, base: Path, overrides: list[str]) -> dict[str, Any]:
     base.mkdir(exist_ok=True)
-    environment = {**os.environ, public_address.LOOPBACK_VARIABLE: "1", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, LOOPBACK_VARIABLE: "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", KILLER, stage, str(base), json.dumps(overrides), str(KILLS)],
         capture_output=True,

@@ -23,8 +23,9 @@ from multimodal_gemma.config import Config
 from multimodal_gemma.config.schema import DataConfig
 from multimodal_gemma.data import sources
 from multimodal_gemma.data.shards import ImageShards
-from multimodal_gemma.data.sources import Unavailable, public_address, s3
+from multimodal_gemma.data.sources import Unavailable, s3
 from multimodal_gemma.data.sources.s3 import S3Source
+from multimodal_gemma.data.sources.web import LOOPBACK_VARIABLE
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.stages import download, mirror
 from tests.unit.data.serving import Clock, serve
@@ -132,7 +133,7 @@ def test_a_mirror_gives_the_digests_of_the_original_places(store: str, shared: P
 def test_http_s3_a_folder_and_an_archive_give_one_digest(
     store: str, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(public_address.LOOPBACK_VARIABLE, "1")
+    monkeypatch.setenv(LOOPBACK_VARIABLE, "1")
     given = shared / "coco-sample"
     source = S3Source(f"s3://{BUCKET}/plain")
     for path in given.rglob("*"):

@@ -229,9 +229,10 @@ def _preflight(args: argparse.Namespace) -> int:
     values = {bare(name): value for name, value in (defaults | given).items()}
     config = parameters.configured(given, compiled.parameters)
     if args.lock:
-        from multimodal_gemma.data import downloads, lock
+        from multimodal_gemma.data import downloads
 
-        sys.stdout.write("\n".join(lock.write(args.lock, [make(config) for make in downloads.KINDS.values()])) + "\n")
+        told = downloads.write_lock(args.lock, [make(config) for make in downloads.KINDS.values()])
+        sys.stdout.write("\n".join(told) + "\n")
         return 0
     if args.locked:
         from multimodal_gemma.data import downloads

@@ -18,8 +18,8 @@ from typing import Any
 
 from multimodal_gemma import files
 from multimodal_gemma.data.conversations import IMAGE_TAG
-from multimodal_gemma.data.image_names import image_id, vqa_file_name
-from multimodal_gemma.data.sources.archive import ZipSource
+from multimodal_gemma.data.shards import image_id
+from multimodal_gemma.data.sources.archive import Archive, ZipArchive
 from multimodal_gemma.data.sources.base import Source, Unavailable
 from multimodal_gemma.errors import InputError
 
@@ -66,7 +66,7 @@ class VqaQuestion:
     Attributes:
         question_id: distinct.
         image: file name, as in the image shards.
-        image_id: identity of the photograph, see `image_names.image_id`.
+        image_id: identity of the photograph, see `shards.image_id`.
         question: the question.
         answers: one an annotator (ten in VQA v2), as written.
         answer_type: "yes/no", "number" or "other".
@@ -87,7 +87,7 @@ class Described:
     """What is in a picture, as far as people have said.
 
     Attributes:
-        image_id: identity of the photograph, see `image_names.image_id`.
+        image_id: identity of the photograph, see `shards.image_id`.
         objects: categories that annotators have outlined.
         captions: what people have written about it.
     """
@@ -262,7 +262,8 @@ def fetch_vqa(source: Source, folder: Path) -> None:
             with tempfile.TemporaryDirectory(prefix="mmgemma-vqa-") as scratch:
                 packed = Path(scratch) / published
                 _fetch(source, published, packed, "vqa")
-                _fetch(ZipSource(packed, source), VQA_ARCHIVES[published], folder / name, "vqa")
+                archive = ZipArchive(packed, f"{source.uri.rstrip('/')}/{published}")
+                _fetch(archive, VQA_ARCHIVES[published], folder / name, "vqa")
         else:
             _fetch(source, published, folder / name, "vqa")
 
@@ -303,9 +304,9 @@ def fetch_instances(source: Source, path: Path, images: Iterable[str]) -> None:
         for name in names:
             _fetch(source, name, folder / name, "instances")
         if names == [_COCO]:
-            names = _COCO_FILES[0]
+            names, packed = _COCO_FILES[0], ZipArchive(folder / _COCO, f"{source.uri.rstrip('/')}/{_COCO}")
             for name in names:
-                _fetch(ZipSource(folder / _COCO, source), name, folder / name, "instances")
+                _fetch(packed, name, folder / name, "instances")
         if names == [_MADE]:
             categories, known = load_objects(folder / _MADE)
             found = {image: {"objects": [*one.objects], "captions": [*one.captions]} for image, one in known.items()}
@@ -346,10 +347,24 @@ def _of_coco(instances: Path, captions: Path, wanted: list[str]) -> tuple[list[s
     return sorted(named.values()), found
 
 
-def _fetch(source: Source, name: str, destination: Path, part: str) -> None:
+def _fetch(source: Source | Archive, name: str, destination: Path, part: str) -> None:
     try:
         source.fetch(name, destination)
     except Unavailable as error:
         raise InputError(
             f"benchmarks.{part}: {name} at {source.uri} cannot be had ({error}). Check the location."
         ) from None
+
+
+def vqa_file_name(number: int, subtype: str) -> str:
+    """Return the file name of a VQA v2 question's image.
+
+    Args:
+        number: the question's `image_id`.
+        subtype: `data_subtype` of the question file; releases of 2014 put their name before the digits.
+
+    Returns:
+        E.g. "COCO_val2014_000000310196.jpg" for val2014, "000000310196.jpg" for train2017.
+    """
+    prefix = f"COCO_{subtype}_" if subtype.endswith("2014") else ""
+    return f"{prefix}{number:012d}.jpg"

@@ -15,7 +15,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ from typing import Any
 from multimodal_gemma import files, logs
 from multimodal_gemma.config.schema import DataConfig
 from multimodal_gemma.data import shards
-from multimodal_gemma.data.sources.base import Source, Unavailable, Unreachable, place
+from multimodal_gemma.data.sources.base import Reader, Unavailable, Unreachable, place
 from multimodal_gemma.data.work import WorkStore
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.progress import Progress
@@ -46,14 +45,14 @@ class Place:
     Attributes:
         uri: where; with a stamp it tells an image from a later one of the same name.
         names: the name there, by file name in the shards.
-        open: makes the source ready, which for an archive means to fetch it; called if an image is not held.
+        open: makes what reads them ready, which for an archive means to fetch it; called if an image is not held.
         stamp: the image's own stamp, by its name there.
         stream: yields (file name, bytes) where images are only had in their order; `open` is not called then.
     """
 
     uri: str
     names: Mapping[str, str]
-    open: Callable[[], Source]
+    open: Callable[[], Reader]
     stamp: Callable[[str], str]
     stream: Callable[[], Iterator[tuple[str, bytes]]] | None = None
 
@@ -353,7 +352,7 @@ def _contents(
 
 
 def fetch_all(
-    source: Source, names: Sequence[tuple[str, str]], data: DataConfig
+    source: Reader, names: Sequence[tuple[str, str]], data: DataConfig
 ) -> Iterator[tuple[str, bytes | Unavailable]]:
     """Read files of a source concurrently and yield them in the order of their names.
 
@@ -464,32 +463,3 @@ def _assemble(groups: list[_Group], held: _Held, data: DataConfig, output: Path,
     files.write_jsonl(output / MISSING, collected.missing)
     files.write_jsonl(output / HELD, record)
     return collected
-
-
-def check_missing(missing: Sequence[dict[str, str]], asked: int, allowed: float, output: Path) -> None:
-    """Refuse an artifact that lacks too many images.
-
-    Args:
-        missing: rows of `missing.jsonl`.
-        asked: how many images were named.
-        allowed: `data.max_missing_fraction`.
-        output: the artifact's folder.
-
-    Raises:
-        InputError: the share of missing images is above `allowed`.
-    """
-    share = len(missing) / max(asked, 1)
-    if share <= allowed:
-        return
-    first = missing[0]
-    raise InputError(
-        f"download: {len(missing):,} of {asked:,} images could not be had ({share:.2%}, allowed {allowed:.2%}). "
-        f"First: {first['file_name'].replace(chr(10), ' ')[:120]} ({first['reason']}). The list: {output / MISSING}. "
-        f"Allow more with data.max_missing_fraction={_round_up(share):g}."
-    )
-
-
-def _round_up(share: float) -> float:
-    """Return the next larger number with one significant digit."""
-    step = 10.0 ** math.floor(math.log10(share))
-    return min(round(math.ceil(share / step - 1e-9) * step, 12), 1.0)

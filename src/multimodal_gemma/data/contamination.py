@@ -1,6 +1,6 @@
 """No image that a benchmark asks about may be learnt from: a score on it would measure memory.
 
-Identity is COCO's twelve digits (see `image_names`), because the same photograph has several file names across
+Identity is COCO's twelve digits (see `shards.image_id`), because the same photograph has several file names across
 releases. Validation images are judged like training images: early stopping chooses the model by them.
 """
 
@@ -12,8 +12,7 @@ from pathlib import Path
 from multimodal_gemma import manifest
 from multimodal_gemma.data import benchmarks as questions
 from multimodal_gemma.data.conversations import Conversation
-from multimodal_gemma.data.image_names import image_id
-from multimodal_gemma.data.shards import ImageShards
+from multimodal_gemma.data.shards import ImageShards, image_id
 from multimodal_gemma.errors import InputError
 
 _NAMED = 5  # ids that an error lists

@@ -8,6 +8,7 @@ each prefix has its own location, and what follows the prefix is the name there.
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -16,8 +17,8 @@ from multimodal_gemma import files
 from multimodal_gemma.config.schema import DataConfig
 from multimodal_gemma.data import shards
 from multimodal_gemma.data.collect import Place
-from multimodal_gemma.data.sources.archive import SUFFIXES, open_archive, unpacked
-from multimodal_gemma.data.sources.base import Source, Unavailable, Unreachable
+from multimodal_gemma.data.sources.archive import COMPRESSED, SUFFIXES, Archive, TarArchive, ZipArchive, unpack
+from multimodal_gemma.data.sources.base import Reader, Source, Unavailable, Unreachable
 from multimodal_gemma.data.sources.local import LocalSource
 from multimodal_gemma.data.sources.web import WebSource
 from multimodal_gemma.errors import InputError
@@ -109,7 +110,7 @@ def place_of(source: Source, key: str, own: Mapping[str, str], scratch: Path, da
         opened = functools.cache(lambda: _archive(source, key, own, scratch, data, sha256))
         return Place(source.uri, own, opened, lambda _: whole())
     if _is_artifact(source):
-        artifact = ShardsSource(source, scratch / f"artifact-{_short(source)}")
+        artifact = _Artifact(source, scratch / f"artifact-{files.digest_of(source.uri)[:16]}")
         return Place(source.uri, own, lambda: artifact, artifact.stamp)
     return Place(source.uri, own, lambda: source, source.stamp)
 
@@ -132,13 +133,13 @@ def nowhere(own: Mapping[str, str]) -> Place:
     def refused() -> Iterator[tuple[str, bytes]]:
         yield from ()
 
-    def unopened() -> Source:
+    def unopened() -> Reader:
         raise AssertionError("a place without a source is only streamed")
 
     return Place("", own, unopened, lambda _: "", refused)
 
 
-class _Addresses(Source):
+class _Addresses(Reader):
     """Files anywhere on the listed hosts; one that is down is missing its own files, and no others."""
 
     def __init__(self, data: DataConfig) -> None:
@@ -148,7 +149,7 @@ class _Addresses(Source):
         self._lock = threading.Lock()
 
     def read(self, name: str, max_bytes: int) -> bytes:
-        """Return what an address gives, see `Source.read`."""
+        """Return what an address gives, see `Reader.read`."""
         address = f"{_HTTPS}{name}"
         host = name.partition("/")[0]
         try:
@@ -161,28 +162,8 @@ class _Addresses(Source):
         except Unreachable as silent:
             raise Unavailable(str(silent)) from None
 
-    def fetch(self, name: str | None, destination: Path, max_bytes: int | None = None) -> None:
-        """Refuse: images are read."""
-        raise Unavailable("an address is read, not fetched")
 
-    def exists(self, name: str) -> bool:
-        """Return True: only asking would tell."""
-        return True
-
-    def names(self) -> list[str]:
-        """Return nothing: the network is not listed."""
-        return []
-
-    def fingerprint(self, *names: str) -> str:
-        """Return nothing: an address is trusted to mean one image."""
-        return ""
-
-    def describe(self) -> dict[str, str]:
-        """Return the scheme."""
-        return {"uri": self.uri}
-
-
-class ShardsSource(Source):
+class _Artifact(Reader):
     """The images of a raw dataset or of benchmarks that lie finished somewhere, e.g. a mirror.
 
     Args:
@@ -220,7 +201,7 @@ class ShardsSource(Source):
                 raise InputError(f"download: {name} of {self.uri} cannot be had ({error}). Run again.") from None
 
     def read(self, name: str, max_bytes: int) -> bytes:
-        """Return the bytes of one image, see `Source.read`."""
+        """Return the bytes of one image, see `Reader.read`."""
         if name not in self._names:
             raise Unavailable("not in the artifact")
         return self._images.read(name)
@@ -229,36 +210,31 @@ class ShardsSource(Source):
         """Return the image's sha256."""
         return self._names.get(name, "")
 
-    def fetch(self, name: str | None, destination: Path, max_bytes: int | None = None) -> None:
-        """Write one file of the artifact, see `Source.fetch`."""
-        self._origin.fetch(name, destination, max_bytes)
 
-    def exists(self, name: str) -> bool:
-        """Return whether the artifact has an image of that name."""
-        return name in self._names
-
-    def names(self) -> list[str]:
-        """Return the names of all images."""
-        return list(self._names)
-
-    def fingerprint(self, *names: str) -> str:
-        """Return the fingerprint of the folder."""
-        return self._origin.fingerprint(*names)
-
-    def describe(self) -> dict[str, str]:
-        """Return where the artifact lies."""
-        return self._origin.describe()
-
-
-def _archive(source: Source, key: str, own: Mapping[str, str], scratch: Path, data: DataConfig, sha256: str) -> Source:
-    """Fetch an archive whole, unless an interrupted attempt has, and open it."""
-    path = scratch / f"archive-{_short(source)}"
-    if not path.is_file() and not unpacked(path).is_file():
+def _archive(source: Source, key: str, own: Mapping[str, str], scratch: Path, data: DataConfig, sha256: str) -> Archive:
+    """Open an archive where it lies on this machine, else fetch it whole, unless an interrupted attempt has."""
+    uri = source.uri
+    path = scratch / f"archive-{files.digest_of([uri, source.fingerprint()])[:16]}"
+    plain = path.with_suffix(".plain")
+    here = isinstance(source, LocalSource) and source.root.is_file()
+    if isinstance(source, LocalSource) and here:
+        path = source.root
+        if not os.access(path, os.R_OK):
+            raise InputError(f"download: {path} may not be read. Check its permissions.")
+        _check_sha256(path, uri, sha256, key)
+    elif not path.is_file() and not plain.is_file():
         fetch_pinned(source, None, path, data.max_file_bytes, sha256, key)
     try:
-        archive = open_archive(path, source, data.max_file_bytes)
+        archive: Archive
+        if uri.lower().endswith(COMPRESSED):
+            if not plain.is_file():
+                unpack(path, uri, plain, data.max_file_bytes)
+            archive = TarArchive(plain, uri)
+        else:
+            archive = (ZipArchive if uri.lower().endswith(".zip") else TarArchive)(path, uri)
     except InputError:
-        path.unlink(missing_ok=True)  # the next attempt fetches it again
+        if not here:
+            path.unlink(missing_ok=True)  # the next attempt fetches it again
         raise
     if not any(archive.exists(name) for name in own.values()):
         raise InputError(
@@ -280,16 +256,18 @@ def fetch_pinned(source: Source, name: str | None, path: Path, most: int, sha256
         source.fetch(name, arriving, most)
     except Unavailable as error:
         raise InputError(f"download: {what} cannot be had ({error}). Check {key}.") from None
-    if not sha256:
-        return
-    found = files.sha256_file(arriving)
-    if found != sha256.lower():
+    try:
+        _check_sha256(arriving, what, sha256, key)
+    except InputError:
         arriving.unlink()
+        raise
+    if sha256:
+        arriving.replace(path)
+
+
+def _check_sha256(path: Path, what: str, sha256: str, key: str) -> None:
+    found = files.sha256_file(path) if sha256 else ""
+    if found != sha256.lower():
         raise InputError(
             f"download: {what} has sha256 {found}, not the one that {key}_sha256 demands. Check which is right."
         )
-    arriving.replace(path)
-
-
-def _short(source: Source) -> str:
-    return files.digest_of(source.uri)[:16]

@@ -19,9 +19,8 @@ from multimodal_gemma import files, logs
 from multimodal_gemma.data import pixels, processed, tokens
 from multimodal_gemma.data.choose import TRAIN, VALIDATION, eldest, split_of, text_key
 from multimodal_gemma.data.conversations import Conversation, image_first
-from multimodal_gemma.data.image_names import image_id
 from multimodal_gemma.data.pictures import THUMBNAIL_BYTES, Limits, Lookalikes, resizer_of
-from multimodal_gemma.data.shards import ImageShards
+from multimodal_gemma.data.shards import ImageShards, image_id
 from multimodal_gemma.data.slices import Slices
 from multimodal_gemma.data.statistics import Statistics
 from multimodal_gemma.errors import InputError

@@ -6,12 +6,16 @@ MB are some hundred files at most, each readable by any tool that reads Parquet.
 A picture is its bytes: `images-*.parquet` hold one row for each sha256, whatever the datasets call it, and
 `names.parquet` says which picture each name means. GQA and Visual Genome name one photograph twice; it is stored,
 encoded and held out once. In a folder without `names.parquet` each picture has the one name of its row.
+
+COCO's picture 310196 is `COCO_val2014_000000310196.jpg` in one release and `000000310196.jpg` in another: the twelve
+digits are its `image_id`, which tells whether a benchmark asks about a picture that was trained on.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
+import re
 import threading
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -21,7 +25,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from multimodal_gemma import files
-from multimodal_gemma.data.image_names import image_id
 from multimodal_gemma.errors import InputError
 
 PATTERN = "images-*.parquet"
@@ -33,6 +36,16 @@ SCHEMA = pa.schema(
 )
 
 NAMES_SCHEMA = pa.schema([("file_name", pa.string()), ("sha256", pa.string())])
+_TWELVE_DIGITS = re.compile(r"(?<!\d)(\d{12})(?!\d)")
+
+
+def image_id(file_name: str) -> str:
+    """Return the twelve-digit COCO id in the last part of a file name, or the whole name where there is none.
+
+    `coco/train2017/000000310196.jpg` gives 000000310196; `gqa/images/2370799.jpg` stays as it is.
+    """
+    found = _TWELVE_DIGITS.search(file_name.rpartition("/")[2])
+    return found.group(1) if found else file_name
 
 
 def write_names(folder: Path, names: Mapping[str, str]) -> None:

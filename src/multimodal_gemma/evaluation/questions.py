@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multimodal_gemma import files
-from multimodal_gemma.data.image_names import image_id
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.evaluation.pope import parse_answer
 from multimodal_gemma.evaluation.statistics import Estimate, paired_difference
@@ -77,6 +76,7 @@ def load(benchmarks: Path) -> list[Question]:
         InputError: a file is faulty, or the artifact asks nothing.
     """
     from multimodal_gemma.data.benchmarks import load_pope, load_vqa
+    from multimodal_gemma.data.shards import image_id
 
     questions = [
         Question(f"{_POPE}{setting}", asked.question_id, asked.image, image_id(asked.image), asked.text, asked.label)

@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 from multimodal_gemma import files, logs, manifest
 from multimodal_gemma.data.sources.base import Source
-from multimodal_gemma.data.sources.local import LocalSource
+from multimodal_gemma.data.sources.local import FolderSource, LocalSource
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.registry import server, versions
 
@@ -47,7 +47,7 @@ class Reference:
     version: str = ""
 
 
-class Registered(Source):
+class Registered(FolderSource):
     """A registered model as a place to start from; it is fetched when the first of its files is asked for.
 
     Args:
@@ -63,29 +63,14 @@ class Registered(Source):
         self._reference, self._config = parse(location), config
 
     @functools.cached_property
-    def _folder(self) -> LocalSource:
+    def folder(self) -> LocalSource:
+        """The model's own folder in the cache."""
         return LocalSource(_registered(self._reference, self._config), self.uri)
 
     @functools.cached_property
     def _stated(self) -> tuple[str, str]:
         with server.connected(self._config.registry) as client:
             return _version(client, self._reference)
-
-    def read(self, name: str, max_bytes: int) -> bytes:
-        """Return the bytes of one file, see `Source.read`."""
-        return self._folder.read(name, max_bytes)
-
-    def fetch(self, name: str | None, destination: Path, max_bytes: int | None = None) -> None:
-        """Copy or link one file, see `Source.fetch`."""
-        self._folder.fetch(name, destination, max_bytes)
-
-    def exists(self, name: str) -> bool:
-        """Return whether the model has that file."""
-        return self._folder.exists(name)
-
-    def names(self) -> list[str]:
-        """Return every file of the model."""
-        return self._folder.names()
 
     def fingerprint(self, *names: str) -> str:
         """Return the digest that the registry states: an alias that moves on is another model."""

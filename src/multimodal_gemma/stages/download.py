@@ -7,6 +7,7 @@ about) and the base models. A finished artifact is left alone as long as its sou
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -134,11 +135,22 @@ def _tidy(output: Path, scratch: Path) -> None:
 
 
 def _check_missing(output: Path, counts: dict[str, int], config: Config) -> None:
-    from multimodal_gemma.data.collect import MISSING, check_missing
+    """Refuse an artifact that lacks a larger share of its images than `data.max_missing_fraction`."""
+    from multimodal_gemma.data.collect import MISSING
 
-    if counts.get("missing"):
-        missing = files.read_jsonl(output / MISSING, "missing images")
-        check_missing(missing, counts["names"] + len(missing), config.data.max_missing_fraction, output)
+    lost, allowed = counts.get("missing", 0), config.data.max_missing_fraction
+    asked = counts.get("names", 0) + lost
+    if lost <= allowed * asked:
+        return
+    share = lost / asked
+    step = 10.0 ** math.floor(math.log10(share))
+    enough = min(round(math.ceil(share / step - 1e-9) * step, 12), 1.0)  # the next number with one significant digit
+    first = files.read_jsonl(output / MISSING, "missing images")[0]
+    raise InputError(
+        f"download: {lost:,} of {asked:,} images could not be had ({share:.2%}, allowed {allowed:.2%}). "
+        f"First: {first['file_name'].replace(chr(10), ' ')[:120]} ({first['reason']}). The list: {output / MISSING}. "
+        f"Allow more with data.max_missing_fraction={enough:g}."
+    )
 
 
 def _no_content(name: str) -> bool:

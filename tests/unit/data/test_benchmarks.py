@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from multimodal_gemma.data.benchmarks import draw_vqa, load_pope, load_vqa
+from multimodal_gemma.data.benchmarks import draw_vqa, load_pope, load_vqa, vqa_file_name
 from multimodal_gemma.errors import InputError
 
 
@@ -121,3 +121,10 @@ def test_a_draw_of_everything_changes_no_byte(folder: Path) -> None:
     before = (folder / "vqa" / "questions.json").read_bytes()
     draw_vqa(folder / "vqa", 97)
     assert (folder / "vqa" / "questions.json").read_bytes() == before
+
+
+def test_vqa_images_are_called_as_coco_released_them() -> None:
+    assert vqa_file_name(262148, "val2014") == "COCO_val2014_000000262148.jpg"
+    assert vqa_file_name(262148, "train2014") == "COCO_train2014_000000262148.jpg"
+    assert vqa_file_name(79841, "train2017") == "000000079841.jpg"
+    assert vqa_file_name(900001, "held_out") == "000000900001.jpg"

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from multimodal_gemma import cli
-from multimodal_gemma.data.sources import public_address, retrying
+from multimodal_gemma.data.sources import retrying
+from multimodal_gemma.data.sources.web import LOOPBACK_VARIABLE
 from tests.unit.data import making
 from tests.unit.data.serving import COMMIT, Server, serve
 
@@ -19,7 +20,7 @@ TALK = json.dumps([making.conversation("a.jpg"), making.conversation("a.jpg", ("
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
-    monkeypatch.setenv(public_address.LOOPBACK_VARIABLE, "1")
+    monkeypatch.setenv(LOOPBACK_VARIABLE, "1")
     monkeypatch.setattr(retrying, "FIRST_WAIT", 0.001)
     with serve() as running:
         monkeypatch.setenv("HF_ENDPOINT", running.url)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from multimodal_gemma.data.shards import ImageShards, write_image_shards, write_names
+from multimodal_gemma.data.shards import ImageShards, image_id, write_image_shards, write_names
 from multimodal_gemma.errors import InputError
 
 IMAGES = [(f"{number:012d}.jpg", bytes([number % 251]) * (1000 + number)) for number in range(40)]
@@ -107,3 +107,19 @@ def test_a_broken_shard_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "images-00000.parquet").write_bytes(b"no parquet at all")
     with pytest.raises(InputError, match="no readable Parquet"):
         ImageShards(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "identity"),
+    [
+        ("COCO_val2014_000000310196.jpg", "000000310196"),
+        ("coco/train2017/000000310196.jpg", "000000310196"),
+        ("000000310196.jpg", "000000310196"),
+        ("gqa/images/2370799.jpg", "gqa/images/2370799.jpg"),
+        ("vg/VG_100K/1.jpg", "vg/VG_100K/1.jpg"),
+        ("0000003101961.jpg", "0000003101961.jpg"),  # thirteen digits are no COCO id
+        ("000000310196/picture.jpg", "000000310196/picture.jpg"),  # a folder is no identity
+    ],
+)
+def test_the_twelve_digits_of_coco_are_the_identity(name: str, identity: str) -> None:
+    assert image_id(name) == identity

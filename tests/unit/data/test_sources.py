@@ -16,8 +16,9 @@ from multimodal_gemma.config.schema import DataConfig
 from multimodal_gemma.data import places, sources
 from multimodal_gemma.data.collect import fetch_all
 from multimodal_gemma.data.downloads import KINDS
-from multimodal_gemma.data.sources import Source, Unavailable, public_address
-from multimodal_gemma.data.sources.archive import ZipSource
+from multimodal_gemma.data.sources import Source, Unavailable
+from multimodal_gemma.data.sources.archive import ZipArchive
+from multimodal_gemma.data.sources.web import LOOPBACK_VARIABLE, PrivateAddressError, check_public
 from multimodal_gemma.errors import InputError
 from tests.unit.data.serving import COMMIT, Clock, Server, serve
 
@@ -32,7 +33,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Iterator[Server]:
-    monkeypatch.setenv(public_address.LOOPBACK_VARIABLE, "1")
+    monkeypatch.setenv(LOOPBACK_VARIABLE, "1")
     with serve() as running:
         running.files = {"/images/a.jpg": b"first", "/images/b.jpg": b"second"}
         yield running
@@ -65,7 +66,7 @@ def server(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Iterator[Server]:
     ],
 )
 def test_a_wrong_location_is_one_sentence(uri: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(public_address.LOOPBACK_VARIABLE, raising=False)
+    monkeypatch.delenv(LOOPBACK_VARIABLE, raising=False)
     with pytest.raises(InputError, match=said):
         sources.open(uri, DATA)
 
@@ -220,7 +221,7 @@ def test_a_redirect_is_judged_like_the_first_address(server: Server) -> None:
 
 def test_a_listed_host_with_a_private_address_is_refused(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     data = DataConfig(allowed_hosts=["localhost"])
-    monkeypatch.setenv(public_address.LOOPBACK_VARIABLE, "0")
+    monkeypatch.setenv(LOOPBACK_VARIABLE, "0")
     for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     source = sources.open(server.url.replace("http://127.0.0.1", "https://localhost"), data)
@@ -233,12 +234,12 @@ def test_a_listed_host_with_a_private_address_is_refused(server: Server, monkeyp
     ["10.0.0.1", "192.168.1.1", "172.16.0.1", "169.254.169.254", "100.64.0.1", "fe80::1%eth0", "::1", "fd00::1"],
 )
 def test_no_private_address_is_public(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(public_address.LOOPBACK_VARIABLE, raising=False)
-    with pytest.raises(public_address.PrivateAddressError):
-        public_address.check(address)
-    with pytest.raises(public_address.PrivateAddressError):
-        public_address.check("::ffff:10.0.0.1")
-    public_address.check("8.8.8.8")
+    monkeypatch.delenv(LOOPBACK_VARIABLE, raising=False)
+    with pytest.raises(PrivateAddressError):
+        check_public(address)
+    with pytest.raises(PrivateAddressError):
+        check_public("::ffff:10.0.0.1")
+    check_public("8.8.8.8")
 
 
 def test_a_web_fingerprint_follows_the_file(server: Server) -> None:
@@ -449,13 +450,13 @@ def test_what_the_store_refuses_is_a_sentence(code: str, said: str, s3: Server) 
 # Archives
 
 
-def zipped(path: Path, members: dict[str, bytes], mode: int = stat.S_IFREG | 0o644) -> ZipSource:
+def zipped(path: Path, members: dict[str, bytes], mode: int = stat.S_IFREG | 0o644) -> ZipArchive:
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in members.items():
             member = zipfile.ZipInfo(name)
             member.external_attr = mode << 16
             archive.writestr(member, content)
-    return ZipSource(path, sources.open(path.as_uri(), DATA))
+    return ZipArchive(path, path.as_uri())
 
 
 def test_a_member_is_found_by_its_path_or_the_end_of_it(tmp_path: Path) -> None:
@@ -485,7 +486,7 @@ def test_half_an_archive_is_a_sentence(tmp_path: Path) -> None:
     zipped(tmp_path / "a.zip", {"a.jpg": os.urandom(1000)})
     (tmp_path / "b.zip").write_bytes((tmp_path / "a.zip").read_bytes()[:700])
     with pytest.raises(InputError, match="no whole zip archive"):
-        ZipSource(tmp_path / "b.zip", sources.open((tmp_path / "b.zip").as_uri(), DATA))
+        ZipArchive(tmp_path / "b.zip", "https://host/b.zip")
 
 
 def test_one_object_that_may_not_be_read_is_missing(s3: Server) -> None:
@@ -498,13 +499,13 @@ def test_one_object_that_may_not_be_read_is_missing(s3: Server) -> None:
     "address", ["64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::1", "::ffff:169.254.169.254", "224.0.0.1", "ff0e::1", "10.0.0.1"]
 )
 def test_an_address_that_leads_into_a_private_network_is_refused(address: str) -> None:
-    with pytest.raises(public_address.PrivateAddressError):
-        public_address.check(address)
+    with pytest.raises(PrivateAddressError):
+        check_public(address)
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "64:ff9b::808:808", "2606:4700::1111"])
 def test_a_public_address_is_none_of_these(address: str) -> None:
-    public_address.check(address)
+    check_public(address)
 
 
 @pytest.mark.parametrize("preset", config.presets())

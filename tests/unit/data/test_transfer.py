@@ -12,10 +12,10 @@ import pytest
 from multimodal_gemma import files, progress
 from multimodal_gemma.config.schema import DataConfig
 from multimodal_gemma.data import sources
-from multimodal_gemma.data.sources import Unavailable, archive, public_address, retrying, transfer
+from multimodal_gemma.data.sources import Unavailable, archive, retrying, transfer
 from multimodal_gemma.data.sources.base import copy
-from multimodal_gemma.data.sources.local import LocalSource
 from multimodal_gemma.data.sources.s3 import S3Source
+from multimodal_gemma.data.sources.web import LOOPBACK_VARIABLE
 from multimodal_gemma.errors import InputError
 from tests.unit.data.serving import Clock, Server, serve
 
@@ -31,7 +31,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Iterator[Server]:
-    monkeypatch.setenv(public_address.LOOPBACK_VARIABLE, "1")
+    monkeypatch.setenv(LOOPBACK_VARIABLE, "1")
     monkeypatch.setenv("AWS_REGION", "us-east-1")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
         monkeypatch.delenv(name, raising=False)
@@ -184,7 +184,7 @@ def test_a_large_file_has_lines_of_progress_in_bytes(
     files.sha256_file(tmp_path / "copy")
     with tarfile.open(tmp_path / "images.tar.gz", "w:gz") as packed:
         packed.add(tmp_path / "copy", "a.jpg")
-    archive.open_archive(tmp_path / "images.tar.gz", LocalSource(tmp_path, "file:///images.tar.gz"), 10**9)
+    archive.unpack(tmp_path / "images.tar.gz", "file:///images.tar.gz", tmp_path / "images.tar", 10**9)
     lines = [f"{record.name.rpartition('.')[2]}: {record.message}" for record in caplog.records]
     for start in (
         "download: a.zip: 2 of 2 MB, ",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from multimodal_gemma.data import work
-from multimodal_gemma.data.sources import public_address
+from multimodal_gemma.data.sources.web import LOOPBACK_VARIABLE
 from multimodal_gemma.errors import InputError
 from tests.unit.data.serving import Clock, Server, serve
 
@@ -17,7 +17,7 @@ KEY = "0" * 64
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv(public_address.LOOPBACK_VARIABLE, "1")
+    monkeypatch.setenv(LOOPBACK_VARIABLE, "1")
     Clock(monkeypatch)
     with serve() as running:
         monkeypatch.setenv("AWS_ENDPOINT_URL", running.url)

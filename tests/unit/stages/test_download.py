@@ -17,7 +17,7 @@ from multimodal_gemma.config import Config
 from multimodal_gemma.data import conversations
 from multimodal_gemma.data.benchmarks import VQA_ARCHIVES, load_pope, load_vqa
 from multimodal_gemma.data.shards import ImageShards
-from multimodal_gemma.data.sources import public_address
+from multimodal_gemma.data.sources.web import LOOPBACK_VARIABLE
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.stages import download
 from tests.unit.data.serving import Clock, Server, serve
@@ -31,7 +31,7 @@ def photographs(shared: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv(public_address.LOOPBACK_VARIABLE, "1")
+    monkeypatch.setenv(LOOPBACK_VARIABLE, "1")
     Clock(monkeypatch)
     with serve() as running:
         yield running
@@ -218,7 +218,7 @@ def test_an_image_name_that_points_outside_is_missing(photographs: Path, tmp_pat
 def test_a_wrong_location_is_one_sentence_and_leaves_nothing(
     overrides: list[str], said: str, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(public_address.LOOPBACK_VARIABLE, "1")
+    monkeypatch.setenv(LOOPBACK_VARIABLE, "1")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     Clock(monkeypatch)
     with pytest.raises(InputError, match=said):
@@ -305,6 +305,17 @@ def test_the_official_vqa_archives_are_as_good_as_plain_files(photographs: Path,
             packed.write(photographs / "vqa" / f"{key}.json", member)
     config = compose(str(photographs), f"benchmarks.vqa={official}")
     assert download.run(config, "benchmarks", tmp_path / "packed").digest == plain.digest
+
+
+def test_a_page_in_the_place_of_a_vqa_archive_is_called_a_page(photographs: Path, tmp_path: Path) -> None:
+    """Such as a server sends to whoever has not signed in; "no whole zip archive" would send people the wrong way."""
+    official = tmp_path / "official"
+    official.mkdir()
+    for archive in VQA_ARCHIVES:
+        (official / archive).write_bytes(b"<!DOCTYPE html><title>Sign in</title>")
+    config = compose(str(photographs), f"benchmarks.vqa={official}")
+    with pytest.raises(InputError, match=r"official/v2_Questions_Val_mscoco.zip is a web page, not an archive"):
+        download.run(config, "benchmarks", tmp_path / "benchmarks")
 
 
 def test_only_the_images_of_drawn_questions_are_fetched(photographs: Path, tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from multimodal_gemma import config as configuration
 from multimodal_gemma import files
 from multimodal_gemma.config import Config
 from multimodal_gemma.data import collect
-from multimodal_gemma.data.sources import public_address
 from multimodal_gemma.data.sources.local import LocalSource
+from multimodal_gemma.data.sources.web import LOOPBACK_VARIABLE
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.stages import download
 from tests.unit.data import making
@@ -33,7 +33,7 @@ PICTURES = making.pictures(NAMES)
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
     from huggingface_hub import constants
 
-    monkeypatch.setenv(public_address.LOOPBACK_VARIABLE, "1")
+    monkeypatch.setenv(LOOPBACK_VARIABLE, "1")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)

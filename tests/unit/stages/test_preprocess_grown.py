@@ -15,7 +15,7 @@ from multimodal_gemma import config, files, locks, manifest
 from multimodal_gemma.config import Config
 from multimodal_gemma.data import pixels, prepare, tokens
 from multimodal_gemma.data.processed import ProcessedDataset
-from multimodal_gemma.data.sources import public_address
+from multimodal_gemma.data.sources.web import LOOPBACK_VARIABLE
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.stages import preprocess
 from multimodal_gemma.stages.summary import Summary
@@ -162,7 +162,7 @@ def test_the_next_pod_takes_what_the_last_one_made_from_the_store(
     raw: Callable[[int], Path], models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed after its pictures, on a disk that went with it; the successor makes and fetches nothing twice."""
-    monkeypatch.setenv(public_address.LOOPBACK_VARIABLE, "1")
+    monkeypatch.setenv(LOOPBACK_VARIABLE, "1")
     kept = settings("data.work_uri=s3://bucket/run")
     with serve() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)

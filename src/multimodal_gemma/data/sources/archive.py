@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from multimodal_gemma import files
-from multimodal_gemma.data.sources.base import Source, Unavailable, check_size, safe_name
+from multimodal_gemma.data.sources.base import Reader, Unavailable, check_size, safe_name
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.progress import BYTES, Progress
 
@@ -37,67 +37,53 @@ _BROKEN = (  # what zipfile, tarfile and gzip raise
 Member = TypeVar("Member")
 
 
-def open_archive(path: Path, origin: Source, max_bytes: int) -> ArchiveSource:
-    """Return the source of the files in an archive.
+def unpack(path: Path, uri: str, plain: Path, max_bytes: int) -> None:
+    """Make a plain tar archive of a compressed one, because there is no reading by name in a compressed stream.
 
     Args:
-        path: the archive on this machine. Of a compressed tar archive a plain one is made beside it, because there is
-            no reading by name in a compressed stream.
-        origin: where it came from; its address tells the kind.
-        max_bytes: what a compressed one may grow to.
+        path: the archive on this machine.
+        uri: where it came from, for sentences.
+        plain: appears whole or not at all.
+        max_bytes: what it may grow to.
 
     Raises:
-        InputError: it is no whole archive, grows beyond the limit, or holds a link or a name that points outside.
+        InputError: it is no whole gzip file, or grows beyond the limit.
     """
-    if path.is_file():
-        with path.open("rb") as stream:
-            start = stream.read(200).lstrip().lower()
-        if start.startswith((b"<!doctype", b"<html")):
-            raise InputError(f"download: {origin.uri} is a web page, not an archive. Check the address.")
-    name = origin.uri.lower()
-    if name.endswith(".zip"):
-        return ZipSource(path, origin)
-    if not name.endswith(COMPRESSED):
-        return TarSource(path, origin)
-    plain = unpacked(path)
-    if plain.is_file():
-        return TarSource(plain, origin)
-    with files.atomic_path(plain) as temporary:
+    shown = Progress("unpack", path.stat().st_size, BYTES, name=uri.rpartition("/")[2])
+    with files.atomic_path(plain) as temporary, path.open("rb") as raw, temporary.open("wb") as stream, shown:
         try:
-            shown = Progress("unpack", path.stat().st_size, BYTES, name=origin.uri.rpartition("/")[2])
-            with path.open("rb") as raw, gzip.open(raw) as packed, temporary.open("wb") as stream, shown:
-                written = 0
+            written = 0
+            with gzip.open(raw) as packed:
                 while piece := packed.read(1 << 20):
                     written += stream.write(piece)
                     shown.reach(raw.tell())
                     if written > max_bytes:
                         raise InputError(
-                            f"download: {origin.uri} unpacks to more than {max_bytes:,} bytes. Allow more with "
+                            f"download: {uri} unpacks to more than {max_bytes:,} bytes. Allow more with "
                             "data.max_file_bytes if you trust it."
                         )
         except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-            raise InputError(f"download: {origin.uri} is no whole gzip file ({error}). Fetch it again.") from None
-    path.unlink()
-    return TarSource(plain, origin)
+            raise _not_whole(path, uri, "gzip file", error) from None
 
 
-def unpacked(path: Path) -> Path:
-    """Return where the plain form of a compressed tar archive lies."""
-    return path.with_name(f"{path.name}.plain")
+def _not_whole(path: Path, uri: str, kind: str, error: Exception | str) -> InputError:
+    """Return the sentence for a file that is no archive."""
+    if path.is_file():
+        with path.open("rb") as stream:
+            start = stream.read(200).lstrip().lower()
+        if start.startswith((b"<!doctype", b"<html")):
+            return InputError(f"download: {uri} is a web page, not an archive. Check the address.")
+    return InputError(f"download: {uri} is no whole {kind} ({error}). Fetch it again.")
 
 
-class ArchiveSource(Source, Generic[Member]):
+class Archive(Reader, Generic[Member]):
     """The members of an archive.
 
     A name is found as the member's path or as its end, so that `000000033471.jpg` finds `train2017/000000033471.jpg`.
-
-    Args:
-        origin: where it came from.
     """
 
-    def __init__(self, origin: Source) -> None:
-        super().__init__(origin.uri)
-        self._origin = origin
+    def __init__(self, uri: str) -> None:
+        super().__init__(uri)
         self._members: dict[str, Member] = {}
         self._by_ending: dict[str, list[str]] = defaultdict(list)  # last part of the path: members
 
@@ -121,24 +107,25 @@ class ArchiveSource(Source, Generic[Member]):
     def _content(self, member: Member, max_bytes: int) -> bytes:
         """Return the bytes of a member, at most `max_bytes` of them."""
 
-    def read(self, name: str, max_bytes: int) -> bytes:
-        """Return the bytes of one member, see `Source.read`."""
+    def read(self, name: str, max_bytes: int | None) -> bytes:
+        """Return the bytes of one member, see `Reader.read`; without a limit, as many as the archive states."""
         member = self._members[self._find(name)]
-        check_size(self._size(member), max_bytes)
+        size = self._size(member)
+        check_size(size, max_bytes)
         try:
-            content = self._content(member, max_bytes + 1)
+            content = self._content(member, size + 1)
         except _BROKEN as error:
             raise Unavailable(f"its member of the archive is broken ({error})") from None
-        check_size(len(content), max_bytes)
+        check_size(len(content), size)
         return content
 
-    def fetch(self, name: str | None, destination: Path, max_bytes: int | None = None) -> None:
-        """Write one member, see `Source.fetch`."""
-        if name is None:
-            raise InputError(f"download: {self.uri} is an archive, not one file. Name a file in it.")
-        size = self._size(self._members[self._find(name)])
-        check_size(size, max_bytes)
-        content = self.read(name, size)
+    def fetch(self, name: str, destination: Path) -> None:
+        """Write one member, whole or not at all.
+
+        Raises:
+            Unavailable: it is not there, or broken.
+        """
+        content = self.read(name, None)
         with files.atomic_path(destination) as temporary:
             temporary.write_bytes(content)
 
@@ -148,18 +135,6 @@ class ArchiveSource(Source, Generic[Member]):
             return bool(self._find(name))
         except Unavailable:
             return False
-
-    def names(self) -> list[str]:
-        """Return the paths of all members."""
-        return sorted(self._members)
-
-    def fingerprint(self, *names: str) -> str:
-        """Return the fingerprint of where the archive came from."""
-        return self._origin.fingerprint()
-
-    def describe(self) -> dict[str, str]:
-        """Return where the archive came from."""
-        return self._origin.describe()
 
     def _find(self, name: str) -> str:
         name = safe_name(name)
@@ -171,15 +146,23 @@ class ArchiveSource(Source, Generic[Member]):
         raise Unavailable(f"the archive holds {len(found)} members of that name" if found else "not in the archive")
 
 
-class ZipSource(ArchiveSource[zipfile.ZipInfo]):
-    """The members of a zip archive."""
+class ZipArchive(Archive[zipfile.ZipInfo]):
+    """The members of a zip archive.
 
-    def __init__(self, path: Path, origin: Source) -> None:
-        super().__init__(origin)
+    Args:
+        path: the archive on this machine.
+        uri: where it came from.
+
+    Raises:
+        InputError: it is no whole archive, or holds a link or a name that points outside.
+    """
+
+    def __init__(self, path: Path, uri: str) -> None:
+        super().__init__(uri)
         try:
             self._archive = zipfile.ZipFile(path)
         except _BROKEN as error:
-            raise InputError(f"download: {origin.uri} is no whole zip archive ({error}). Fetch it again.") from None
+            raise _not_whole(path, uri, "zip archive", error) from None
         for member in self._archive.infolist():
             link = stat.S_ISLNK(member.external_attr >> 16)
             self._add(member.orig_filename, member, link=link, folder=member.is_dir())
@@ -192,18 +175,18 @@ class ZipSource(ArchiveSource[zipfile.ZipInfo]):
             return stream.read(max_bytes)
 
 
-class TarSource(ArchiveSource[tarfile.TarInfo]):
-    """The members of a plain tar archive."""
+class TarArchive(Archive[tarfile.TarInfo]):
+    """The members of a plain tar archive, see `ZipArchive`."""
 
-    def __init__(self, path: Path, origin: Source) -> None:
-        super().__init__(origin)
+    def __init__(self, path: Path, uri: str) -> None:
+        super().__init__(uri)
         try:
-            self._archive = tarfile.open(path, "r:")  # noqa: SIM115 - its file is read as long as the source lives
+            self._archive = tarfile.open(path, "r:")  # noqa: SIM115 - its file is read as long as the archive lives
             members = self._archive.getmembers()
         except _BROKEN as error:
-            raise InputError(f"download: {origin.uri} is no whole tar archive ({error}). Fetch it again.") from None
+            raise _not_whole(path, uri, "tar archive", error) from None
         if members and members[-1].offset_data + members[-1].size > path.stat().st_size:
-            raise InputError(f"download: {origin.uri} is no whole tar archive (its end is absent). Fetch it again.")
+            raise _not_whole(path, uri, "tar archive", "its end is absent")
         for member in members:
             plain = (member.isreg() and member.sparse is None) or member.isdir()
             self._add(member.name, member, link=not plain, folder=member.isdir())

@@ -16,10 +16,8 @@ class Unreachable(Unavailable):
     """The place itself does not answer, so that asking it for the next file is likely to fail too."""
 
 
-class Source(abc.ABC):
-    """A location that holds files by name, or is one file.
-
-    Methods may be called from several threads.
+class Reader(abc.ABC):
+    """Files that are read by name; its methods may be called from several threads.
 
     Attributes:
         uri: the location as configured.
@@ -35,6 +33,10 @@ class Source(abc.ABC):
         Raises:
             Unavailable: it is not there, larger than `max_bytes`, or cannot be had.
         """
+
+
+class Source(Reader):
+    """A location that holds files by name, or is one file."""
 
     @abc.abstractmethod
     def fetch(self, name: str | None, destination: Path, max_bytes: int | None = None) -> None:
@@ -98,9 +100,9 @@ class Source(abc.ABC):
         """
         return {}
 
-    @abc.abstractmethod
     def describe(self) -> dict[str, str]:
         """Return where this is, for the record: the URI with its resolved revision; never a path of this machine."""
+        return {"uri": self.uri}
 
 
 def safe_name(name: str) -> str:

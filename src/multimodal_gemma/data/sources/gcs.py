@@ -78,10 +78,6 @@ class GcsSource(transfer.RemoteSource):
         single = "" if self.uri.endswith("/") or "/" not in self._root else self._stamp_of(self._root)
         return files.digest_of([self.uri, single or sorted(self._listing.items())])
 
-    def describe(self) -> dict[str, str]:
-        """Return the location."""
-        return {"uri": self.uri}
-
     @functools.cached_property
     def _files(self) -> Any:
         from datetime import timedelta

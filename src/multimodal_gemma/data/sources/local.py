@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -114,6 +115,31 @@ class LocalSource(Source):
             f"download: {self.root} holds {len(there)} JSON files ({listed}), {len(found)} of them with conversations. "
             "Name the one that is meant."
         )
+
+
+class FolderSource(Source):
+    """A place whose files lie in a folder of this machine once they are asked for."""
+
+    @property
+    @abc.abstractmethod
+    def folder(self) -> LocalSource:
+        """The folder; made or fetched at the first call."""
+
+    def read(self, name: str, max_bytes: int) -> bytes:
+        """Return the bytes of one file, see `Source.read`."""
+        return self.folder.read(name, max_bytes)
+
+    def fetch(self, name: str | None, destination: Path, max_bytes: int | None = None) -> None:
+        """Copy or link one file, see `Source.fetch`."""
+        self.folder.fetch(name, destination, max_bytes)
+
+    def exists(self, name: str) -> bool:
+        """Return whether the folder holds that file."""
+        return self.folder.exists(name)
+
+    def names(self) -> list[str]:
+        """Return every file below the folder."""
+        return self.folder.names()
 
 
 def _mentions_conversations(path: Path) -> bool:

@@ -137,10 +137,6 @@ class S3Source(transfer.RemoteSource):
         single = self._etag(self._prefix) if self._prefix and not self.uri.endswith("/") else ""
         return {"": f"ETag {single}"} if single else {name: f"ETag {tag}" for name, tag in self._listing}
 
-    def describe(self) -> dict[str, str]:
-        """Return the location; the endpoint is this deployment's own."""
-        return {"uri": self.uri}
-
     def _path(self, name: str | None) -> str:
         key = "/".join(part for part in (self._prefix, "" if name is None else safe_name(name)) if part)
         if not key:

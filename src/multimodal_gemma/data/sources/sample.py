@@ -11,7 +11,7 @@ import multimodal_gemma
 from multimodal_gemma import files, logs
 from multimodal_gemma.config.schema import SampleConfig
 from multimodal_gemma.data.sources.base import Source
-from multimodal_gemma.data.sources.local import LocalSource
+from multimodal_gemma.data.sources.local import FolderSource, LocalSource
 from multimodal_gemma.errors import InputError
 
 _BASES = ("vision", "language")
@@ -39,7 +39,7 @@ def open_sample(uri: str, sample: SampleConfig, part: str) -> Source:
     return LocalSource(bases_folder() / name, uri, {"uri": uri})
 
 
-class SampleSource(Source):
+class SampleSource(FolderSource):
     """Scenes that are drawn when the first file is asked for, equal for equal settings.
 
     Args:
@@ -54,26 +54,11 @@ class SampleSource(Source):
         self._part = part
 
     @functools.cached_property
-    def _folder(self) -> LocalSource:
+    def folder(self) -> LocalSource:
+        """The folder that the scenes are drawn into."""
         with _DRAWING:
             root = Path(_drawn(*self._arguments).name)
         return LocalSource(root / self._part, self.uri)
-
-    def read(self, name: str, max_bytes: int) -> bytes:
-        """Return the bytes of one file, see `Source.read`."""
-        return self._folder.read(name, max_bytes)
-
-    def fetch(self, name: str | None, destination: Path, max_bytes: int | None = None) -> None:
-        """Write one file, see `Source.fetch`."""
-        self._folder.fetch(name, destination, max_bytes)
-
-    def exists(self, name: str) -> bool:
-        """Return whether the sample holds that file."""
-        return self._folder.exists(name)
-
-    def names(self) -> list[str]:
-        """Return every file of this part of the sample."""
-        return self._folder.names()
 
     def fingerprint(self, *names: str) -> str:
         """Return a digest of the settings and of the version of this package, which draws the scenes."""

@@ -1,28 +1,38 @@
 """Files behind `https://`: one connection pool, listed hosts, and no way into a private network.
 
 A location that comes from a configuration may name any machine that the pod can reach, its cloud's metadata service
-included. So a host must be listed, every redirect is judged like the first address, and the address that was really
-connected to must be public.
+included. So a host must be listed, and every redirect is judged like the first address. A listed name may resolve to
+such a machine, now or a moment after it was checked: the address that was really connected to is judged too, before a
+byte is sent.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import ipaddress
+import os
 import re
+import socket
 from collections.abc import Iterator, Sequence
+from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
 import requests
 import urllib3
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from multimodal_gemma import __version__, files
-from multimodal_gemma.data.sources import public_address, retrying, transfer
+from multimodal_gemma.data.sources import retrying, transfer
 from multimodal_gemma.data.sources.base import Unavailable, Unreachable, safe_name
 from multimodal_gemma.errors import InputError
 
 _TIMEOUT = (10.0, 30.0)  # seconds to connect, seconds between two bytes
 _REDIRECTS = 5
+LOOPBACK_VARIABLE = "MMGEMMA_ALLOW_LOOPBACK"  # "1": http:// to this machine, for a mirror or a test server on it
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052
+_CONNECTIONS = 64  # kept alive in the pool
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
 
 
@@ -45,8 +55,8 @@ class WebSource(transfer.RemoteSource):
             raise InputError(f"download: {uri} {fault}")
         self._session = requests.Session()
         self._session.headers.update({"User-Agent": f"multimodal-gemma/{__version__}", "Accept-Encoding": "identity"})
-        self._session.mount("https://", public_address.Adapter())
-        self._session.mount("http://", public_address.Adapter())
+        self._session.mount("https://", _Adapter())
+        self._session.mount("http://", _Adapter())
 
     def read_address(self, url: str, max_bytes: int) -> bytes:
         """Return the bytes of a file by its whole address, see `Source.read`."""
@@ -80,10 +90,6 @@ class WebSource(transfer.RemoteSource):
         if urlsplit(self.uri).path.endswith("/"):
             return {}
         return {"": ", ".join(map(str, self._ask(functools.partial(self._stamp, self.uri))))}
-
-    def describe(self) -> dict[str, str]:
-        """Return the address."""
-        return {"uri": self.uri}
 
     def _path(self, name: str | None) -> str:
         return self.uri if name is None else f"{self.uri.rstrip('/')}/{quote(safe_name(name))}"
@@ -133,7 +139,7 @@ class WebSource(transfer.RemoteSource):
     def _spoken(self) -> Iterator[None]:
         try:
             yield
-        except public_address.PrivateAddressError as error:
+        except PrivateAddressError as error:
             raise Unavailable(str(error)) from None
         except requests.RequestException as error:
             raise _reason(error) from None
@@ -153,7 +159,7 @@ class WebSource(transfer.RemoteSource):
             return "is no address. Write https://HOST/PATH."
         if "@" in split.netloc or "\\" in url:  # readers of URLs differ on which host such an address means
             return "has more than a host and a path in it. Write https://HOST/PATH."
-        if public_address.loopback_allowed() and public_address.is_loopback(host):
+        if loopback_allowed() and is_loopback(host):
             return ""
         if split.scheme != "https":
             return "is not https://, and nothing else is fetched from the network. Give an https:// address."
@@ -185,3 +191,82 @@ def _reason(error: requests.RequestException) -> Unavailable | retrying.Transien
     if isinstance(error, requests.ConnectionError):
         return retrying.Transient("no connection")
     return Unavailable(type(error).__name__)  # an address that is none, for one
+
+
+class PrivateAddressError(urllib3.exceptions.HTTPError):
+    """A host has an address that is not public."""
+
+
+def loopback_allowed() -> bool:
+    """Return whether this process may talk to its own machine."""
+    return os.environ.get(LOOPBACK_VARIABLE) == "1"
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host, as it stands in a URL, is this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_public(address: str) -> None:
+    """Judge the numeric address of a peer.
+
+    Raises:
+        PrivateAddressError: it is not public, nor this machine where that is allowed.
+    """
+    peer = _inner(ipaddress.ip_address(address.partition("%")[0]))
+    public = peer.is_global and not peer.is_multicast
+    if not public and not (peer.is_loopback and loopback_allowed()):
+        raise PrivateAddressError("its host has a private address")
+
+
+def _inner(peer: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """Return the IPv4 address that an IPv6 one carries (mapped, 6to4, NAT64): it is where the bytes go."""
+    if isinstance(peer, ipaddress.IPv4Address):
+        return peer
+    if peer in _NAT64:
+        return ipaddress.IPv4Address(int(peer) & 0xFFFFFFFF)
+    return peer.ipv4_mapped or peer.sixtofour or peer
+
+
+class _Adapter(HTTPAdapter):
+    """Transport of a requests session that refuses private peers. Through a proxy, it is the proxy that decides."""
+
+    def __init__(self) -> None:
+        super().__init__(pool_connections=8, pool_maxsize=_CONNECTIONS)
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        """Make the pools of direct connections check their peers."""
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
+
+
+def _checked(sock: socket.socket) -> socket.socket:
+    try:
+        check_public(sock.getpeername()[0])
+    except PrivateAddressError:
+        sock.close()
+        raise
+    return sock
+
+
+class _HTTP(HTTPConnection):
+    def _new_conn(self) -> socket.socket:
+        return _checked(super()._new_conn())
+
+
+class _HTTPS(HTTPSConnection):
+    def _new_conn(self) -> socket.socket:
+        return _checked(super()._new_conn())
+
+
+class _HTTPPool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _HTTP
+
+
+class _HTTPSPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _HTTPS
