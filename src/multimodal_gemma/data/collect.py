@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import json
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +35,8 @@ HELD = "held.jsonl"  # which images a finished artifact's shards hold, and by wh
 FORMAT = 1  # raised when equal images come to give other shards
 _IMAGE_BYTES = 400_000  # of a large photograph: a group of such fills a shard
 _AHEAD = 256_000_000  # bytes that may wait for one slow answer
+Found = tuple[str, bytes | Unavailable]  # a name, and its image or why there is none
+Row = list[Any]  # of a group's record: name, stamp, sha256 and bytes of an image
 _NONE = 200  # files of which a place gave none: it is the wrong one, and 80,000 more would fail one by one
 
 
@@ -62,23 +64,6 @@ class Place:
         return files.digest_of(self.uri)[:16]
 
 
-@dataclasses.dataclass
-class Collected:
-    """What came of the images that were asked for.
-
-    Attributes:
-        images: pictures in the shards, each sha256 counted once.
-        names: names that have a picture.
-        bytes: size of the pictures.
-        missing: {"file_name", "reason"} of each name that has none.
-    """
-
-    images: int = 0
-    names: int = 0
-    bytes: int = 0
-    missing: list[dict[str, str]] = dataclasses.field(default_factory=list)
-
-
 @dataclasses.dataclass(frozen=True)
 class _Group:
     """Images that are finished and kept together.
@@ -101,7 +86,7 @@ def collect(
     scratch: Path,
     store: WorkStore | None,
     fault: Callable[[bytes], str],
-) -> Collected:
+) -> dict[str, int]:
     """Write the shards, `names.parquet`, `missing.jsonl` and `held.jsonl` into `output`.
 
     Args:
@@ -112,21 +97,23 @@ def collect(
         store: keeps them beyond this machine; None: nothing does.
         fault: says of the bytes of an image why they are of no use, "" if they are.
 
+    Returns:
+        Counts: "images" (pictures in the shards, each sha256 once), "names" that have one, "image_bytes" in all, and
+        "missing": names that have none.
+
     Raises:
         InputError: a source does not answer, or `output` cannot be written.
     """
     held = _Held(scratch)
-    groups = [group for one in places for group in _groups(one, data)]
-    total = sum(len(group.stamps) for group in groups)
-    known = sum(held.has(group.place.id, name, stamp) for group in groups for name, stamp in group.stamps.items())
-    if known:
-        logs.get("download").info("%s of %s images are there already", f"{known:,}", f"{total:,}")
-    meter = _Meter(total)
-    with meter.progress:
-        for one in places:
-            own = [group for group in groups if group.place is one]
-            _finish(own, held, data, scratch, store, fault, meter)
-    return _assemble(groups, held, data, output, scratch)
+    groups = [[*_groups(one, data)] for one in places]
+    images = [(group.place.id, *image) for group in itertools.chain(*groups) for image in group.stamps.items()]
+    if known := sum(held.has(*image) for image in images):
+        logs.get("download").info("%s of %s images are there already", f"{known:,}", f"{len(images):,}")
+    work = _Work(held, data, scratch, store, fault, len(images))
+    with work.progress:
+        for of_one_place in groups:
+            work.finish(of_one_place)
+    return _assemble([*itertools.chain(*groups)], held, work.missing, data, output)
 
 
 def _groups(one: Place, data: DataConfig) -> Iterator[_Group]:
@@ -152,203 +139,141 @@ class _Held:
     """The images that lie in the scratch folder: groups of an earlier attempt, shards of an earlier artifact."""
 
     def __init__(self, scratch: Path) -> None:
-        self._scratch = scratch
         self._known: dict[tuple[str, str, str], str] = {}  # sha256 by location, name and stamp
-        self._files: dict[str, Path] = {}  # by group
-        self._sound: dict[Path, bool] = {}
-        self.rows: dict[str, list[list[Any]]] = {}  # (name, stamp, sha256, bytes) of a group
-        self._sums: dict[Path, str] = {}
-        self._row_group = functools.lru_cache(maxsize=4)(shards.read_group)
-        former = files.read_jsonl(scratch / HELD, "held") if (scratch / HELD).is_file() else []
-        for entry in former:
-            self._add(entry, scratch / entry["file"] if entry["file"] else None)
-        for record in scratch.glob("group-*.json"):
-            self._add(files.read_json(record, "held"), record.with_suffix(".parquet"))
-        for path in sorted({*scratch.glob(shards.PATTERN), *self._files.values()}):
-            self._sums.setdefault(path, "")
-
-    def _add(self, entry: dict[str, Any], path: Path | None) -> None:
-        for name, stamp, digest, _ in entry["rows"]:
-            self._known[entry["place"], name, stamp] = digest
-        if path is not None and path.is_file():
-            self._files[entry["key"]], self.rows[entry["key"]] = path, entry["rows"]
-            self._sums[path] = entry["sha256"]
-
-    @functools.cached_property
-    def _where(self) -> dict[str, tuple[Path, int, int]]:
-        """File, row group and row by sha256."""
-        found = {}
-        for path in self._sums:
-            if path.is_file():
-                found.update({digest: (path, group, row) for digest, group, row in shards.places(path)})
-        return found
+        self._groups: dict[str, tuple[Path, list[Row]]] = {}  # by key
+        self._unchecked = dict.fromkeys(sorted(scratch.glob(shards.PATTERN)), "")  # sha256 that a file must have
+        entries = files.read_jsonl(scratch / HELD, "held") if (scratch / HELD).is_file() else []
+        for record in sorted(scratch.glob("group-*.json")):
+            entries.append({**files.read_json(record, "held"), "file": record.with_suffix(".parquet").name})
+        for entry in entries:
+            self._known.update({(entry["place"], name, stamp): digest for name, stamp, digest, _ in entry["rows"]})
+            path = scratch / entry["file"]
+            if entry["file"] and path.is_file():
+                self._groups[entry["key"]] = path, entry["rows"]
+                self._unchecked[path] = entry["sha256"]
 
     def has(self, where: str, name: str, stamp: str) -> bool:
         """Return whether an image is known by its location, name and stamp."""
         return (where, name, stamp) in self._known
 
-    def file(self, group: _Group) -> Path | None:
-        """Return the file of a group that was finished before, if it is what it was."""
-        path = self._files.get(group.key)
-        return path if path is not None and self._is_sound(path) else None
-
     def read(self, where: str, name: str, stamp: str) -> bytes | None:
         """Return an image's bytes, None if they are not held."""
-        digest = self._known.get((where, name, stamp), "")
-        if digest not in self._where:
-            return None
-        path, group, row = self._where[digest]
-        content = self._row_group(path, group)[row] if self._is_sound(path) else None
+        digest = self._known[where, name, stamp]
+        content = self._pictures.find(digest)
         return content if content is not None and files.sha256_bytes(content) == digest else None
 
-    def _is_sound(self, path: Path) -> bool:
-        if path not in self._sound:
-            wanted = self._sums.get(path, "")
-            self._sound[path] = not wanted or files.sha256_file(path) == wanted
-        return self._sound[path]
+    def group(self, key: str) -> tuple[Path | None, list[Row]]:
+        """Return file and rows of a group that was finished before; None and no rows if it is not what it was."""
+        path, rows = self._groups.get(key, (None, []))
+        return (path, rows) if path is not None and self._is_sound(path) else (None, [])
 
-    def keep(self, group: _Group, path: Path, rows: list[list[Any]]) -> None:
+    def keep(self, group: _Group, path: Path, rows: list[Row]) -> None:
         """Record a group whose file lies whole on the disk."""
         entry = {"key": group.key, "place": group.place.id, "rows": rows, "sha256": files.sha256_file(path)}
         files.write_json(path.with_suffix(".json"), entry)
-        self._files[group.key], self.rows[group.key] = path, rows
-        self._sound[path] = True
+        self._groups[group.key] = path, rows
+        self._unchecked[path] = ""
+
+    @functools.cached_property
+    def _pictures(self) -> shards.ImageShards:
+        return shards.ImageShards([path for path in [*self._unchecked] if self._is_sound(path)])
+
+    def _is_sound(self, path: Path) -> bool:
+        wanted = self._unchecked.get(path)
+        if wanted and files.sha256_file(path) != wanted:
+            del self._unchecked[path]
+        elif wanted:
+            self._unchecked[path] = ""
+        return path in self._unchecked
 
 
-class _Meter:
-    """Counts images and bytes of all places in one line of progress."""
+class _Work:
+    """What is done for one place after the other, and its one line of progress."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(
+        self,
+        held: _Held,
+        data: DataConfig,
+        scratch: Path,
+        store: WorkStore | None,
+        fault: Callable[[bytes], str],
+        total: int,
+    ) -> None:
+        self._held, self._data, self._scratch, self._store, self._fault = held, data, scratch, store, fault
         self.progress = Progress("download", total, "image")
-        self._start, self._bytes, self._missing = time.monotonic(), 0, 0
+        self.missing: list[dict[str, str]] = []
+        self._start, self._bytes = time.monotonic(), 0
 
-    def count(self, images: int = 1, size: int = 0, missing: int = 0) -> None:
-        self._bytes += size
-        self._missing += missing
-        rate = self._bytes / 1e6 / max(time.monotonic() - self._start, 1e-9)
-        figures = {"MB": f"{self._bytes / 1e6:,.0f}", "MB/s": f"{rate:,.1f}", "missing": f"{self._missing:,}"}
-        self.progress.advance(images, **figures)
+    def finish(self, groups: list[_Group]) -> None:
+        """Make the file of each group of one place that is not there."""
+        for group in groups:
+            path = self._scratch / f"group-{group.key}.parquet"
+            if self._held.group(group.key)[0] is None and self._store is not None and self._store.get(group.key, path):
+                rows = [[name, group.stamps[name], digest, size] for name, digest, size in shards.read_rows(path)]
+                self._held.keep(group, path, rows)
+        todo = [group for group in groups if {row[0] for row in self._held.group(group.key)[1]} != set(group.stamps)]
+        self._count(sum(len(group.stamps) for group in groups if group not in todo))
+        contents = self._contents(todo) if todo else iter(())
+        for group in todo:
+            path, rows = self._scratch / f"group-{group.key}.parquet", []
+            temporary = path.with_suffix(".new")
+            shards.write_rows(temporary, self._rows(group, contents, rows))
+            if rows == self._held.group(group.key)[1]:  # what was missing is missing still
+                temporary.unlink()
+                continue
+            temporary.replace(path)
+            self._held.keep(group, path, rows)
+            if self._store is not None:
+                self._store.put(group.key, path)
 
+    def _rows(self, group: _Group, contents: Iterator[Found], rows: list[Row]) -> Iterator[shards.Row]:
+        """Yield the rows of a group's file; add those of its record to `rows`, and what is missing to the list."""
+        seen: set[str] = set()
+        for name, found in itertools.islice(contents, len(group.stamps)):
+            reason = str(found) if isinstance(found, Unavailable) else self._fault_of(found)
+            if reason or isinstance(found, Unavailable):
+                self.missing.append({"file_name": name, "reason": reason})
+                self._count()
+                continue
+            digest = files.sha256_bytes(found)
+            rows.append([name, group.stamps[name], digest, len(found)])
+            self._count(size=len(found))
+            yield name, digest, None if digest in seen else found
+            seen.add(digest)
 
-def _finish(
-    groups: list[_Group],
-    held: _Held,
-    data: DataConfig,
-    scratch: Path,
-    store: WorkStore | None,
-    fault: Callable[[bytes], str],
-    meter: _Meter,
-) -> None:
-    """Make the file of each group of one place that is not there."""
-    for group in groups:
-        path = scratch / f"group-{group.key}.parquet"
-        if held.file(group) is None and store is not None and store.get(group.key, path):
-            stamps = group.stamps
-            held.keep(
-                group, path, [[name, stamps[name], digest, size] for name, digest, size in shards.read_rows(path)]
-            )
-    had = {group.key: {row[0] for row in held.rows.get(group.key, [])} for group in groups if held.file(group)}
-    todo = [group for group in groups if had.get(group.key, set()) != set(group.stamps)]
-    meter.count(sum(len(group.stamps) for group in groups if group not in todo))
-    if not todo:
-        return
-    one = todo[0].place
-    content = _contents(todo, had, held, one, data, fault)
-    for group in todo:
-        rows: list[list[Any]] = []
-        arrived = 0
+    def _fault_of(self, content: bytes) -> str:
+        too_large = len(content) > self._data.max_image_bytes
+        return f"larger than {self._data.max_image_bytes:,} bytes" if too_large else self._fault(content)
 
-        def items(group: _Group = group, rows: list[list[Any]] = rows) -> Iterator[tuple[str, str, bytes | None]]:
-            nonlocal arrived
-            seen: set[str] = set()
-            for name, found, fresh in content(group):
-                if isinstance(found, Unavailable):
-                    meter.count(missing=1)
-                    _note(scratch, group, name, str(found))
-                    continue
-                digest = files.sha256_bytes(found)
-                rows.append([name, group.stamps[name], digest, len(found)])
-                arrived += fresh
-                meter.count(size=len(found))
-                yield name, digest, None if digest in seen else found
-                seen.add(digest)
-
-        _note(scratch, group, "", "")
-        path = scratch / f"group-{group.key}.parquet"
-        temporary = scratch / f"group-{group.key}.new"
-        shards.write_rows(temporary, items())
-        if group.key in had and not arrived:  # what was missing is missing still
-            temporary.unlink()
-            continue
-        temporary.replace(path)
-        held.keep(group, path, rows)
-        if store is not None and rows:
-            store.put(group.key, path)
-
-
-def _note(scratch: Path, group: _Group, name: str, reason: str) -> None:
-    """Add a missing image to the group's list; an empty name begins the list anew."""
-    path = scratch / f"group-{group.key}.missing"
-    with path.open("a" if name else "w", encoding="utf-8") as stream:
-        if name:
-            stream.write(json.dumps({"file_name": name, "reason": reason}) + "\n")
-
-
-Found = tuple[str, bytes | Unavailable, bool]
-"""A name, its image or why there is none, and whether it has been fetched now."""
-
-
-def _contents(
-    todo: list[_Group],
-    had: Mapping[str, set[str]],
-    held: _Held,
-    one: Place,
-    data: DataConfig,
-    fault: Callable[[bytes], str],
-) -> Callable[[_Group], Iterator[Found]]:
-    """Return what yields the images of one group after the other; only those that are not held are fetched."""
-
-    def usable(content: bytes) -> bytes | Unavailable:
-        if len(content) > data.max_image_bytes:
-            return Unavailable(f"larger than {data.max_image_bytes:,} bytes")
-        reason = fault(content)
-        return Unavailable(reason) if reason else content
-
-    lacking = [name for group in todo for name, stamp in group.stamps.items() if not held.has(one.id, name, stamp)]
-    if one.stream is not None:
-        stream = one.stream
-
-        def streamed(group: _Group) -> Iterator[Found]:
-            waiting = set(group.stamps)
-            for name, content in stream():
+    def _contents(self, todo: list[_Group]) -> Iterator[Found]:
+        """Yield the images of one group after the other; only those that are not held are fetched."""
+        one, held = todo[0].place, self._held
+        if one.stream is not None:
+            waiting = set(todo[0].stamps)
+            for name, content in one.stream():
                 if name in waiting:
                     waiting.discard(name)
-                    yield name, usable(content), True
-            for name in sorted(waiting):
-                yield name, Unavailable("no place of images has it"), False
-
-        return streamed
-    source = one.open() if lacking else None
-    arriving = iter(()) if source is None else fetch_all(source, [(name, one.names[name]) for name in lacking], data)
-
-    def in_order(group: _Group) -> Iterator[Found]:
-        nonlocal source
-        for name, stamp in group.stamps.items():
+                    yield name, content
+            yield from ((name, Unavailable("no place of images has it")) for name in sorted(waiting))
+            return
+        images = [image for group in todo for image in group.stamps.items()]
+        lacking = [(name, one.names[name]) for name, stamp in images if not held.has(one.id, name, stamp)]
+        arriving = fetch_all(one.open(), lacking, self._data) if lacking else iter(())
+        for name, stamp in images:
             if not held.has(one.id, name, stamp):
-                _, content = next(arriving)
-                yield name, usable(content) if isinstance(content, bytes) else content, True
+                yield next(arriving)
                 continue
-            kept = held.read(one.id, name, stamp)
-            if kept is None:  # its file is damaged
-                source = source or one.open()
-                try:
-                    kept = source.read(one.names[name], data.max_image_bytes)
-                except Unavailable as reason:
-                    yield name, reason, False
-                    continue
-            yield name, usable(kept), True
+            try:
+                kept = held.read(one.id, name, stamp)
+                yield name, one.open().read(one.names[name], self._data.max_image_bytes) if kept is None else kept
+            except Unavailable as reason:  # its file is damaged, and it is not there any more
+                yield name, reason
 
-    return in_order
+    def _count(self, images: int = 1, size: int = 0) -> None:
+        self._bytes += size
+        rate = self._bytes / 1e6 / max(time.monotonic() - self._start, 1e-9)
+        figures = {"MB": f"{self._bytes / 1e6:,.0f}", "MB/s": f"{rate:,.1f}", "missing": f"{len(self.missing):,}"}
+        self.progress.advance(images, **figures)
 
 
 def fetch_all(
@@ -376,31 +301,23 @@ def fetch_all(
         except Unavailable as reason:
             return reason
 
-    failed = had = 0
+    failed = had = ready = 0  # `ready`: bytes that have arrived and wait
     waiting: deque[tuple[str, Future[bytes | Unavailable]]] = deque()
     running: set[Future[bytes | Unavailable]] = set()
-    ready = 0  # bytes that have arrived and wait
     following = iter(names)
     pool = ThreadPoolExecutor(data.download_threads, thread_name_prefix="fetch")
     try:
         while True:
-            while len(running) < 2 * data.download_threads and ready < _AHEAD:
-                name = next(following, None)
-                if name is None:
-                    break
-                future = pool.submit(read, name[1])
-                waiting.append((name[0], future))
-                running.add(future)
+            while len(running) < 2 * data.download_threads and ready < _AHEAD and (asked := next(following, None)):
+                waiting.append((asked[0], pool.submit(read, asked[1])))
+                running.add(waiting[-1][1])
             if not waiting:
                 return
-            if not waiting[0][1].done():
+            if waiting[0][1] in running:
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 ready += sum(_size(future.result()) for future in done)
                 continue
             name_there, head = waiting.popleft()
-            if head in running:
-                running.discard(head)
-                ready += _size(head.result())
             result = head.result()
             ready -= _size(result)
             failed, had = failed + isinstance(result, Unavailable), had + isinstance(result, bytes)
@@ -423,43 +340,36 @@ def _size(result: bytes | Unavailable) -> int:
     return len(result) if isinstance(result, bytes) else 0
 
 
-def _assemble(groups: list[_Group], held: _Held, data: DataConfig, output: Path, scratch: Path) -> Collected:
+def _assemble(
+    groups: list[_Group], held: _Held, missing: list[dict[str, str]], data: DataConfig, output: Path
+) -> dict[str, int]:
     """Put the groups' files together: each picture once, under the first name that has it."""
-    collected = Collected()
     names: dict[str, str] = {}
+    pictures: dict[str, int] = {}  # size by sha256
     record: list[dict[str, Any]] = []
-    seen: set[str] = set()
     count = 0
     for old in output.glob(shards.PATTERN):
         old.unlink()
     for group in groups:
-        noted = scratch / f"group-{group.key}.missing"
-        if noted.is_file():
-            collected.missing += files.read_jsonl(noted, "missing images")
-        path, rows = held.file(group), held.rows.get(group.key, [])
-        if path is None or not rows:
+        path, rows = held.group(group.key)
+        if path is None:
             continue
         names.update({name: digest for name, _, digest, _ in rows})
-        fresh = {digest: size for *_, digest, size in rows if digest not in seen}
-        seen |= fresh.keys()
-        sizes = list(fresh.values())
-        collected.images += len(sizes)
-        collected.bytes += sum(sizes)
-        shard = ""
-        if len(sizes) == len(rows) and (sum(sizes) <= data.shard_bytes or len(sizes) == 1):
-            shard = f"images-{count:05d}.parquet"
+        fresh = {digest: size for *_, digest, size in rows if digest not in pictures}
+        pictures |= fresh
+        whole = len(fresh) == len(rows) and (sum(fresh.values()) <= data.shard_bytes or len(fresh) == 1)
+        shard = f"images-{count:05d}.parquet" if whole else ""
+        if whole:
             place(path, output / shard)
             count += 1
-        elif sizes:
-            items = (
-                (name, content) for name, digest, content in shards.read_shard(path) if content and digest in fresh
-            )
-            count += len(shards.write_image_shards(output, items, data.shard_bytes, first=count))
-        sha256 = files.sha256_file(path) if shard else ""
+        elif fresh:
+            rest = ((name, content) for name, digest, content in shards.read_shard(path) if content and digest in fresh)
+            count += len(shards.write_image_shards(output, rest, data.shard_bytes, first=count))
+        sha256 = files.sha256_file(path) if whole else ""
         record.append({"key": group.key, "place": group.place.id, "file": shard, "rows": rows, "sha256": sha256})
-    collected.names = len(names)
-    collected.missing.sort(key=lambda row: row["file_name"])
+    missing.sort(key=lambda row: row["file_name"])
     shards.write_names(output, names)
-    files.write_jsonl(output / MISSING, collected.missing)
+    files.write_jsonl(output / MISSING, missing)
     files.write_jsonl(output / HELD, record)
-    return collected
+    image_bytes = sum(pictures.values())
+    return {"images": len(pictures), "names": len(names), "image_bytes": image_bytes, "missing": len(missing)}

@@ -31,7 +31,6 @@ from multimodal_gemma.data import (
     sources,
     work,
 )
-from multimodal_gemma.data.collect import Collected
 from multimodal_gemma.data.pictures import Limits, decode, not_an_image
 from multimodal_gemma.data.sources.base import Source, Unavailable
 from multimodal_gemma.errors import InputError, Unusable
@@ -144,7 +143,7 @@ class Dataset(Download):
         store = work.open_store(data.work_uri, "shards")
         collected = collect.collect(places_, data, output, scratch, store, not_an_image)
         given = sum(entry["given"] for entry in table.values())
-        return {"given_conversations": given, "conversations": len(chosen), **_counts(collected)}
+        return {"given_conversations": given, "conversations": len(chosen), **collected}
 
 
 class Benchmarks(Download):
@@ -203,7 +202,7 @@ class Benchmarks(Download):
         # No later stage looks at these images before they are scored on: each is decoded once, here.
         store = work.open_store(self._data.work_uri, "shards")
         collected = collect.collect(where, self._data, output, scratch, store, self._fault)
-        return {"pope_questions": len(pope), "vqa_questions": len(vqa), **_counts(collected)}
+        return {"pope_questions": len(pope), "vqa_questions": len(vqa), **collected}
 
     def _fault(self, content: bytes) -> str:
         try:
@@ -332,11 +331,6 @@ def _require(locked: Sequence[str], asked: Mapping[str, tuple[str, str]]) -> Non
 
 def _entry(key: str, uri: str, fingerprint: str) -> str:
     return f"k{files.digest_of([key, uri])[:_SHORT]}-{str(fingerprint)[:_SHORT]}"  # begins as no number does
-
-
-def _counts(collected: Collected) -> dict[str, int]:
-    counts = {"images": collected.images, "names": collected.names, "image_bytes": collected.bytes}
-    return {**counts, "missing": len(collected.missing)}
 
 
 @contextlib.contextmanager

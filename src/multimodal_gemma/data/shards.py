@@ -17,7 +17,7 @@ import functools
 import itertools
 import re
 import threading
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,22 +103,6 @@ def read_rows(path: Path) -> Iterator[tuple[str, str, int]]:
         yield name, digest, sizes.setdefault(digest, len(content or b""))
 
 
-def read_group(path: Path, group: int) -> list[bytes]:
-    """Return the pictures of one row group."""
-    contents: list[bytes] = _open(path).read_row_group(group, columns=["bytes"]).column(0).to_pylist()
-    return contents
-
-
-def places(path: Path) -> Iterator[tuple[str, int, int]]:
-    """Yield (sha256, row group, row) of each picture of a shard; a repeated one's first row."""
-    shard, seen = _open(path), set()
-    for group in range(shard.num_row_groups):
-        for row, digest in enumerate(shard.read_row_group(group, columns=["sha256"]).column(0).to_pylist()):
-            if digest not in seen:
-                seen.add(digest)
-                yield digest, group, row
-
-
 def write_rows(path: Path, items: Iterable[tuple[str, str, bytes | None]]) -> None:
     """Write (file_name, sha256, bytes) into one file in a shard's columns; None where an earlier row has the bytes.
 
@@ -198,7 +182,7 @@ class ImageShards:
     """The pictures of an artifact, by any of their names.
 
     Args:
-        folder: holds `images-*.parquet`, or none of them.
+        place: the folder that holds `images-*.parquet`, or none of them; or the shards themselves.
 
     Attributes:
         paths: the shards, ascending.
@@ -207,9 +191,9 @@ class ImageShards:
         InputError: a shard cannot be read.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self.paths = sorted(folder.glob(PATTERN))
+    def __init__(self, place: Path | Sequence[Path]) -> None:
+        self._folder = place if isinstance(place, Path) else None
+        self.paths = sorted(place.glob(PATTERN)) if isinstance(place, Path) else [*place]
         self._shards = [_open(path) for path in self.paths]
         self._held: tuple[tuple[int, int], Any] | None = None  # the row group read last: neighbours ask for it again
         self._lock = threading.Lock()  # a ParquetFile asked by two threads at once crashes the process
@@ -228,13 +212,13 @@ class ImageShards:
 
     @functools.cached_property
     def _place(self) -> dict[str, tuple[int, int, int]]:
-        """Shard, row group and row by sha256."""
-        return {digest: place for _, digest, *place in self._rows}  # type: ignore[misc]
+        """Shard, row group and row by sha256, of the first row that has it: later ones may be without the bytes."""
+        return {digest: place for _, digest, *place in reversed(self._rows)}  # type: ignore[misc]
 
     @functools.cached_property
     def _names(self) -> dict[str, str]:
         """The sha256 by file name, ascending."""
-        if (self._folder / NAMES).is_file():
+        if self._folder is not None and (self._folder / NAMES).is_file():
             return read_names(self._folder)
         return dict(sorted((name, digest) for name, digest, *_ in self._rows))
 
@@ -267,7 +251,15 @@ class ImageShards:
         Raises:
             InputError: no picture has that name.
         """
-        shard, group, row = self._place[self.sha256(file_name)]
+        content = self.find(self.sha256(file_name))
+        assert content is not None
+        return content
+
+    def find(self, sha256: str) -> bytes | None:
+        """Return the bytes of a picture by its identity, None if it is not here."""
+        if sha256 not in self._place:
+            return None
+        shard, group, row = self._place[sha256]
         with self._lock:
             held = self._held
             if held is None or held[0] != (shard, group):
