@@ -186,8 +186,7 @@ def main_phase(args: argparse.Namespace) -> dict[str, Any]:
 
     from multimodal_gemma.config.schema import Config, ModelConfig, TrainingConfig
     from multimodal_gemma.model.forward import SupervisedLoss
-    from multimodal_gemma.planning import devices
-    from multimodal_gemma.planning.arithmetic import Shapes, Work
+    from multimodal_gemma.planning.arithmetic import Shapes, Work, find_device
     from multimodal_gemma.training import checkpoint, features, loop, session
     from multimodal_gemma.training.device import choose_budget, make_accelerator
     from multimodal_gemma.training.preemption import Watch
@@ -252,7 +251,7 @@ def main_phase(args: argparse.Namespace) -> dict[str, Any]:
     rate = BATCH * (len(calm) - 1) / seconds
     needed = sum(work.step(*counts) for _, *counts in calm[1:])
     name = torch.cuda.get_device_name() if on_gpu else ""
-    known = devices.find(name) if on_gpu else None
+    known = find_device(name) if on_gpu else None
     goal = next((minutes for mark, minutes in GOAL_MINUTES.items() if mark in name), None)
     minutes = RECIPE / rate / 60
     return {

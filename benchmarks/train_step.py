@@ -43,8 +43,7 @@ from multimodal_gemma.model.adapters import lora_pattern
 from multimodal_gemma.model.forward import Encoder, SupervisedLoss
 from multimodal_gemma.model.fused_lora import fuse
 from multimodal_gemma.model.stream import Composer, Stream
-from multimodal_gemma.planning import devices
-from multimodal_gemma.planning.arithmetic import Shapes, Work
+from multimodal_gemma.planning.arithmetic import Shapes, Work, find_device
 from multimodal_gemma.training.optimiser import count_as_change
 
 warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by an old name
@@ -325,7 +324,7 @@ def gpu_figures(bench: Bench, rungs: list[dict[str, Any]]) -> dict[str, Any]:
     work = Work.of(Shapes.of(config.vision_config, config.text_config), ModelConfig())
     targets = sum(int(sample.supervised.sum()) for sample in bench.samples)
     needed = work.step(sum(lengths), sum(length**2 for length in lengths), targets, len(lengths)) / len(lengths)
-    known = devices.find(name)
+    known = find_device(name)
     fast = rungs[-1]["samples_per_second"]
     return {
         "device": name,

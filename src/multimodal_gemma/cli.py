@@ -297,9 +297,9 @@ def _rollback(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from multimodal_gemma.planning import report
+    from multimodal_gemma.planning import estimate
 
-    print(report.text(_compose(args), models=args.models, dataset=args.dataset, benchmark=args.benchmark))
+    print(estimate.text(_compose(args), models=args.models, dataset=args.dataset, benchmark=args.benchmark))
     return 0
 
 

@@ -1,7 +1,7 @@
-"""Floating-point operations of a training, counted from the models' shapes.
+"""Floating-point operations of a training, counted from the models' shapes, and the GPUs that may do them.
 
 A matrix product of m x k and k x n is 2mkn operations. What flows backward through a frozen weight costs another
-forward; a learning weight costs a third.
+forward; a learning weight costs a third. A GPU's figures are those of its maker's data sheet.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from multimodal_gemma.config.schema import ModelConfig
+    from multimodal_gemma.config.schema import Config, ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +107,17 @@ class Shapes:
         return self.layers * rank * sum(before + after for before, after in known)
 
 
+def trainable(shapes: Shapes, config: Config) -> int:
+    """Return how many parameters learn; norms and biases of parts that learn as a whole are left out."""
+    model = config.model
+    count = shapes.projector_weights if model.projector_policy == "trained" else 0
+    if model.language_policy == "lora":
+        count += shapes.adapter_weights(model.lora.rank, model.lora.targets)
+    elif model.language_policy == "full":
+        count += shapes.language_weights + shapes.head_weights * (1 if shapes.tied else 2)
+    return count + (shapes.vision_weights if model.vision_policy == "full" else 0)
+
+
 @dataclasses.dataclass(frozen=True)
 class Work:
     """Operations of each part of a training step.
@@ -153,3 +164,48 @@ class Work:
             images: pictures that the projector sees.
         """
         return self.position * positions + self.pair * pairs + self.supervised * supervised + self.projected * images
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """One kind of GPU.
+
+    Attributes:
+        name: short name.
+        marks: words that the driver's name for it holds, all of them.
+        tflops: dense bf16 peak with fp32 accumulation, 10^12 operations a second (data sheet, without sparsity).
+        memory_gb: 10^9 bytes.
+        bandwidth: of its memory, 10^9 bytes a second.
+        dollars: what an hour of one costs on demand; an order of magnitude to compare by, not an offer.
+    """
+
+    name: str
+    marks: tuple[str, ...]
+    tflops: float
+    memory_gb: float
+    bandwidth: float
+    dollars: float
+
+
+PRICES = "2026-11"  # when the dollars were written down
+
+DEVICES = (
+    Device("L4", ("L4",), 121, 24, 300, 0.8),
+    Device("A10", ("A10",), 125, 24, 600, 1.2),
+    Device("A100-40", ("A100", "40GB"), 312, 40, 1555, 3.0),
+    Device("A100-80", ("A100", "80GB"), 312, 80, 2039, 4.0),
+    Device("A10G", ("A10G",), 70, 24, 600, 1.2),
+    Device("L40S", ("L40S",), 362, 48, 864, 1.9),
+    Device("H100", ("H100", "HBM3"), 989, 80, 3350, 7.0),
+    Device("H100 PCIe", ("H100", "PCIe"), 756, 80, 2000, 5.0),
+    Device("H100 NVL", ("H100", "NVL"), 835, 94, 3900, 6.0),
+    Device("GH200", ("GH200",), 989, 96, 4000, 6.0),
+    Device("H200", ("H200",), 989, 141, 4800, 8.0),
+    Device("B200", ("B200",), 2250, 180, 8000, 10.0),
+)
+
+
+def find_device(driver_name: str) -> Device | None:
+    """Return the device that a driver's name means, e.g. "NVIDIA A100-SXM4-80GB"; None where it is not listed."""
+    words = driver_name.replace("-", " ").split()
+    return next((device for device in DEVICES if all(mark in words for mark in device.marks)), None)

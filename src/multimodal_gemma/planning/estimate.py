@@ -1,4 +1,4 @@
-"""Time, memory and money of a training on each kind of GPU, from first principles.
+"""`mmgemma plan`: time, memory and money of a training on each kind of GPU, from first principles.
 
 Time is operations over the peak times the share of it that is reached; memory is weights, optimiser and what the
 backward pass needs of the forward one. Nothing here was timed unless a benchmark's result is given.
@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from multimodal_gemma import files
 from multimodal_gemma.errors import InputError
-from multimodal_gemma.planning.arithmetic import Shapes, Work
-from multimodal_gemma.planning.devices import DEVICES, Device
+from multimodal_gemma.planning import sources
+from multimodal_gemma.planning.arithmetic import DEVICES, PRICES, Device, Shapes, Work, trainable
+from multimodal_gemma.planning.sources import Load
 
 if TYPE_CHECKING:
     from multimodal_gemma.config.schema import Config
@@ -24,28 +25,8 @@ ROOM = 0.85  # share of the memory that is filled
 _LOGIT_ROWS, _LOGIT_BYTES = 2048, 8  # logits that exist at a time, their softmax and what it is computed in
 _LARGEST = 262_144  # positions; beyond it nothing gets faster
 _CONTEXT = 1.0e9  # bytes that CUDA and its libraries take
+_HEAD = ("GPU", "positions a pass", "memory GB", "minutes", "cost $", "$ an hour")
 _NF4 = 4.127 / 8  # bytes of a weight: 4 bits and its share of the scales (Dettmers et al., 2023, section 3)
-
-
-@dataclasses.dataclass(frozen=True)
-class Load:
-    """What a training has to go through.
-
-    Attributes:
-        samples: conversations times epochs.
-        images: distinct pictures.
-        shown: pictures times epochs; an image's conversations read it once.
-        positions: of a mean sample, image tokens counted.
-        longest: positions of the longest sample.
-        supervised: tokens with a loss of a mean sample.
-    """
-
-    samples: int
-    images: int
-    shown: int
-    positions: float
-    longest: int
-    supervised: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,17 +48,6 @@ class Estimate:
     minutes: tuple[float, float]
     dollars: tuple[float, float]
     measured: bool
-
-
-def trainable(shapes: Shapes, config: Config) -> int:
-    """Return how many parameters learn; norms and biases of parts that learn as a whole are left out."""
-    model = config.model
-    count = shapes.projector_weights if model.projector_policy == "trained" else 0
-    if model.language_policy == "lora":
-        count += shapes.adapter_weights(model.lora.rank, model.lora.targets)
-    elif model.language_policy == "full":
-        count += shapes.language_weights + shapes.head_weights * (1 if shapes.tied else 2)
-    return count + (shapes.vision_weights if model.vision_policy == "full" else 0)
 
 
 def fixed_bytes(shapes: Shapes, config: Config) -> float:
@@ -180,3 +150,68 @@ def table(config: Config, shapes: Shapes, load: Load, benchmark: Path | None = N
             )
         mfu = result["mfu"]
     return [estimate(device, shapes, config, load, mfu) for device in DEVICES]
+
+
+def text(
+    config: Config, *, models: Path | None = None, dataset: Path | None = None, benchmark: Path | None = None
+) -> str:
+    """Return the plan of a configuration as a Markdown table, with the sentence that says what it rests on.
+
+    Args:
+        config: the configuration.
+        models: a base-models folder, for models that are not known here.
+        dataset: a processed dataset, for its lengths.
+        benchmark: a result of benchmarks/gpu.py on a GPU.
+
+    Raises:
+        InputError: a model or the data are not known and no folder is given, or the benchmark is no such result.
+    """
+    shapes = sources.shapes_of(config, models)
+    load = sources.load_of(config, shapes, dataset)
+    found = table(config, shapes, load, benchmark)
+    low, high = ASSUMED_MFU
+    share = "the benchmark's share" if found[0].measured else f"{low:.0%} to {high:.0%} (assumed, not measured)"
+    each = step_operations(shapes, config, load) / load.samples
+    lines = [
+        f"{load.samples:,} samples of {load.positions:,.0f} positions, {load.images:,} images, "
+        f"{trainable(shapes, config):,} parameters learn, {each / 1e9:,.0f} GFLOP a sample where an image's "
+        f"conversations read it once. Arithmetic at {share} of each GPU's bf16 peak; an hour's price is a round "
+        f"figure of {PRICES}, not looked up.",
+        "",
+        f"| {' | '.join(_HEAD)} |",
+        "| --- " + "| ---: " * (len(_HEAD) - 1) + "|",
+    ]
+    for row in found:
+        held = (f"{row.budget:,}", f"{row.memory_gb:.0f}") if row.budget else ("does not fit", "")
+        minutes, dollars = (_range(*of) for of in ((*row.minutes, 0), (*row.dollars, 2)))
+        figures = (row.device.name, *held, minutes, dollars, f"{row.device.dollars:.2f}")
+        lines.append(f"| {' | '.join(figures)} |")
+    return "\n".join([*lines, "", *_room(config, models, dataset)])
+
+
+def _room(config: Config, models: Path | None, dataset: Path | None) -> list[str]:
+    """Return what a run takes on disks, as a second table."""
+    train_job = config.training.nodes > 1 or bool(config.nodes.work_uri)
+    found = sources.room_of(config, models, dataset, train_job=train_job)
+    rows = [
+        ("object store of the pipelines, a run that reuses nothing", found.store),
+        ("and each further run on the same data", found.again),
+        ("under nodes.work_uri", found.work),
+        ("under data.work_uri", found.slices),
+        *((f"disk of {task}", size) for task, size in found.tasks.items()),
+        ("scratch of a TrainJob's node", found.node),
+    ]
+    return [
+        f"Room, a fifth above the arithmetic, with COCO's mean photograph ({sources.PHOTO / 1e3:.0f} KB) for every "
+        "image.",
+        "",
+        "| where | GiB |",
+        "| --- | ---: |",
+        *(f"| {where} | {sources.gib(size).removesuffix('Gi')} |" for where, size in rows if size),
+    ]
+
+
+def _range(least: float, most: float, digits: int) -> str:
+    """Return both ends of a range, or one number where they are the same."""
+    low, high = f"{least:,.{digits}f}", f"{most:,.{digits}f}"
+    return low if low == high else f"{low} to {high}"

@@ -283,8 +283,7 @@ def _describe(client: MlflowClient, candidate: Candidate, version: ModelVersion,
             f"**Gate {decision.word}**: {decision.reason}.",
             record.scores_markdown(candidate.metrics),
             f"Run {called} (`{run_id}`) holds `evaluation/report.html`, `training/curves.html`, `gate/decision.md` "
-            f"and, where there was a champion, `gate/{COMPARISON}`; the table "
-            f"`{record.TABLE}` compares runs by question.",
+            f"and, where there was a champion, `gate/{COMPARISON}`; `{record.TABLE}` compares runs by question.",
         ]
     )
     client.update_model_version(name, number, description=text)

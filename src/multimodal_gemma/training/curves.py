@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 
 from multimodal_gemma import files
-from multimodal_gemma.planning import devices
+from multimodal_gemma.planning.arithmetic import find_device
 
 if TYPE_CHECKING:
     from multimodal_gemma.planning.arithmetic import Work
@@ -64,7 +64,7 @@ class Meter:
     def __init__(self, work: Work, accelerator: Accelerator) -> None:
         self._work, self._device = work, accelerator.device
         name = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else ""
-        known = devices.find(name) if accelerator.mixed_precision == "bf16" else None
+        known = find_device(name) if accelerator.mixed_precision == "bf16" else None
         self._peak = known.tflops * 1e12 * accelerator.num_processes if known else None
 
     def scalars(self, positions: int, pairs: int, supervised: int, images: int, seconds: float) -> dict[str, float]:

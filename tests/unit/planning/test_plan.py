@@ -12,7 +12,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, Gemma3ForCausalLM, G
 
 from multimodal_gemma import cli, config
 from multimodal_gemma.errors import InputError
-from multimodal_gemma.planning import arithmetic, devices, estimate, report, sources
+from multimodal_gemma.planning import arithmetic, estimate, sources
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_the_recipes_parameters_are_those_that_peft_counts(recipe, shapes, langu
         adapted = get_peft_model(language, LoraConfig(r=lora.rank, target_modules=lora.targets))
     learning, _ = adapted.get_nb_trainable_parameters()
     assert shapes.adapter_weights(lora.rank, lora.targets) == learning == 15_187_968
-    assert estimate.trainable(shapes, recipe) == learning + 1_066_240 == 16_254_208
+    assert arithmetic.trainable(shapes, recipe) == learning + 1_066_240 == 16_254_208
     assert shapes.language_weights == 100_270_080
 
 
@@ -115,7 +115,7 @@ def test_four_bits_save_three_quarters_of_the_frozen_linear_layers(recipe, shape
 def test_a_benchmarks_share_is_taken(tmp_path, recipe):
     result = tmp_path / "gpu.json"
     result.write_text(json.dumps({"mfu": 0.2}))
-    assumed, measured = report.text(recipe), report.text(recipe, benchmark=result)
+    assumed, measured = estimate.text(recipe), estimate.text(recipe, benchmark=result)
     assert "assumed, not measured" in assumed
     assert "the benchmark's share" in measured
     (least, most), (found,) = (text.split("| A10 |")[1].split("|")[2].split(" to ") for text in (assumed, measured))
@@ -143,16 +143,16 @@ def test_a_benchmarks_share_is_taken(tmp_path, recipe):
     ],
 )
 def test_drivers_names_are_known(name, expected):
-    found = devices.find(name)
+    found = arithmetic.find_device(name)
     assert (found.name if found else None) == expected
 
 
 def test_what_cannot_be_planned_is_said(tmp_path, recipe):
     with pytest.raises(InputError, match="the shape of sample://vision is not known here"):
-        report.text(config.compose("sample"))
+        estimate.text(config.compose("sample"))
     with pytest.raises(InputError, match=r"states no share"):
         (tmp_path / "cpu.json").write_text("{}")
-        report.text(recipe, benchmark=tmp_path / "cpu.json")
+        estimate.text(recipe, benchmark=tmp_path / "cpu.json")
 
 
 def test_the_docs_print_what_the_command_prints(capsys):

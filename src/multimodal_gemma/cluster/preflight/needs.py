@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from multimodal_gemma.cluster.trainjob.place import delegates, divide
 from multimodal_gemma.errors import InputError
-from multimodal_gemma.planning import room
 from multimodal_gemma.planning import sources as planned
 from multimodal_gemma.registry import server
 
@@ -136,8 +135,8 @@ def _room(config: Config) -> tuple[dict[str, str], str, str]:
         return {}, "", ""
     shared = found.work if config.nodes.work_uri.startswith(_OWN_BUCKET) else 0.0
     shared += found.slices if config.data.work_uri.startswith(_OWN_BUCKET) else 0.0
-    disks = {task: room.gib(size) for task, size in found.tasks.items()}
-    return disks, room.gib(found.store + shared), room.gib(found.node) if found.node else ""
+    disks = {task: planned.gib(size) for task, size in found.tasks.items()}
+    return disks, planned.gib(found.store + shared), planned.gib(found.node) if found.node else ""
 
 
 def _on_nodes(needs: Needs, config: Config) -> Needs:
