@@ -182,9 +182,9 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _runs(args: argparse.Namespace) -> int:
-    from multimodal_gemma.local import overview
+    from multimodal_gemma.local import terminal
 
-    print(overview.show(args.runs.expanduser().absolute()))
+    print(terminal.show(args.runs.expanduser().absolute()))
     return 0
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from multimodal_gemma import config as configuration
 from multimodal_gemma import files
 from multimodal_gemma.config import Config
-from multimodal_gemma.local import drawing
+from multimodal_gemma.local import graph
 from multimodal_gemma.local.graph import Task
 from multimodal_gemma.local.results import Record, Results
 from multimodal_gemma.reporting import charts, run_page
@@ -57,7 +57,7 @@ def render(
         scores=run_page.scores(results.metrics, {}),
         contamination=(results.metrics.get("contamination") or {}).get("status", ""),
         facts=run_report.facts(config),
-        graph=drawing.svg(tasks, {step.name: step for step in steps}),
+        graph=graph.svg(tasks, {step.name: step for step in steps}),
         steps=steps,
         links=links,
         commands=_commands(results),

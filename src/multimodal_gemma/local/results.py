@@ -1,20 +1,42 @@
-"""What is known about a run: how each task went, what they have shown, and summary.json, which says so to machines."""
+"""What is known about a run: its folder, how each task went, what they have shown, and summary.json for machines.
+
+A run's folder belongs to one process at a time. It states what was asked for, so that the same command continues an
+interrupted run.
+"""
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
+import fcntl
+import itertools
+import json
+import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from multimodal_gemma import files
-from multimodal_gemma.local.folder import SUMMARY
+from multimodal_gemma.errors import InputError
+from multimodal_gemma.reporting.run_page import SETTINGS, refusals
 from multimodal_gemma.stages.component import ERROR_MARK
 
+SUMMARY = "summary.json"  # of a run that has ended
+_ASKED = "run.json"  # what was asked for: preset, overrides and the digest of the compiled pipeline
+_LOCK = ".lock"
+_LATEST = "latest"
 Status = Literal["waiting", "succeeded", "reused", "failed", "skipped"]
 _KEPT = 50  # lines
-_SETTINGS = ("random", "popular", "adversarial")
+_ARTIFACTS = {
+    "model": ("train-model", "model"),
+    "dataset": ("preprocess-dataset", "dataset"),
+    "benchmarks": ("download-benchmarks", "benchmarks"),
+    "evaluation": ("evaluate-model", "evaluation"),
+    "registration": ("register-model", "registration"),
+    "export": ("export-model", "export"),
+}
 
 
 @dataclasses.dataclass
@@ -39,11 +61,6 @@ class Record:
     log: Path | None = None
     outputs: dict[str, Any] = dataclasses.field(default_factory=dict)
     said: collections.deque[str] = dataclasses.field(default_factory=lambda: collections.deque(maxlen=_KEPT))
-
-    def folder(self, output: str) -> Path | None:
-        """Return the path of an artifact that the task made, or None."""
-        value = self.outputs.get(output)
-        return value if isinstance(value, Path) else None
 
     @property
     def sentence(self) -> str:
@@ -75,14 +92,13 @@ class Results:
         """Why the gate refused the version; "" if it did not."""
         if self.registration.get("gate", "passed") == "passed":
             return ""
-        failed = [rule for rule in self.registration.get("rules", []) if not rule["passed"]]
-        return "; ".join(f"{rule['name']}: {rule['reason']}" for rule in failed)
+        return refusals(self.registration.get("rules", []))
 
     @property
     def pope(self) -> dict[str, dict[str, Any]]:
         """Scores by POPE setting, from the easiest to the hardest."""
         scores = self.metrics.get("pope") or {}
-        return {name: scores[name] for name in _SETTINGS if name in scores}
+        return {name: scores[name] for name in SETTINGS if name in scores}
 
     @property
     def vqa(self) -> dict[str, Any]:
@@ -95,51 +111,25 @@ class Results:
         return dict(self.metrics.get("names") or {"pope": "POPE-format questions", "vqa": "VQA-format questions"})
 
 
-_ARTIFACTS = {
-    "model": ("train-model", "model"),
-    "dataset": ("preprocess-dataset", "dataset"),
-    "benchmarks": ("download-benchmarks", "benchmarks"),
-    "evaluation": ("evaluate-model", "evaluation"),
-    "registration": ("register-model", "registration"),
-    "export": ("export-model", "export"),
-}
-
-
 def gather(records: dict[str, Record]) -> Results:
     """Read the results of the tasks that ended well."""
-    folders = {}
-    for name, (task, output) in _ARTIFACTS.items():
-        path = records[task].folder(output) if task in records else None
-        if path is not None:
-            folders[name] = path
-    metrics = files.read_json(folders["evaluation"] / "metrics.json", "evaluation") if "evaluation" in folders else {}
-    registered = (
-        files.read_json(folders["registration"] / "registration.json", "registration")
-        if "registration" in folders
-        else {}
-    )
-    return Results(metrics, registered, folders)
+    made = {name: records[task].outputs.get(output) for name, (task, output) in _ARTIFACTS.items() if task in records}
+    folders = {name: path for name, path in made.items() if isinstance(path, Path)}
 
+    def stated(folder: str, name: str) -> dict[str, Any]:
+        return files.read_json(folders[folder] / name, folder) if folder in folders else {}
 
-def status_of(records: dict[str, Record]) -> str:
-    """Return "succeeded" if no task failed, else "failed"."""
-    return "failed" if any(record.status == "failed" for record in records.values()) else "succeeded"
+    return Results(stated("evaluation", "metrics.json"), stated("registration", "registration.json"), folders)
 
 
 def write(
     folder: Path, records: dict[str, Record], results: Results, mlflow_uri: str, status: str, preset: str
 ) -> None:
-    """Write summary.json of a run.
-
-    Args:
-        folder: of the run.
-        records: its tasks.
-        results: what they have shown.
-        mlflow_uri: where its MLflow run is.
-        status: "succeeded", "failed" or "interrupted".
-        preset: that was run.
-    """
-    registration = results.registration
+    """Write summary.json of a run that is "succeeded", "failed" or "interrupted"."""
+    scores = {"pope": results.pope, "pope_mean": results.metrics.get("pope_mean") or {}, "vqa": results.vqa}
+    if told := results.metrics.get("chair"):
+        scores["chair"] = told
+    registered = results.registration
     value = {
         "status": status,
         "preset": preset,
@@ -154,19 +144,111 @@ def write(
             }
             for record in records.values()
         ],
-        "scores": {"pope": results.pope, "pope_mean": results.metrics.get("pope_mean") or {}, "vqa": results.vqa}
-        | ({"chair": results.metrics["chair"]} if results.metrics.get("chair") else {}),
+        "scores": scores,
         "names": results.names,
-        "registry": {key: registration.get(key) for key in ("name", "version", "alias", "gate")}
-        if registration
-        else {},
-        "model": _text(results.folders.get("model")),
-        "export": _text(results.folders.get("export")),
+        "registry": {key: registered.get(key) for key in ("name", "version", "alias", "gate")} if registered else {},
+        **{name: str(results.folders[name]) if name in results.folders else None for name in ("model", "export")},
         "report": str(folder / "report.html"),
         "mlflow_uri": mlflow_uri,
     }
     files.write_json(folder / SUMMARY, value)
 
 
-def _text(path: Path | None) -> str | None:
-    return str(path) if path else None
+def choose(runs: Path, preset: str) -> Path:
+    """Make a folder for a new run, named by time and preset, that no other run has.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{preset}"
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        for name in itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2))):
+            with contextlib.suppress(FileExistsError):  # another run of this very second has it
+                (runs / name).mkdir()
+                return runs / name
+    except OSError as error:
+        raise files.unwritable(runs, error) from error
+    raise AssertionError("numbers do not end")
+
+
+def unfinished(runs: Path, asked: dict[str, Any]) -> Path | None:
+    """Return the latest run that was asked for the same, if it was interrupted or killed, and is not at work."""
+    for folder in newest(runs):
+        if _read(folder / _ASKED) != asked:
+            continue
+        return folder if state(folder) == "interrupted" else None
+    return None
+
+
+def newest(runs: Path) -> list[Path]:
+    """Return the folders of all runs, the latest first."""
+    return sorted((path.parent for path in runs.glob(f"*/{_ASKED}") if not path.parent.is_symlink()), reverse=True)
+
+
+def state(folder: Path) -> str:
+    """Return "succeeded", "failed", "interrupted" (killed ones too) or "running"."""
+    stated = _read(folder / SUMMARY)
+    if stated is not None:
+        return str(stated.get("status", "interrupted"))
+    try:
+        with (folder / _LOCK).open("r") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return "running"
+    except OSError:
+        pass
+    return "interrupted"
+
+
+def begin(folder: Path, asked: dict[str, Any]) -> None:
+    """Note in a run's folder what was asked for, and that it has not ended."""
+    files.write_json(folder / _ASKED, asked)
+    (folder / SUMMARY).unlink(missing_ok=True)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+@contextlib.contextmanager
+def occupied(folder: Path) -> Iterator[None]:
+    """Hold a run's folder; it is created if need be, and free again when the block (or the process) ends.
+
+    Raises:
+        InputError: another run is using it, or it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / _LOCK).open("a+")
+    except OSError as error:
+        raise files.unwritable(folder, error) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            owner = lock.read().strip() or "another process"
+            raise InputError(
+                f"run: {folder} is in use by another run ({owner}). Wait until it ends, or choose another --run-dir."
+            ) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} since {time.strftime('%H:%M:%S')}\n")
+        lock.flush()
+        yield
+
+
+def point_latest(runs: Path, folder: Path) -> None:
+    """Make runs/latest point at a run."""
+    temporary = runs / f".{_LATEST}.{os.getpid()}"
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(os.path.relpath(folder, runs))
+        temporary.replace(runs / _LATEST)
+    except OSError as error:
+        raise files.unwritable(runs / _LATEST, error) from error

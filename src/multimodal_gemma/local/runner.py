@@ -1,12 +1,20 @@
-"""`mmgemma run`: the compiled pipeline, executed on this machine from the very file that a cluster is given."""
+"""`mmgemma run`: the compiled pipeline, executed on this machine from the very file that a cluster is given.
+
+kfp.local runs the file faithfully, but prints everything into one stream, forgets exit codes, and tells nobody when a
+task begins or ends. While `_watched` is open, the function through which it executes each task, and the class that
+starts a task's process, are ours: tasks are recorded, each has its log, and a run's folders have stable names.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shlex
 import signal
-from collections.abc import Iterator, Sequence
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +22,16 @@ from multimodal_gemma import config as configuration
 from multimodal_gemma import files
 from multimodal_gemma.config import Config
 from multimodal_gemma.errors import InputError
-from multimodal_gemma.local import engine, graph, process
-from multimodal_gemma.local import folder as run_folder
-from multimodal_gemma.local.results import Record, Results, gather, status_of, write
+from multimodal_gemma.local import graph, process, results
+from multimodal_gemma.local.results import Record, Results
 from multimodal_gemma.stages import tries
 from multimodal_gemma.stages.component import INPUT_ERROR
 
 REFUSED = 3  # exit code where everything went well and the gate refused the version, as of `mmgemma submit`
 _CACHE = ".cache"  # in the folder of all runs: what earlier runs have downloaded and preprocessed
+_ARTIFACTS = "artifacts"  # folder of a run that holds one folder a task
+
+Launcher = Callable[[str, list[str], dict[str, str], Record], int]  # image, command, environment -> exit code
 
 
 def run(
@@ -61,27 +71,27 @@ def run(
     records = {task.name: Record(task.name) for task in graph.read(compiled)}
     runs = runs.expanduser().absolute()
     asked = {"preset": preset, "overrides": list(overrides), "pipeline": files.sha256_file(compiled)}
-    again = run_dir.expanduser().absolute() if run_dir else run_folder.unfinished(runs, asked)
-    folder = again or run_folder.choose(runs, preset)
+    again = run_dir.expanduser().absolute() if run_dir else results.unfinished(runs, asked)
+    folder = again or results.choose(runs, preset)
 
     from multimodal_gemma.local.terminal import Terminal
 
-    launch = process.launch if runner == "subprocess" else _in_containers(config, compiled, [runs, folder])
+    launch: Launcher = process.launch if runner == "subprocess" else _in_containers(config, compiled, [runs, folder])
     terminal = Terminal(_command(preset, overrides, runs, folder, runner))
-    with run_folder.occupied(folder), _environment(config, runs, compiled) as mlflow_uri:
-        run_folder.begin(folder, asked)
-        run_folder.point_latest(runs, folder)
+    with results.occupied(folder), _environment(config, runs, compiled) as mlflow_uri:
+        results.begin(folder, asked)
+        results.point_latest(runs, folder)
         terminal.started(folder, preset, continued=again is not None and run_dir is None)
-        watch = engine.Watch(records, folder.name, folder / "logs", launch, begun=terminal.begun, ended=terminal.ended)
+        watch = _Watch(records, folder, launch, terminal)
         status = "interrupted"
         try:
             with _ended_by_signal():
                 asked = {"preset": preset, "overrides": list(overrides), "registry_tracking_uri": ""}
                 _execute(compiled, graph.arguments(compiled, asked), folder, runs / _CACHE, watch)
-            status = status_of(records)
+            status = "failed" if any(record.status == "failed" for record in records.values()) else "succeeded"
         finally:
-            results = _conclude(status, records, folder, mlflow_uri, config, compiled, terminal)
-    return _exit_code(records, results)
+            shown = _conclude(status, records, folder, mlflow_uri, config, compiled, terminal)
+    return _exit_code(records, shown)
 
 
 def _command(preset: str, overrides: Sequence[str], runs: Path, folder: Path, runner: str) -> str:
@@ -91,7 +101,7 @@ def _command(preset: str, overrides: Sequence[str], runs: Path, folder: Path, ru
     return shlex.join(["mmgemma", "run", *options, *overrides])
 
 
-def _in_containers(config: Config, compiled: Path, writable: list[Path]) -> engine.Launcher:
+def _in_containers(config: Config, compiled: Path, writable: list[Path]) -> Launcher:
     """Return what runs a task in a container of its image, once all images are on this machine."""
     from multimodal_gemma.local import containers
 
@@ -117,7 +127,7 @@ def compiled_pipeline(name: str = "training") -> Path:
     )
 
 
-def _execute(compiled: Path, arguments: dict[str, Any], folder: Path, cache: Path, watch: engine.Watch) -> None:
+def _execute(compiled: Path, arguments: dict[str, Any], folder: Path, cache: Path, watch: _Watch) -> None:
     """Let kfp.local run the compiled file; its own words go to a log of the run."""
     from kfp import components, local
 
@@ -131,7 +141,7 @@ def _execute(compiled: Path, arguments: dict[str, Any], folder: Path, cache: Pat
     pipeline = components.load_component_from_file(str(compiled))
     log = folder / "logs" / "kfp.log"
     log.parent.mkdir(exist_ok=True)
-    with log.open("w", encoding="utf-8") as sink, contextlib.redirect_stdout(sink), engine.watched(watch):
+    with log.open("w", encoding="utf-8") as sink, contextlib.redirect_stdout(sink), _watched(watch):
         pipeline(**arguments)
 
 
@@ -145,31 +155,23 @@ def _conclude(
     terminal: Any,
 ) -> Results:
     """Write the summary and the report, whatever happened, and print what came of the run; return its results."""
-    from multimodal_gemma.local import overview, report
+    from multimodal_gemma.local import report
+    from multimodal_gemma.local.terminal import write_index
 
     for record in records.values():
         if record.status == "waiting":
             record.status = "skipped"
-    results = gather(records)
-    write(folder, records, results, mlflow_uri, status, config.preset)
-    page = report.render(status, records, graph.read(compiled), results, config, folder, mlflow_uri)
+    shown = results.gather(records)
+    results.write(folder, records, shown, mlflow_uri, status, config.preset)
+    page = report.render(status, records, graph.read(compiled), shown, config, folder, mlflow_uri)
     files.write_text(folder / "report.html", page)
-    overview.write(folder.parent)
+    write_index(folder.parent)
     if status == "interrupted" and any(record.exit_code is not None for record in records.values()):
-        _end_in_mlflow(config, folder.name)
-    terminal.finished(status, records, results, folder, mlflow_uri)
-    return results
+        from multimodal_gemma.registry import runs
 
-
-def _end_in_mlflow(config: Config, run_id: str) -> None:
-    """Say in MLflow that a run was interrupted; its exit handler, which does so otherwise, is not run."""
-    from multimodal_gemma import logs
-    from multimodal_gemma.registry import runs
-
-    try:
-        runs.end(config.registry, run_id, "KILLED")
-    except InputError as error:  # the run has ended in any case
-        logs.get("run").warning(f"the run in MLflow was not ended. {error}")
+        runs.end(config.registry, folder.name, "KILLED")  # its exit handler, which does so otherwise, is not run
+    terminal.finished(status, records, shown, folder, mlflow_uri)
+    return shown
 
 
 @contextlib.contextmanager
@@ -210,8 +212,111 @@ def _ended_by_signal() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _exit_code(records: dict[str, Record], results: Results) -> int:
+def _exit_code(records: dict[str, Record], shown: Results) -> int:
     failed = [record for record in records.values() if record.status == "failed"]
     if not failed:
-        return REFUSED if results.refused else 0
+        return REFUSED if shown.refused else 0
     return INPUT_ERROR if all(record.exit_code == INPUT_ERROR for record in failed) else 1
+
+
+@dataclasses.dataclass
+class _Watch:
+    """Records the tasks that kfp.local executes.
+
+    Attributes:
+        records: one a task, by name.
+        folder: of the run; its name is what the tasks are told as the run's id.
+        start: runs a task's command to its end.
+        terminal: told of each task that begins and ends.
+    """
+
+    records: dict[str, Record]
+    folder: Path
+    start: Launcher
+    terminal: Any
+    current: Record | None = None
+
+    def execute(self, original: Callable[..., Any], **call: Any) -> Any:
+        """Execute one task as `original` would, and record how it went."""
+        record = self.records[call["task_name"]]
+        self.current = record
+        # Retries are for a cluster's weather. Here a failure is shown at once instead of a minute later.
+        spec = type(call["task_spec"])()
+        spec.CopyFrom(call["task_spec"])
+        spec.ClearField("retry_policy")
+        self.terminal.begun(record)
+        start = time.monotonic()
+        record.status = "failed"  # unless it is seen to end well
+        try:
+            outputs, status = original(**{**call, "task_spec": spec, "unique_pipeline_id": self.folder.name})
+            if status.name == "SUCCESS":
+                record.status = "succeeded" if record.exit_code is not None else "reused"
+                record.outputs = {name: _plain(value) for name, value in outputs.items()}
+        finally:
+            record.seconds = time.monotonic() - start
+            self.terminal.ended(record)
+        return outputs, status
+
+    def launch(self, image: str, command: list[str], environment: dict[str, str]) -> int:
+        """Run the process of the current task; return its exit code."""
+        assert self.current is not None
+        logs = self.folder / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        self.current.log = logs / f"{self.current.name}.log"
+        self.current.exit_code = self.start(image, command, environment, self.current)
+        return self.current.exit_code
+
+
+@contextlib.contextmanager
+def _watched(watch: _Watch) -> Iterator[None]:
+    """Let `watch` see every task that kfp.local executes inside the block."""
+    from kfp.local import executor_input_utils, placeholder_utils, status, task_dispatcher
+    from kfp.local.orchestrator import task_executor
+
+    class Handler:
+        """Starts a task's process; takes the place of both of kfp.local's handlers."""
+
+        def __init__(
+            self,
+            image: str,
+            full_command: list[str],
+            pipeline_root: str,
+            runner: Any,
+            env_vars: dict[str, str] | None = None,
+        ) -> None:
+            self._task = (image, full_command, env_vars or {})
+
+        def run(self) -> status.Status:
+            return status.Status.SUCCESS if watch.launch(*self._task) == 0 else status.Status.FAILURE
+
+    original, resolve = task_executor.execute_single_task, placeholder_utils.replace_placeholders
+
+    def named(**call: Any) -> list[str]:
+        """Tell tasks the run's name; the folder of its artifacts has another."""
+        told: list[str] = resolve(**{**call, "pipeline_resource_name": watch.folder.name})
+        return told
+
+    with (
+        _replaced(task_executor, "execute_single_task", lambda **call: watch.execute(original, **call)),
+        _replaced(task_dispatcher.subprocess_task_handler, "SubprocessTaskHandler", Handler),
+        _replaced(executor_input_utils, "get_local_pipeline_resource_name", lambda name: _ARTIFACTS),
+        _replaced(placeholder_utils, "replace_placeholders", named),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", message="Task .* have no effect in the current local runner")
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+def _plain(value: Any) -> Any:
+    """Return an artifact as its path, and anything else as it is."""
+    return Path(value.path) if hasattr(value, "uri") else value

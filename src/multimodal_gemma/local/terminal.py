@@ -1,17 +1,28 @@
-"""What a person at a terminal sees of a run: a line as each stage begins and ends, and at the end what came of it."""
+"""What a person sees of runs: one that goes on, line by line and what came of it; all of a folder side by side.
+
+The table of all runs is `mmgemma runs`, and the page index.html that each run brings up to date.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from multimodal_gemma import files
+from multimodal_gemma.errors import InputError
+from multimodal_gemma.local import results as of_run
 from multimodal_gemma.local.results import Record, Results
+from multimodal_gemma.reporting.page import Cell, Link, Page
 from multimodal_gemma.reporting.run_page import duration
 
+PAGE = "index.html"
+_COLUMNS = ("run", "status", "POPE accuracy", "VQA accuracy", "version", "gate", "time")
 _STYLE = {"succeeded": "green", "reused": "cyan", "failed": "bold red", "skipped": "dim", "waiting": "dim"}
 
 
@@ -45,9 +56,9 @@ class Terminal:
         """Print the table of stages, the scores, the version, where everything is, and what to do next."""
         self._out.print()
         self._out.print(_stages(records))
-        failed = [record for record in records.values() if record.status == "failed"]
-        for record in failed:
-            self._failure(record)
+        for record in records.values():
+            if record.status == "failed":
+                self._failure(record)
         if results.pope or results.vqa:
             self._out.print(_scores(results))
         if results.registration:
@@ -83,7 +94,7 @@ class Terminal:
 
 
 def _stages(records: dict[str, Record]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = _table()
     table.add_column("stage")
     table.add_column("time", justify="right")
     table.add_column("status")
@@ -95,7 +106,7 @@ def _stages(records: dict[str, Record]) -> Table:
 
 def _scores(results: Results) -> Table:
     asked = [results.names[kind] for kind, found in (("pope", results.pope), ("vqa", results.vqa)) if found]
-    table = Table(box=None, pad_edge=False, header_style="bold", title="; ".join(asked), title_justify="left")
+    table = _table(title="; ".join(asked), title_justify="left")
     table.add_column("questions")
     for name in ("accuracy", "majority answer", "F1", "answers yes", "number"):
         table.add_column(name, justify="right")
@@ -111,3 +122,63 @@ def _scores(results: Results) -> Table:
 def _version(registration: dict[str, Any]) -> str:
     alias = f"alias {registration['alias']}" if registration.get("alias") else "no alias"
     return f"\nversion   {registration['version']} of {registration['name']}, {alias}, gate {registration['gate']}"
+
+
+def _table(**more: Any) -> Table:
+    return Table(box=None, pad_edge=False, header_style="bold", **more)
+
+
+def show(runs: Path) -> str:
+    """Write the page of all runs, and return their table for a terminal.
+
+    Raises:
+        InputError: the folder holds no run.
+    """
+    folders = of_run.newest(runs)
+    if not folders:
+        raise InputError(f"runs: {runs} holds no run. Make one with mmgemma run, or give another folder.")
+    table = _table()
+    for number, name in enumerate(_COLUMNS):
+        table.add_column(name, no_wrap=number == 0)
+    for folder in folders:
+        table.add_row(folder.name, *cells(folder))
+    write_index(runs)
+    console = Console(width=max(Console().width, 120), highlight=False)
+    with console.capture() as capture:
+        console.print(table)
+    return f"{capture.get()}\n{runs / PAGE}"
+
+
+def write_index(runs: Path) -> None:
+    """Write index.html."""
+    page = Page("Runs", "The latest first. Intervals are clustered by image; a dash is a stage that was not reached.")
+    rows: list[tuple[Cell, ...]] = []
+    for folder in of_run.newest(runs):
+        report = folder / "report.html"
+        place = os.path.relpath(report, runs) if report.is_file() else ""
+        rows.append((Link(folder.name, place), *cells(folder)))
+    page.table(_COLUMNS, rows)
+    files.write_text(runs / PAGE, page.html())
+
+
+def cells(folder: Path) -> tuple[str, ...]:
+    """Return what the tables say of a run, after its name."""
+    stated = folder / of_run.SUMMARY
+    summary: Any = files.read_json(stated, "runs") if stated.is_file() else {}
+    scores, registry = summary.get("scores", {}), summary.get("registry", {})
+    seconds = sum(stage["seconds"] for stage in summary.get("stages", []))
+    return (
+        of_run.state(folder),
+        _score(scores.get("pope_mean")),
+        _score(scores.get("vqa")),
+        f"{registry['version']} ({registry.get('alias') or 'no alias'})" if registry.get("version") else "-",
+        str(registry.get("gate") or "-"),
+        duration(seconds) if seconds else "-",
+    )
+
+
+def _score(found: Mapping[str, Any] | None) -> str:
+    if not found:
+        return "-"
+    interval = found.get("interval")
+    return f"{found['accuracy']:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")

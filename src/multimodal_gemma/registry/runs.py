@@ -145,15 +145,18 @@ def end(registry: RegistryConfig, pipeline_run: str, status: str) -> str:
         status: "FAILED", or "KILLED" if somebody interrupted it.
 
     Returns:
-        MLflow's run id; "" if there was nothing to end. A run that the platform injected is the platform's to end.
-
-    Raises:
-        InputError: MLflow cannot be reached or refuses.
+        MLflow's run id; "" if there was nothing to end, or MLflow could not be asked, which is said in a line: the
+        pipeline run has ended in any case. A run that the platform injected is the platform's to end.
     """
-    if injected_run() or not pipeline_run:
+    try:
+        with server.connected(registry) as client:
+            ended = end_in(client, registry, pipeline_run, status)
+    except InputError as error:
+        logs.get("registry").info(f"the run in MLflow was not ended. {error}")
         return ""
-    with server.connected(registry) as client:
-        return end_in(client, registry, pipeline_run, status)
+    if ended:
+        logs.get("registry").info(f"the run {ended} in MLflow is marked as {status.lower()}")
+    return ended
 
 
 def end_in(client: MlflowClient, registry: RegistryConfig, pipeline_run: str, status: str) -> str:

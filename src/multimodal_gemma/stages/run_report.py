@@ -19,6 +19,7 @@ from multimodal_gemma import files, logs
 from multimodal_gemma.config.flat import bare
 from multimodal_gemma.config.schema import Config
 from multimodal_gemma.errors import InputError
+from multimodal_gemma.registry import runs, server, versions
 from multimodal_gemma.reporting import run_page
 from multimodal_gemma.reporting.run_page import RunPage, Step
 from multimodal_gemma.stages.preflight import called, composed
@@ -77,7 +78,7 @@ def run(asked: Mapping[str, Any], status: Mapping[str, Any], output: Path) -> No
     files.write_text(output, run_page.render(page))
     _log.info(page.verdict)
     if config and page.outcome in ("failed", "stopped", "unknown"):
-        end_run(config, run_id)
+        runs.end(config.registry, run_id, "FAILED")
     clean_up(run_id)
 
 
@@ -247,9 +248,9 @@ def _asked_server(run_id: str) -> tuple[Snapshot | None, str]:
 
 
 def _drawn(spec: Mapping[str, Any], end: Snapshot) -> str:
-    from multimodal_gemma.local import drawing, graph
+    from multimodal_gemma.local import graph
 
-    return drawing.svg(graph.of_spec(dict(spec)), {step.name: step for step in steps(end)})
+    return graph.svg(graph.of_spec(dict(spec)), {step.name: step for step in steps(end)})
 
 
 def ending(api: Any, spec: Mapping[str, Any], run_id: str, causes: Any) -> Snapshot:
@@ -272,8 +273,6 @@ def ending(api: Any, spec: Mapping[str, Any], run_id: str, causes: Any) -> Snaps
 
 def _asked_mlflow(config: Config, run_id: str) -> Registered:
     """Ask MLflow what became of the run."""
-    from multimodal_gemma.registry import runs, server, versions
-
     try:
         with server.connected(config.registry) as client:
             found = runs.find(client, config.registry, run_id)
@@ -303,24 +302,6 @@ def _asked_mlflow(config: Config, run_id: str) -> Registered:
     except (InputError, ModuleNotFoundError) as error:  # whoever only submits runs has no MLflow installed
         _log.info(f"the page goes without MLflow's word: {error}")
         return Registered()
-
-
-def end_run(config: Config, run_id: str) -> str:
-    """End the MLflow run of a pipeline run that failed; preflight has begun it, and registration never came to end it.
-
-    Returns:
-        MLflow's run id; "" if there was nothing to end, or MLflow could not be asked.
-    """
-    from multimodal_gemma.registry import runs
-
-    try:
-        ended = runs.end(config.registry, run_id, "FAILED")
-    except InputError as error:  # a report that fails would hide how the run ended
-        _log.info(f"the run in MLflow was not ended. {error}")
-        return ""
-    if ended:
-        _log.info(f"the run {ended} in MLflow is marked as failed")
-    return ended
 
 
 def clean_up(run_id: str) -> list[str]:

@@ -3,7 +3,7 @@
 import pytest
 
 from multimodal_gemma.errors import InputError
-from multimodal_gemma.local import drawing, graph
+from multimodal_gemma.local import graph
 from multimodal_gemma.reporting.run_page import Step
 from tests.unit.local.toy import compile_toy
 
@@ -42,7 +42,7 @@ def test_a_file_that_is_no_pipeline_is_refused_in_a_sentence(tmp_path):
 def test_the_picture_shows_each_status_and_leaves_out_arrows_that_follow(tasks):
     steps = {task.name: Step(task.name, "succeeded", 2.0) for task in tasks}
     steps |= {"fetch": Step("fetch", "reused", 2.0), "ship": Step("ship", "skipped")}
-    svg = drawing.svg(tasks, steps)
+    svg = graph.svg(tasks, steps)
     assert "reused, 2.0 s" in svg
     assert ">skipped<" in svg
     # preflight -> fetch -> learn -> ship -> last; preflight -> learn follows from the first two.

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from multimodal_gemma.errors import InputError
-from multimodal_gemma.local import folder as run_folder
-from multimodal_gemma.local import runner
+from multimodal_gemma.local import results, runner
 from tests.unit.local.toy import compile_toy
 
 
@@ -142,7 +141,7 @@ def test_mistakes_in_the_configuration_are_told_before_anything_is_made(compiled
 
 
 def test_a_run_folder_in_use_is_refused(compiled, runs):
-    with run_folder.occupied(runs / "mine"), pytest.raises(InputError, match="in use by another run"):
+    with results.occupied(runs / "mine"), pytest.raises(InputError, match="in use by another run"):
         runner.run("sample", [], runs, compiled=compiled, run_dir=runs / "mine")
 
 
@@ -172,7 +171,7 @@ def test_however_a_run_ends_its_stage_ends_too_and_the_same_command_continues_it
             break
     stage = Path(f"/proc/{int(line.split()[-1])}/status")
     first = (runs / "latest").resolve()
-    assert run_folder.state(first) == "running"
+    assert results.state(first) == "running"
     process.send_signal(number)
     process.communicate(timeout=60)
     assert process.returncode != 0
@@ -180,7 +179,7 @@ def test_however_a_run_ends_its_stage_ends_too_and_the_same_command_continues_it
     while stage.exists() and "State:\tZ" not in stage.read_text():  # gone, or a corpse that nobody has collected
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert run_folder.state(first) == "interrupted"
+    assert results.state(first) == "interrupted"
     if number != signal.SIGKILL:
         summary = json.loads((first / "summary.json").read_text())
         assert summary["status"] == "interrupted"
@@ -201,7 +200,7 @@ def test_two_runs_at_once_on_a_fresh_folder_both_end_well(compiled, runs):
     begun = [subprocess.Popen([sys.executable, "-c", code, runs, compiled], stderr=subprocess.PIPE) for _ in range(2)]
     said = [process.communicate(timeout=240)[1] for process in begun]
     assert [process.returncode for process in begun] == [0, 0], said
-    assert [run_folder.state(folder) for folder in run_folder.newest(runs)] == ["succeeded"] * 2
+    assert [results.state(folder) for folder in results.newest(runs)] == ["succeeded"] * 2
 
 
 def test_a_refused_version_is_exit_code_3_and_its_reason_is_told(capsys, tmp_path):
@@ -210,26 +209,26 @@ def test_a_refused_version_is_exit_code_3_and_its_reason_is_told(capsys, tmp_pat
 
     rules = [{"name": "floor", "passed": False, "reason": "0.1 is below 0.5"}]
     registered = {"name": "m", "version": "7", "alias": "challenger", "gate": "failed", "rules": rules}
-    results = Results({}, registered, {"model": tmp_path})
+    shown = Results({}, registered, {"model": tmp_path})
     records = {"learn": Record("learn", status="succeeded")}
-    assert runner._exit_code(records, results) == 3
+    assert runner._exit_code(records, shown) == 3
     assert runner._exit_code(records, Results({}, {**registered, "gate": "passed"}, {})) == 0
-    Terminal("the command").finished("succeeded", records, results, tmp_path, "sqlite://")
+    Terminal("the command").finished("succeeded", records, shown, tmp_path, "sqlite://")
     out = capsys.readouterr().out
     assert "the gate refused version 7: floor: 0.1 is below 0.5" in out
     assert f"mmgemma ask PICTURE QUESTION --model {tmp_path}" in out
 
 
 def test_all_runs_stand_side_by_side(compiled, runs, capfd):
-    from multimodal_gemma.local import overview
+    from multimodal_gemma.local import terminal
 
     execute(compiled, runs)
     execute(compiled, runs, "training.epochs=2")
-    assert [row.cells[0] for row in overview.rows(runs)] == ["failed", "succeeded"]
+    assert [terminal.cells(folder)[0] for folder in results.newest(runs)] == ["failed", "succeeded"]
     page = (runs / "index.html").read_text()
-    for folder in run_folder.newest(runs):
+    for folder in results.newest(runs):
         assert f'<a href="{folder.name}/report.html">' in page
-    assert str(runs / "index.html") in overview.show(runs)
+    assert str(runs / "index.html") in terminal.show(runs)
 
 
 def test_a_progress_bar_is_logged_in_its_last_state(tmp_path):
