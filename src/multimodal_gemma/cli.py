@@ -269,9 +269,9 @@ def _ask(args: argparse.Namespace) -> int:
 
 
 def _describe(args: argparse.Namespace) -> int:
-    from multimodal_gemma.serving import describe
+    from multimodal_gemma.serving import ask
 
-    describe.run(_compose(args), args.model, args.folder, args.output, question=args.question)
+    ask.describe(_compose(args), args.model, args.folder, args.output, question=args.question)
     return 0
 
 

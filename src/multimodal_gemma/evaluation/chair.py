@@ -97,17 +97,11 @@ _IRREGULAR = {
 
 @dataclasses.dataclass(frozen=True)
 class Mention:
-    """An object that a text names.
+    """An object that a text names."""
 
-    Attributes:
-        start: where the words begin in the text, characters.
-        end: where they end.
-        object: the category they mean.
-    """
-
-    start: int
-    end: int
-    object: str
+    start: int  # where the words begin in the text, characters
+    end: int  # where they end
+    object: str  # the category they mean
 
 
 class Finder:

@@ -1,48 +1,37 @@
-"""Short answers to many questions about few images, at a fraction of the work, and equal to stock `generate`.
+"""Short answers to many questions about few images, equal to stock `generate` and, where it can be, far cheaper.
 
 Questions about one image share nearly all of their prompt: hundreds of image tokens, then a dozen of words. The encoder
 and the shared prefix run once an image; its keys and values are repeated for that image's questions, which then run as
-one right-padded batch of suffixes, and decode greedily together. Images with few questions share a batch.
+one right-padded batch of suffixes, and decode greedily together. Images with few questions share a batch. A model that
+cannot be asked so is asked by its own `generate`.
 """
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import DynamicCache, LlavaForConditionalGeneration
+from transformers.cache_utils import Cache, DynamicLayer
 
-from multimodal_gemma.evaluation.asking import Answer, YesOrNo
-from multimodal_gemma.evaluation.cache import by_kind, mask, repeated
-from multimodal_gemma.evaluation.prompts import Prompter, common_prefix, stop_tokens
+from multimodal_gemma import logs
+from multimodal_gemma.evaluation.asking import Answer
+from multimodal_gemma.evaluation.prompts import Prompter, YesOrNo, common_prefix, stop_tokens
 from multimodal_gemma.model.attention import KINDS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from transformers.cache_utils import Cache
 
 _COMPACT = 0.75  # rows are dropped once so few still speak: dropping copies what is left
-# Settings of a generation configuration under which greedy search is the plain argmax, and what else changes its
-# choice.
+# What else of a generation configuration changes the choice of greedy search, with the value that leaves it alone.
 _PLAIN = {
-    "num_beams": (None, 1),
-    "repetition_penalty": (None, 1.0),
-    "no_repeat_ngram_size": (None, 0),
-    "encoder_repetition_penalty": (None, 1.0),
-    "bad_words_ids": (None,),
-    "min_length": (None, 0),
-    "min_new_tokens": (None, 0),
-    "suppress_tokens": (None,),
-    "begin_suppress_tokens": (None,),
-    "forced_bos_token_id": (None,),
-    "forced_eos_token_id": (None,),
-    "sequence_bias": (None,),
-    "exponential_decay_length_penalty": (None,),
-    "guidance_scale": (None, 1.0),
-    "stop_strings": (None,),
-    "watermarking_config": (None,),
-    "penalty_alpha": (None, 0.0),
+    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "guidance_scale"), 1.0),
+    **dict.fromkeys(("no_repeat_ngram_size", "min_length", "min_new_tokens", "penalty_alpha"), 0),
+    **dict.fromkeys(("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id")),
+    **dict.fromkeys(("forced_eos_token_id", "sequence_bias", "exponential_decay_length_penalty", "stop_strings")),
+    **{"num_beams": 1, "watermarking_config": None},
 }
 
 
@@ -62,20 +51,20 @@ def obstacle(model: Any, processor: Any) -> str | None:
         return f"its attention is {text._attn_implementation}"
     for name, plain in _PLAIN.items():
         value = getattr(model.generation_config, name, None)
-        if value not in plain:
+        if value not in (None, plain):
             return f"its generation configuration sets {name}={value}"
     return None if Prompter(processor).image_first() else "its chat template puts the image after the question"
 
 
-class SuffixGenerator:
-    """Answers by shared prefixes. See `obstacle` for the models that it takes.
+class Generator(abc.ABC):
+    """Answers questions about images, greedily.
 
     Args:
-        model: stock Llava model in eval mode.
-        processor: its stock processor.
+        model: stock image-text-to-text model in eval mode.
+        processor: its stock processor with a chat template.
         suffix: appended to each question.
         max_new_tokens: longest answer, tokens.
-        batch_tokens: cached positions that a batch of questions may hold at once, prefix and answers counted.
+        batch_tokens: positions that a batch of questions may hold at once: prompts, padding and answers.
     """
 
     def __init__(
@@ -84,10 +73,81 @@ class SuffixGenerator:
         self._model, self._processor = model, processor
         self._prompter = Prompter(processor, suffix=suffix)
         self._new, self._budget = max_new_tokens, batch_tokens
-        self._image_token = model.config.image_token_id
-        self._stops = torch.tensor(stop_tokens(model, processor), device=model.device)
+        self._stops = stop_tokens(model, processor)
         self._yes_or_no = YesOrNo(processor.tokenizer)
-        self._window = getattr(model.config.text_config, "sliding_window", None)
+
+    @abc.abstractmethod
+    def answer(self, asked: Iterable[tuple[Image, Sequence[str]]]) -> Iterator[list[Answer]]:
+        """Yield, for each image in turn, the answers to its questions in their order."""
+
+    def _answers(self, said: Sequence[Sequence[int]], p_yes: Sequence[float | None]) -> list[Answer]:
+        texts = self._processor.tokenizer.batch_decode(said, skip_special_tokens=True)
+        return [Answer(text.strip(), p, tuple(row)) for text, p, row in zip(texts, p_yes, said, strict=True)]
+
+
+def fastest(model: Any, processor: Any, **settings: Any) -> Generator:
+    """Return the fastest generator that gives a model's stock answers; a slower one is said in the log.
+
+    Args:
+        model: see `Generator`.
+        processor: its processor.
+        settings: the generator's.
+    """
+    reason = obstacle(model, processor)
+    if reason:
+        logs.get("evaluate").info(f"asking by stock generate, an image at a time: {reason}")
+    return (StockGenerator if reason else SuffixGenerator)(model, processor, **settings)
+
+
+class StockGenerator(Generator):
+    """Answers by `generate`, for any model: the questions of one image are a left-padded batch."""
+
+    @torch.inference_mode()
+    def answer(self, asked: Iterable[tuple[Image, Sequence[str]]]) -> Iterator[list[Answer]]:
+        """Yield, for each image in turn, the answers to its questions in their order."""
+        for image, questions in asked:
+            prompts = [self._prompter.render(question) for question in questions]
+            length = self._inputs(image, [max(prompts, key=len)])["input_ids"].shape[1]
+            step = max(1, self._budget // (length + self._new))
+            batches = (prompts[start : start + step] for start in range(0, len(prompts), step))
+            yield [answer for batch in batches for answer in self._generate(image, batch)]
+
+    def _inputs(self, image: Image, prompts: list[str]) -> Any:
+        inputs = self._processor(
+            images=[[image] for _ in prompts],
+            text=prompts,
+            padding=True,
+            padding_side="left",
+            add_special_tokens=self._prompter.adds_special_tokens(prompts[0]),
+            return_tensors="pt",
+        )
+        return inputs.to(self._model.device, self._model.dtype)
+
+    def _generate(self, image: Image, prompts: list[str]) -> list[Answer]:
+        inputs = self._inputs(image, prompts)
+        padding = self._processor.tokenizer.pad_token_id
+        output = self._model.generate(
+            **inputs,
+            do_sample=False,
+            max_new_tokens=self._new,
+            eos_token_id=self._stops,
+            pad_token_id=padding if padding is not None else self._stops[0],
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        rows = output.sequences[:, inputs["input_ids"].shape[1] :].tolist()
+        ends = (next((place for place, token in enumerate(row) if token in self._stops), None) for row in rows)
+        said = [row[:end] for row, end in zip(rows, ends, strict=True)]
+        return self._answers(said, self._yes_or_no.probability(output.logits[0]))
+
+
+class SuffixGenerator(Generator):
+    """Answers by shared prefixes. See `obstacle` for the models that it takes."""
+
+    def __init__(self, model: Any, processor: Any, **settings: Any) -> None:
+        super().__init__(model, processor, **settings)
+        self._image_token = model.config.image_token_id
+        self._ends = torch.tensor(self._stops, device=model.device)
 
     @torch.inference_mode()
     def answer(self, asked: Iterable[tuple[Image, Sequence[str]]]) -> Iterator[list[Answer]]:
@@ -125,25 +185,20 @@ class SuffixGenerator:
         for start in range(0, len(prompts), step):
             suffixes = [row[shared:] for row in prompts[start : start + step]]
             rows = torch.tensor(owner[start : start + step], device=self._model.device)
-            answers += self._decode(repeated(cache, rows, self._room(suffixes)), len(prefix), suffixes)
+            room = max(map(len, suffixes)) + self._new
+            repeated = Cache(layers=[_Reserved(layer, rows, room) for layer in cache.layers])
+            answers += self._decode(repeated, len(prefix), suffixes)
         position = 0
         for _, _, asked in waiting:
             yield answers[position : position + len(asked)]
             position += len(asked)
 
-    def _room(self, suffixes: Sequence[Sequence[int]]) -> int:
-        return max(map(len, suffixes)) + self._new
-
     def _prefill(self, prefix: list[int], pixels: torch.Tensor) -> Cache:
         """Run encoder and prefix once an image: (images, positions)."""
         device, cache = self._model.device, DynamicCache()
         ids = torch.tensor([prefix], device=device).expand(len(pixels), -1)
-        self._model.model(
-            input_ids=ids,
-            pixel_values=pixels.to(device, self._model.dtype),
-            past_key_values=cache,
-            use_cache=True,
-        )
+        pixels = pixels.to(device, self._model.dtype)
+        self._model.model(input_ids=ids, pixel_values=pixels, past_key_values=cache, use_cache=True)
         return cache
 
     def _decode(self, cache: Cache, prefix: int, suffixes: Sequence[Sequence[int]]) -> list[Answer]:
@@ -163,7 +218,7 @@ class SuffixGenerator:
         positions = prefix + lengths
         for count in range(1, self._new + 1):
             chosen = logits.float().argmax(-1)
-            speaking = speaking & ~torch.isin(chosen, self._stops)
+            speaking = speaking & ~torch.isin(chosen, self._ends)
             for row, token in zip(row_of[speaking].tolist(), chosen[speaking].tolist(), strict=True):
                 said[row].append(token)
             left = int(speaking.sum())
@@ -179,18 +234,95 @@ class SuffixGenerator:
             hidden = self._forward(chosen[:, None], positions[:, None], slots, valid, cache)
             logits = self._model.lm_head(hidden[:, -1])
             positions = positions + 1
-        texts = self._processor.tokenizer.batch_decode(said, skip_special_tokens=True)
-        return [Answer(text.strip(), p, tuple(row)) for text, p, row in zip(texts, p_yes, said, strict=True)]
+        return self._answers(said, p_yes)
 
     def _forward(
         self, ids: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor, valid: torch.Tensor, cache: Cache
     ) -> torch.Tensor:
         """Append tokens to the cache and return their hidden states (rows, tokens, width)."""
-        sliding = mask(positions, slots, valid, self._window, self._model.dtype)
-        full = mask(positions, slots, valid, None, self._model.dtype)
-        masks = by_kind(self._model.config.text_config, full, sliding)
+        text = self._model.config.text_config
+        window = getattr(text, "sliding_window", None)
+        masks: Any = {
+            "full_attention": _mask(positions, slots, valid, None, self._model.dtype),
+            "sliding_attention": _mask(positions, slots, valid, window, self._model.dtype),
+        }
+        # A language model with one kind of layer takes its mask as it is; what names none is full without a window.
+        kinds = set(getattr(text, "layer_types", None) or ["sliding_attention"])
+        masks = masks if len(kinds) == 2 else masks[kinds.pop()]
         outputs = self._model.model(
             input_ids=ids, attention_mask=masks, position_ids=positions, past_key_values=cache, use_cache=True
         )
         hidden: torch.Tensor = outputs.last_hidden_state
         return hidden
+
+
+class _Reserved(DynamicLayer):
+    """A prefix's keys and values in one layer, (rows, heads, positions, head width), shared out to many questions.
+
+    The stock dynamic cache grows by concatenation, which copies everything at each token; here the room for a short
+    answer is reserved at once. All positions are kept: a layer's sliding window is a matter of the mask.
+
+    Args:
+        source: layer of a forward pass over (images, positions); left as it is.
+        rows: image index of each row, (rows,), int64.
+        room: positions that may be appended.
+    """
+
+    def __init__(self, source: Any, rows: torch.Tensor, room: int) -> None:
+        super().__init__()
+        self._buffers = [self._reserve(tensor, rows, room) for tensor in (source.keys, source.values)]
+        self.dtype, self.device = source.keys.dtype, source.keys.device
+        self.is_initialized = True
+        self._show(source.keys.shape[-2])
+
+    @staticmethod
+    def _reserve(prefix: torch.Tensor, rows: torch.Tensor, room: int) -> torch.Tensor:
+        images, heads, length, width = prefix.shape
+        buffer = prefix.new_empty(len(rows), heads, length + room, width)
+        buffer[:, :, :length] = prefix[rows] if images > 1 else prefix
+        return buffer
+
+    def _show(self, length: int) -> None:
+        self.keys, self.values = (buffer[:, :, :length] for buffer in self._buffers)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append positions and return all."""
+        start, end = self.keys.shape[-2], self.keys.shape[-2] + key_states.shape[-2]
+        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[:, :, start:end] = states
+        self._show(end)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep only some rows."""
+        length = self.keys.shape[-2]
+        self._buffers = [buffer[indices] for buffer in self._buffers]
+        self._show(length)
+
+
+def _mask(
+    query: torch.Tensor, key: torch.Tensor, valid: torch.Tensor, window: int | None, dtype: torch.dtype
+) -> torch.Tensor:
+    """Return the additive attention mask of queries over cached keys, by their positions in the text.
+
+    Right padding inside a batch of suffixes leaves holes in the cache, so a slot's number is not its position:
+    causality and sliding window are decided on positions, as if each row stood alone.
+
+    Args:
+        query: position of each query, (rows, queries), int64.
+        key: position of each cached slot, (rows, slots), int64.
+        valid: whether the slot holds a token, (rows, slots), bool.
+        window: a key further back than this many positions is out of sight; None: nothing is.
+        dtype: of the model.
+
+    Returns:
+        (rows, 1, queries, slots): 0 where seen, the dtype's minimum elsewhere.
+    """
+    distance = query[:, :, None] - key[:, None, :]
+    seen = valid[:, None, :] & (distance >= 0)
+    if window is not None:
+        seen &= distance < window
+    blocked = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+    return blocked.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]

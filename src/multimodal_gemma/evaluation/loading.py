@@ -5,17 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from multimodal_gemma import files, logs, manifest
+from multimodal_gemma import files, manifest
 from multimodal_gemma.errors import InputError
-
-if TYPE_CHECKING:
-    from multimodal_gemma.evaluation.asking import Generator
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _MINIATURE = 20_000_000  # parameters
-_log = logs.get("evaluate")
 
 
 def digest(folder: Path) -> str:
@@ -141,18 +137,6 @@ def threads_for(model: Any) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def generator(model: Any, processor: Any, *, suffix: str, max_new_tokens: int, batch_tokens: int) -> Generator:
-    """Return the fastest way to ask a model that gives its stock answers; a slower one is said in the log."""
-    from multimodal_gemma.evaluation.generator import SuffixGenerator, obstacle
-    from multimodal_gemma.evaluation.stock import StockGenerator
-
-    reason = obstacle(model, processor)
-    if reason:
-        _log.info(f"asking by stock generate, an image at a time: {reason}")
-    kind = StockGenerator if reason else SuffixGenerator
-    return kind(model, processor, suffix=suffix, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens)
 
 
 def _check_processor(folder: Path, processor: Any, config: Any) -> None:

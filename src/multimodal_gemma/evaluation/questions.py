@@ -1,8 +1,8 @@
 """All questions of a benchmarks artifact in one shape, the distinct ones among them, and what came of each.
 
 POPE's three settings share many questions: of 9,000 published ones 5,127 are distinct. Each distinct pair of image and
-question is asked once, and its answer scored wherever it stands. Two models are compared on the questions that both
-have answered.
+question is asked once, and its answer scored wherever it stands. No score is made before it is known whether the model
+has learnt from the images. Two models are compared on the questions that both have answered.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 PREDICTIONS = "predictions.jsonl"
 VQA = "vqa"
+_SHOWN = 10  # ids that an error lists
 _PUBLISHED = {"pope": ("AoiDragon/POPE/", "POPE"), "vqa": ("/cvmlp/vqa/mscoco/vqa", "VQA v2")}
 _POPE = "pope/"
 _OBJECT = re.compile(r"is there (?:an? |any )?(.+?)(?: in the (?:image|picture|photo|scene))?\s*\?", re.IGNORECASE)
@@ -33,34 +34,17 @@ _OBJECT = re.compile(r"is there (?:an? |any )?(.+?)(?: in the (?:image|picture|p
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """One question of a benchmark.
+    """One question of a benchmark."""
 
-    Attributes:
-        benchmark: "vqa", or "pope/" and the setting, e.g. "pope/random".
-        question_id: distinct within its benchmark.
-        image: file name in the image shards.
-        image_id: identity of the photograph.
-        text: the question.
-        label: POPE's "yes" or "no"; "" for VQA.
-        answers: VQA's annotators; () for POPE.
-        answer_type: VQA's "yes/no", "number" or "other"; "" for POPE.
-        question_type: VQA's first words, e.g. "how many"; "" for POPE.
-    """
-
-    benchmark: str
-    question_id: int
-    image: str
-    image_id: str
-    text: str
-    label: str = ""
-    answers: tuple[str, ...] = ()
-    answer_type: str = ""
-    question_type: str = ""
-
-    @property
-    def setting(self) -> str:
-        """POPE's setting, e.g. "random"; "" for VQA."""
-        return self.benchmark.removeprefix(_POPE) if self.benchmark.startswith(_POPE) else ""
+    benchmark: str  # "vqa", or "pope/" and the setting, e.g. "pope/random"
+    question_id: int  # distinct within its benchmark
+    image: str  # file name in the image shards
+    image_id: str  # identity of the photograph
+    text: str  # the question
+    label: str = ""  # POPE's "yes" or "no"; "" for VQA
+    answers: tuple[str, ...] = ()  # VQA's annotators; () for POPE
+    answer_type: str = ""  # VQA's "yes/no", "number" or "other"; "" for POPE
+    question_type: str = ""  # VQA's first words, e.g. "how many"; "" for POPE
 
     @property
     def object(self) -> str:
@@ -82,12 +66,11 @@ def load(benchmarks: Path) -> list[Question]:
         Question(f"{_POPE}{setting}", asked.question_id, asked.image, image_id(asked.image), asked.text, asked.label)
         for setting, settings in load_pope(benchmarks).items()
         for asked in settings
-    ]
-    for vqa in load_vqa(benchmarks):
-        kinds = vqa.answer_type, vqa.question_type
-        questions.append(
-            Question(VQA, vqa.question_id, vqa.image, vqa.image_id, vqa.question, "", tuple(vqa.answers), *kinds)
-        )
+    ] + [
+        Question(VQA, *(vqa.question_id, vqa.image, vqa.image_id, vqa.question, ""), tuple(vqa.answers),
+                 vqa.answer_type, vqa.question_type)
+        for vqa in load_vqa(benchmarks)
+    ]  # fmt: skip
     if not questions:
         raise InputError(
             f"evaluate: {benchmarks} asks nothing: it has neither pope/ nor vqa/. Give benchmarks.pope or "
@@ -122,13 +105,66 @@ def names(benchmarks: Path) -> dict[str, str]:
     return found
 
 
-def row(question: Question, answer: Answer) -> Row:
-    """Return the scored row of one question.
+def contamination(model: Path, dataset: Path | None, images: Iterable[str], policy: str) -> dict[str, Any]:
+    """Compare the images that a model was trained on with those that it is to be asked about.
+
+    Args:
+        model: folder that may hold training_images.txt, one image id a line.
+        dataset: processed dataset that it was trained on, read where the model lists none.
+        images: image ids of all questions.
+        policy: data.contamination; "allow" records hits, anything else refuses them.
+
+    Returns:
+        `status`: "clean"; "unknown" (nothing states the training images); "allowed" (there are hits, which the policy
+        lets pass); and `images`, the ids of the hits.
+
+    Raises:
+        InputError: a training image is in the benchmark; the sentence lists the ids.
+    """
+    path = model / "training_images.txt"
+    if path.is_file():
+        trained = path.read_text(encoding="utf-8").split("\n")
+    elif dataset is not None:
+        from multimodal_gemma.data.processed import ProcessedDataset
+
+        trained = list(ProcessedDataset(dataset).split("train").image_ids)
+    else:
+        return {"status": "unknown", "images": []}
+    hits = sorted(set(images) & (set(trained) - {""}))
+    if hits and policy != "allow":
+        more = f" and {len(hits) - _SHOWN:,} more" if len(hits) > _SHOWN else ""
+        raise InputError(
+            f"evaluate: {len(hits):,} images of the benchmarks were in the training split, so a score would mean "
+            f"nothing: {', '.join(hits[:_SHOWN])}{more}. Preprocess with data.contamination=drop and train again, or "
+            "accept it with data.contamination=allow."
+        )
+    return {"status": "allowed" if hits else "clean", "images": hits}
+
+
+def seen(metrics: Mapping[str, Any]) -> str:
+    """Say what metrics.json knows of training images in the benchmarks."""
+    found = metrics.get("contamination", {})
+    if found.get("status") == "clean":
+        return "No image of the training split is in a benchmark."
+    if found.get("status") == "allowed":
+        return (
+            f"{len(found['images']):,} of the benchmarks' images were in the training split, which the configuration "
+            "allowed: the scores overstate what the model can do."
+        )
+    return "It is unknown whether training images are in a benchmark: the model does not state what it learnt from."
+
+
+def rows(questions: Sequence[Question], answers: Mapping[str, Mapping[str, Answer]]) -> list[Row]:
+    """Return the scored rows of all questions, in their order; equal questions about an image share their answer.
 
     Keys: benchmark, question_id, image, image_id, question, prediction, parsed, p_yes, score and strict_score in
     [0, 1]; POPE adds label and object, VQA answers, answer_type and question_type. `score` is the official one.
     """
-    common = {
+    return [_row(question, answers[question.image][question.text]) for question in questions]
+
+
+def _row(question: Question, answer: Answer) -> Row:
+    row = {
         "benchmark": question.benchmark,
         "question_id": question.question_id,
         "image": question.image,
@@ -137,17 +173,16 @@ def row(question: Question, answer: Answer) -> Row:
         "prediction": answer.text,
         "p_yes": None if answer.p_yes is None else round(answer.p_yes, 6),
     }
-    if question.setting:
+    if question.label:
         parsed = parse_answer(answer.text)
-        strict = parse_answer(answer.text, mode="strict")
-        return common | {
+        return row | {
             "parsed": parsed,
             "label": question.label,
             "object": question.object,
             "score": float(parsed == question.label),
-            "strict_score": float(strict == question.label),
+            "strict_score": float(parse_answer(answer.text, mode="strict") == question.label),
         }
-    return common | {
+    return row | {
         "parsed": normalized(strip(answer.text)),
         "answers": list(question.answers),
         "answer_type": question.answer_type,
@@ -155,11 +190,6 @@ def row(question: Question, answer: Answer) -> Row:
         "score": vqa_accuracy(answer.text, question.answers),
         "strict_score": vqa_accuracy(answer.text, question.answers, normalize="always"),
     }
-
-
-def rows(questions: Sequence[Question], answers: Mapping[str, Mapping[str, Answer]]) -> list[Row]:
-    """Return the rows of all questions, in their order; equal questions about an image share their answer."""
-    return [row(question, answers[question.image][question.text]) for question in questions]
 
 
 def read_rows(evaluation: Path) -> list[Row]:
@@ -182,12 +212,7 @@ def pairs(ours: Iterable[Row], theirs: Iterable[Row]) -> list[tuple[Row, Row]]:
 
 
 def difference(paired: Sequence[tuple[Row, Row]], *, confidence: float = 0.95) -> Estimate:
-    """Return the paired difference ours - theirs, clustered by image; each benchmark weighs the same, as in a mean.
-
-    Args:
-        paired: of `pairs`.
-        confidence: probability that the interval covers.
-    """
+    """Return the paired difference ours - theirs of `pairs`, clustered by image; each benchmark weighs the same."""
     sizes = Counter(ours["benchmark"] for ours, _ in paired)
     return paired_difference(
         [float(ours["score"]) for ours, _ in paired],

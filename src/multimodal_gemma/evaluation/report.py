@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from multimodal_gemma import files
-from multimodal_gemma.evaluation.questions import Row
+from multimodal_gemma.evaluation.questions import Row, seen
 from multimodal_gemma.reporting import charts
 from multimodal_gemma.reporting.page import GalleryItem, Page
 
@@ -23,6 +23,7 @@ _PER_GALLERY = 12
 _MOST_TRUTHS = 3  # of the annotators' answers, the most frequent ones
 _ANSWERS = ("yes", "no")
 _VQA_COLUMNS = ("accuracy", "interval", "majority", "majority answer", "questions")
+_VQA_SHOWN = ("accuracy", "interval", "majority_baseline", "majority_answer", "count")
 
 
 def render(
@@ -30,7 +31,6 @@ def render(
     captions: Sequence[Row],
     metrics: dict[str, Any],
     shards: ImageShards,
-    contamination: str,
     *,
     confidence: float,
     model: str,
@@ -43,7 +43,6 @@ def render(
         captions: descriptions with the objects that they name, see `chair.rows`.
         metrics: what metrics.json holds.
         shards: the benchmark's images.
-        contamination: the sentence on training images among them.
         confidence: of the intervals, for their caption.
         model: what the scored model is called.
         date: when it was scored, as text.
@@ -53,7 +52,7 @@ def render(
     lead = (
         f"{model} (digest {metrics['model_digest'][:12]}), {date}: {called}. {questions:,} questions about {images:,} "
         f"images. Intervals cover {confidence:.0%}, clustered by image; a dash stands for fewer than ten images. "
-        f"{contamination}"
+        f"{seen(metrics)}"
     )
     page = Page("Evaluation", lead).cards(_cards(metrics))
     if metrics["pope"]:
@@ -112,36 +111,24 @@ def _cards(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
     cards = []
     if mean := metrics["pope_mean"]:
         blind = sum(section["majority_baseline"] for section in metrics["pope"].values()) / len(metrics["pope"])
-        cards.append(
-            (
-                "POPE accuracy",
-                _share(mean["accuracy"]),
-                f"{_span(mean['interval'])}; always one answer: {_share(blind)}",
-            )
-        )
-        ratio = metrics["metrics"]["pope_yes_ratio"]
-        cards.append(
-            (
-                "POPE says yes",
-                _share(ratio),
-                "of the questions; half of them are yes" if blind == 0.5 else "of the questions",
-            )
-        )
+        note = f"{_span(mean['interval'])}; always one answer: {_share(blind)}"
+        cards.append(("POPE accuracy", _share(mean["accuracy"]), note))
+        note = "of the questions; half of them are yes" if blind == 0.5 else "of the questions"
+        cards.append(("POPE says yes", _share(metrics["metrics"]["pope_yes_ratio"]), note))
         if known := mean["calibration"]:
             rank = "-" if known["auroc"] is None else f"{known['auroc']:.3f}"
             cards.append(("AUROC of P(yes)", rank, f"0.5 is chance; calibration error {known['ece']:.3f}"))
     if vqa := metrics["vqa"]:
-        blind_answer = f"always {vqa['majority_answer']!r}: {_share(vqa['majority_baseline'])}"
-        cards.append(("VQA accuracy", _share(vqa["accuracy"]), f"{_span(vqa['interval'])}; {blind_answer}"))
+        note = f"always {vqa['majority_answer']!r}: {_share(vqa['majority_baseline'])}"
+        cards.append(("VQA accuracy", _share(vqa["accuracy"]), f"{_span(vqa['interval'])}; {note}"))
     if told := metrics["chair"]:
-        invented, recall = told["chair_i"], told["recall"]
-        value = "-" if invented["value"] is None else _share(invented["value"])
-        known = "" if recall["value"] is None else f"; {_share(recall['value'])} of what is there is named"
-        cards.append(("Objects invented (CHAIRi)", value, f"{_span(invented['interval'])}{known}"))
+        invented, recall = told["chair_i"], told["recall"]["value"]
+        note = "" if recall is None else f"; {_share(recall)} of what is there is named"
+        cards.append(("Objects invented (CHAIRi)", _share(invented["value"]), _span(invented["interval"]) + note))
     if found := metrics["validation"]:
-        source = (
-            f"{found['conversations']:,} held-out conversations" if "conversations" in found else "as training left it"
-        )
+        source = "as training left it"
+        if "conversations" in found:
+            source = f"{found['conversations']:,} held-out conversations"
         cards.append(("Validation loss", f"{found['loss']:.3f}", f"perplexity {found['perplexity']:.2f}; {source}"))
     return cards
 
@@ -154,33 +141,17 @@ def _pope(page: Page, metrics: dict[str, Any]) -> None:
         "company with what is there. A model that always says yes scores half of the accuracy but two thirds of F1, "
         "so look at the yes-ratio first.",
     )
-    rows = [
-        (
-            setting,
-            _share(section["accuracy"]),
-            _span(section["interval"]),
-            _share(section["majority_baseline"]),
-            _share(section["yes_ratio"]),
-            _share(section["f1"]),
-            _share(section["always_yes_f1"]),
-            section["count"],
-        )
-        for setting, section in pope.items()
-    ]
-    page.table(("setting", "accuracy", "interval", "one answer", "says yes", "F1", "F1 of all yes", "questions"), rows)
-    parsed = [
-        (
-            setting,
-            _share(section["precision"]),
-            _share(section["recall"]),
-            _share(section["strict"]["accuracy"]),
-            _share(section["strict"]["invalid_rate"]),
-        )
-        for setting, section in pope.items()
-    ]
+    shown = ("accuracy", "interval", "majority_baseline", "yes_ratio", "f1", "always_yes_f1", "count")
+    page.table(
+        ("setting", "accuracy", "interval", "one answer", "says yes", "F1", "F1 of all yes", "questions"),
+        [(setting, *_told(section, *shown)) for setting, section in pope.items()],
+    )
     page.table(
         ("setting", "precision", "recall", "strict accuracy", "invalid"),
-        parsed,
+        [
+            (setting, *_told(section, "precision", "recall"), *_told(section["strict"], "accuracy", "invalid_rate"))
+            for setting, section in pope.items()
+        ],
         "Official parsing reads whatever does not say no as yes; strict counts an answer that is neither as wrong "
         "(invalid).",
     )
@@ -191,8 +162,25 @@ def _pope(page: Page, metrics: dict[str, Any]) -> None:
         ]
     )
     if known := metrics["pope_mean"]["calibration"]:
-        _calibration(page, known, _tuned(metrics))
-    _objects(page, metrics["objects"])
+        page.section(
+            "Calibration",
+            "Of the questions that the model holds to be yes with some probability, that share should be yes: the "
+            f"nearer to the diagonal, the better it knows what it knows. Expected calibration error: "
+            f"{known['ece']:.3f}.{_tuned(metrics)}",
+        )
+        page.figure(charts.calibration(known["bins"]), "The larger a dot, the more questions it stands for.")
+        page.table(("mean P(yes)", "share of yes", "questions"), [tuple(entry) for entry in known["bins"]])
+    objects = metrics["objects"][:_MOST_OBJECTS]
+    every = len(metrics["objects"])
+    page.section(
+        "Objects, worst first",
+        "Which things are overlooked, and which are imagined: compare the last two columns."
+        + (f" The worst {len(objects)} of {every:,}." if every > len(objects) else ""),
+    )
+    page.table(
+        ("object", "accuracy", "questions", "says yes", "is yes"),
+        [(entry["object"], *_told(entry, "accuracy", "count", "yes_ratio", "label_ratio")) for entry in objects],
+    )
 
 
 def _tuned(metrics: dict[str, Any]) -> str:
@@ -205,39 +193,6 @@ def _tuned(metrics: dict[str, Any]) -> str:
         f" If P(yes) of at least {tuned['threshold']:.2f} counted as yes, which separates {found['questions']:,} yes "
         f"and no answers of the validation data best, accuracy would be {_share(tuned['accuracy'])} "
         f"({_span(tuned['interval'])}) and the yes-ratio {_share(tuned['yes_ratio'])}."
-    )
-
-
-def _calibration(page: Page, known: dict[str, Any], tuned: str) -> None:
-    bins = known["bins"]
-    page.section(
-        "Calibration",
-        "Of the questions that the model holds to be yes with some probability, that share should be yes: the nearer "
-        f"to the diagonal, the better it knows what it knows. Expected calibration error: {known['ece']:.3f}.{tuned}",
-    )
-    page.figure(charts.calibration(bins), "The larger a dot, the more questions it stands for.")
-    page.table(("mean P(yes)", "share of yes", "questions"), [tuple(entry) for entry in bins])
-
-
-def _objects(page: Page, objects: Sequence[dict[str, Any]]) -> None:
-    shown = objects[:_MOST_OBJECTS]
-    rest = f" The worst {len(shown)} of {len(objects):,}." if len(objects) > len(shown) else ""
-    page.section(
-        "Objects, worst first",
-        f"Which things are overlooked, and which are imagined: compare the last two columns.{rest}",
-    )
-    page.table(
-        ("object", "accuracy", "questions", "says yes", "is yes"),
-        [
-            (
-                entry["object"],
-                _share(entry["accuracy"]),
-                entry["count"],
-                _share(entry["yes_ratio"]),
-                _share(entry["label_ratio"]),
-            )
-            for entry in shown
-        ],
     )
 
 
@@ -261,24 +216,15 @@ def _vqa(page: Page, vqa: dict[str, Any], called: str) -> None:
     said = f" {few:,} questions have fewer than ten answers; they are scored by the same rule." if few else ""
     page.table(
         ("answers", *_VQA_COLUMNS),
-        [_vqa_row(name, entry) for name, entry in [("all", vqa), *kinds]],
+        [(name, *_told(entry, *_VQA_SHOWN)) for name, entry in [("all", vqa), *kinds]],
         f"Always normalised (strict): {_share(vqa['strict_accuracy'])}. The most frequent answer of each question "
         f"type, known without the image: {_share(vqa['question_type_baseline'])}.{said}",
     )
     types = sorted(vqa["by_question_type"].items(), key=lambda item: (-item[1]["count"], item[0]))
     page.section("By question type", f"The {min(len(types), _MOST_TYPES)} most frequent of {len(types)} types.")
-    page.table(("question begins", *_VQA_COLUMNS), [_vqa_row(name, entry) for name, entry in types[:_MOST_TYPES]])
-
-
-def _vqa_row(name: str, entry: dict[str, Any]) -> tuple[str | int, ...]:
-    baseline = _share(entry["majority_baseline"])
-    return (
-        name,
-        _share(entry["accuracy"]),
-        _span(entry["interval"]),
-        baseline,
-        entry["majority_answer"],
-        entry["count"],
+    page.table(
+        ("question begins", *_VQA_COLUMNS),
+        [(name, *_told(entry, *_VQA_SHOWN)) for name, entry in types[:_MOST_TYPES]],
     )
 
 
@@ -299,13 +245,10 @@ def _chair(page: Page, captions: Sequence[Row], found: dict[str, Any], shards: I
         "CHAIRs the share of descriptions with at least one: the lower, the better. Who names little invents little: "
         "read them beside the recall, the share of the objects there that are named.",
     )
-    shares = [("CHAIRi", found["chair_i"]), ("CHAIRs", found["chair_s"]), ("recall", found["recall"])]
+    shares = {"CHAIRi": "chair_i", "CHAIRs": "chair_s", "recall": "recall"}
     page.table(
         ("measure", "value", "interval"),
-        [
-            (name, "-" if share["value"] is None else _share(share["value"]), _span(share["interval"]))
-            for name, share in shares
-        ],
+        [(name, *_told(found[key], "value", "interval")) for name, key in shares.items()],
         f"{found['captions']:,} descriptions with {found['mentions_per_caption']:.1f} mentions each; "
         f"{found['silent']:,} are empty. The words for objects are this project's own: compare with figures made here.",
     )
@@ -338,8 +281,17 @@ def _picture(row: Row, shards: ImageShards) -> Image:
         return ImageOps.exif_transpose(opened).convert("RGB")
 
 
-def _share(value: float) -> str:
-    return f"{100 * value:.1f}%"
+def _told(section: dict[str, Any], *names: str) -> list[str | int]:
+    """Return what a table shows of a section: shares and intervals in percent, counts and words as they are."""
+    found = (section[name] for name in names)
+    return [
+        value if isinstance(value, str | int) else _share(value) if isinstance(value, float) else _span(value)
+        for value in found
+    ]
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}%"
 
 
 def _span(interval: Sequence[float] | None) -> str:

@@ -23,19 +23,12 @@ _BINS = 10
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A mean with its uncertainty.
+    """A mean with its uncertainty."""
 
-    Attributes:
-        mean: the score.
-        standard_error: clustered by image; 0 with a single image, where nothing is known about it.
-        interval: low and high end; None where there are too few images for one.
-        clusters: how many images there are.
-    """
-
-    mean: float
-    standard_error: float
-    interval: Interval | None
-    clusters: int
+    mean: float  # the score
+    standard_error: float  # clustered by image; 0 with a single image, where nothing is known about it
+    interval: Interval | None  # low and high end; None where there are too few images for one
+    clusters: int  # how many images there are
 
 
 def clustered_mean(
@@ -134,16 +127,12 @@ def perplexity(loss: float) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """What P(yes) is worth.
+    """What P(yes) is worth."""
 
-    Attributes:
-        auroc: probability that a yes question gets the higher P(yes) than a no question; None without both kinds.
-        ece: expected calibration error over ten bins of equal width, in [0, 1].
-        bins: per occupied bin: mean P(yes), share of yes among its questions, number of questions.
-    """
-
+    # Probability that a yes question gets the higher P(yes) than a no question; None without both kinds.
     auroc: float | None
-    ece: float
+    ece: float  # expected calibration error over ten bins of equal width, in [0, 1]
+    # Per occupied bin: mean P(yes), share of yes among its questions, number of questions.
     bins: list[tuple[float, float, int]]
 
 
@@ -168,17 +157,11 @@ def calibration(p_yes: Floats, is_yes: npt.NDArray[np.bool_]) -> Calibration:
 
 @dataclasses.dataclass(frozen=True)
 class Threshold:
-    """From which P(yes) on an answer should count as yes.
+    """From which P(yes) on an answer should count as yes."""
 
-    Attributes:
-        value: the threshold, in [0, 1].
-        balanced_accuracy: mean of the shares of yes and of no that it gets right, on the data that it was found on.
-        questions: how many those are.
-    """
-
-    value: float
-    balanced_accuracy: float
-    questions: int
+    value: float  # the threshold, in [0, 1]
+    balanced_accuracy: float  # mean of the shares of yes and of no that it gets right, on the data that it was found on
+    questions: int  # how many those are
 
 
 def best_threshold(p_yes: Floats, is_yes: npt.NDArray[np.bool_]) -> Threshold:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from multimodal_gemma.evaluation.asking import YesOrNo
+from multimodal_gemma.evaluation.prompts import YesOrNo
 from multimodal_gemma.evaluation.statistics import Threshold, best_threshold, perplexity
 from multimodal_gemma.model import attention
 from multimodal_gemma.model.assembly import cap_logits
@@ -31,28 +31,28 @@ FEWEST = 20  # answers of each kind; fewer say nothing about where yes ends and 
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """What the held-out conversations say.
+    """What the held-out conversations say."""
 
-    Attributes:
-        loss: mean cross-entropy of the supervised tokens, nats; all tokens weigh alike, as in training.
-        tokens: how many there are.
-        conversations: how many hold them.
-        yes: answers among them that begin with yes.
-        no: answers that begin with no.
-        threshold: of P(yes), in best balance; None with fewer than `FEWEST` answers of either kind.
+    loss: float  # mean cross-entropy of the supervised tokens, nats; all tokens weigh alike, as in training
+    tokens: int  # how many there are
+    conversations: int  # how many hold them
+    yes_answers: int  # answers among them that begin with yes
+    no_answers: int  # answers that begin with no
+    threshold: Threshold | None  # of P(yes), in best balance; None with fewer than `FEWEST` answers of either kind
+
+
+def section(found: Validation | None, recorded: float | None) -> dict[str, Any]:
+    """Return the section "validation" of metrics.json.
+
+    Args:
+        found: measured here; None if it was not.
+        recorded: the loss that training left with the model, used where nothing was measured.
     """
-
-    loss: float
-    tokens: int
-    conversations: int
-    yes: int
-    no: int
-    threshold: Threshold | None
-
-    @property
-    def perplexity(self) -> float:
-        """See `statistics.perplexity`."""
-        return perplexity(self.loss)
+    if found is not None:
+        return {"source": "measured", **dataclasses.asdict(found), "perplexity": perplexity(found.loss)}
+    if recorded is not None:
+        return {"source": "training", "loss": recorded, "perplexity": perplexity(recorded), "threshold": None}
+    return {}
 
 
 @torch.inference_mode()

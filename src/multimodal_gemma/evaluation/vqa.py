@@ -79,12 +79,6 @@ def majority_answer(answers: Iterable[Sequence[str]]) -> str:
     return min(counts, key=lambda answer: (-counts[answer], answer))
 
 
-def majority_baseline(answers: Sequence[Sequence[str]]) -> float:
-    """Return the official accuracy of giving the most frequent answer to every question, in [0, 1]."""
-    constant = majority_answer(answers)
-    return sum(vqa_accuracy(constant, given) for given in answers) / len(answers)
-
-
 def strip(text: str) -> str:
     """Return `text` on one line, without space around it: what the official scorer does to every answer."""
     return text.replace("\n", " ").replace("\t", " ").strip()
@@ -95,18 +89,10 @@ def normalized(text: str) -> str:
 
     Source: processPunctuation and processDigitArticle of the official VQA v2 evaluation (Goyal et al., 2017).
     """
-    return _words(_punctuation(text))
-
-
-def _punctuation(text: str) -> str:
-    has_number = _NUMBER_WITH_COMMA.search(text) is not None
-    result = text
+    has_number, result = _NUMBER_WITH_COMMA.search(text) is not None, text
     for mark in _MARKS:
         beside_space = f"{mark} " in text or f" {mark}" in text
         result = result.replace(mark, "" if beside_space or has_number else " ")
-    return _PERIOD.sub("", result, count=_MOST_PERIODS)
-
-
-def _words(text: str) -> str:
-    digits = (_DIGITS.get(word, word) for word in text.lower().split())
+    bare = _PERIOD.sub("", result, count=_MOST_PERIODS)
+    digits = (_DIGITS.get(word, word) for word in bare.lower().split())
     return " ".join(_CORRECTED.get(word, word) for word in digits if word not in _ARTICLES)

@@ -47,10 +47,7 @@ def write(model: Path, output: Path) -> None:
         model: stock folder in the precision that the other weights keep.
         output: the folder that is made.
 
-    Raises:
-        InputError: torchao is not installed.
     """
-    require()
     from torchao.quantization import Int8WeightOnlyConfig
     from transformers import AutoModelForImageTextToText, TorchAoConfig
 
@@ -81,29 +78,21 @@ def record(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: it differs by more than rounding can.
     """
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     from multimodal_gemma.export import verifier, verify
-    from multimodal_gemma.model.folders import quiet
 
     references = folder / verify.REFERENCES
-    with quiet():
-        found = verifier.answers(folder / FOLDER, references)
-    expected = files.read_json(references / "answers.json", "export")
-    known = load_file(references / "logits.safetensors")
-    furthest = max(
-        float((row["logits"] - known[str(number)]).abs().max() / known[str(number)].std())
-        for number, row in enumerate(found)
-    )
+    found = verify.keep(references, FOLDER, folder / FOLDER)
+    trained = files.read_json(references / "model.json", "export")
+    logits = load_file(references / "model.safetensors")
+    furthest = max(verifier.difference(row["logits"], logits[str(number)]) for number, row in enumerate(found))
     if not furthest <= LIMIT:  # NaN is no small difference
         raise InputError(
             f"export: the logits of int8/ differ from the trained model's by {furthest:.2g} standard deviations, more "
             f"than the {LIMIT:g} that rounding may cost. Leave int8 out of export.formats."
         )
-    files.write_json(references / "int8.json", [{"tokens": row["tokens"], "text": row["text"]} for row in found])
-    with files.atomic_path(references / "int8.safetensors") as temporary:
-        save_file({str(number): row["logits"].contiguous() for number, row in enumerate(found)}, temporary)
-    same = sum(row["tokens"] == wanted["tokens"] for row, wanted in zip(found, expected, strict=True))
+    same = sum(row["tokens"] == wanted["tokens"] for row, wanted in zip(found, trained, strict=True))
     return {"logit_difference": furthest, "same_answers": same, "prompts": len(found)}
 
 

@@ -7,6 +7,7 @@ what was scored, and rolling back is a change of address. The manifest goes last
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -19,7 +20,6 @@ from multimodal_gemma.export import verify
 from multimodal_gemma.progress import Progress
 
 HUB_CARD, HUB_NAME = "hub/README.md", "ORG/NAME"  # the card for a hub, and what stands in it for the repository
-_ROOT = "model/"
 # What speaks of the export's own layout, and what is a repository of its own kind.
 _LEFT = ("SHA256SUMS", verify.SCRIPT, f"{verify.REFERENCES}/", "space/", "hub/")
 _CHUNK = 1 << 20  # bytes read back at a time
@@ -31,7 +31,7 @@ def check(location: str) -> None:
     Raises:
         InputError: it is none.
     """
-    if location and not (_place(location, "s3://") or re.fullmatch(r"hf://[\w.-]+/[\w.-]+", location)):
+    if location and not re.fullmatch(r"s3://[^/]+(/.*)?|hf://[\w.-]+/[\w.-]+", location):
         raise InputError(f"export: {location} is no place to publish to. Write s3://BUCKET/PREFIX or hf://ORG/NAME.")
 
 
@@ -40,51 +40,38 @@ def publish(folder: Path, location: str, *, private: bool = True) -> str:
 
     Args:
         folder: a finished export.
-        location: see `check`.
+        location: see `check`. Endpoint and credentials of a store come from the environment (see data/sources/s3.py),
+            the token of a hub is HF_TOKEN, or the one that `hf auth login` keeps.
         private: of a repository that is made on a hub.
+
+    Returns:
+        `s3://BUCKET/PREFIX/DIGEST` or `hf://ORG/NAME@COMMIT`.
 
     Raises:
         InputError: no gate vouches for it, it is unfinished, differs from its checksums or from the trained model, or
-            the store or the hub refuses.
+            the store or the hub refuses or holds other bytes afterwards.
     """
     check(location)
-    if "registration" not in manifest.verify(folder, "export").inputs:
+    made = manifest.verify(folder, "export")
+    if "registration" not in made.inputs:
         raise InputError(
             f"export: {folder} was made without a registration, so no gate vouches for it and it is not published. "
             "Export again with --registration."
         )
+    verify.run(folder)
     if location.startswith("hf://"):
-        return to_hub(folder, location, private=private)
-    return to_s3(folder, location)
+        return _to_hub(folder, made, location, private=private)
+    return _to_s3(folder, made, location)
 
 
-def _place(location: str, scheme: str) -> bool:
-    return location.startswith(scheme) and bool(location.removeprefix(scheme).partition("/")[0])
-
-
-def to_s3(folder: Path, location: str) -> str:
-    """Upload an export; what lies there already with the same bytes is not sent again.
-
-    Args:
-        folder: a finished export.
-        location: `s3://BUCKET/PREFIX`; endpoint and credentials come from the environment, see data/sources/s3.py.
-
-    Returns:
-        `s3://BUCKET/PREFIX/DIGEST`.
-
-    Raises:
-        InputError: the export is unfinished, differs from its checksums or from the trained model, or the store
-            refuses.
-    """
+def _to_s3(folder: Path, made: manifest.Manifest, location: str) -> str:
+    """Upload an export; what lies there already with the same bytes is not sent again."""
     import urllib3
     from minio.error import MinioException
 
     from multimodal_gemma.data.sources import s3
 
-    check(location)
     bucket, _, prefix = location.removeprefix("s3://").partition("/")
-    made = manifest.verify(folder, "export")
-    verify.run(folder)
     base = "/".join(part for part in (prefix.strip("/"), made.digest) if part)
     client = s3.client()
     sent = 0
@@ -115,19 +102,15 @@ def _digest(client: Any, bucket: str, key: str) -> str:
     from minio.error import S3Error
 
     try:
-        answer = client.get_object(bucket, key)
+        with contextlib.closing(client.get_object(bucket, key)) as answer:
+            digest = hashlib.sha256()
+            for piece in answer.stream(_CHUNK):
+                digest.update(piece)
+            return digest.hexdigest()
     except S3Error as error:
         if error.code in ("NoSuchKey", "NoSuchObject"):
             return ""
         raise
-    try:
-        digest = hashlib.sha256()
-        for piece in answer.stream(_CHUNK):
-            digest.update(piece)
-    finally:
-        answer.close()
-        answer.release_conn()
-    return digest.hexdigest()
 
 
 def _reason(error: Exception) -> str:
@@ -135,33 +118,19 @@ def _reason(error: Exception) -> str:
     return str(code or (str(error).splitlines() or [type(error).__name__])[0][:200])
 
 
-def to_hub(folder: Path, location: str, *, private: bool) -> str:
-    """Upload an export as a model repository, verified before and after.
+def _to_hub(folder: Path, made: manifest.Manifest, location: str, *, private: bool) -> str:
+    """Upload an export as a model repository.
 
     The hub wants the model at the root of a repository, where `from_pretrained("ORG/NAME")` looks for it: what the
     export has in model/ goes there, the other formats beside it in their folders, and the card that speaks of that
     place. One commit holds everything and deletes what is not of this export, so that a repository is never half of one
     model and half of another; its id is what is printed, for a name without it may hold another model tomorrow.
-
-    Args:
-        folder: a finished export.
-        location: `hf://ORG/NAME`; the token is HF_TOKEN, or the one that `hf auth login` keeps.
-        private: of a repository that is made.
-
-    Returns:
-        `hf://ORG/NAME@COMMIT`.
-
-    Raises:
-        InputError: the export differs from its checksums or from the trained model, the hub refuses, or holds other
-            bytes afterwards.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
     from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError
 
-    made = manifest.verify(folder, "export")
-    verify.run(folder)
     name = location.removeprefix("hf://")
-    sent = {_at(path): folder / path for path in made.files if not path.startswith(_LEFT)}
+    sent = {path.removeprefix("model/"): folder / path for path in made.files if not path.startswith(_LEFT)}
     content = {path: source.read_bytes() for path, source in sent.items() if path.endswith("README.md")}
     content["README.md"] = (folder / HUB_CARD).read_bytes()
     texts = {path: _named(text, name) for path, text in content.items()}
@@ -196,11 +165,6 @@ def to_hub(folder: Path, location: str, *, private: bool) -> str:
         raise InputError(f"export: {name} at {commit} holds other bytes of {wrong[0]} than were sent. Publish again.")
     logs.get("export").info(f"{location}@{commit}: {len(sent)} files, each compared with what was sent")
     return f"{location}@{commit}"
-
-
-def _at(path: str) -> str:
-    """Return where a file of the export goes in the repository."""
-    return path.removeprefix(_ROOT)
 
 
 def _named(text: bytes, name: str) -> bytes:

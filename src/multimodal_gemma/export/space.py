@@ -7,6 +7,7 @@ import platform
 from pathlib import Path
 
 from multimodal_gemma import files
+from multimodal_gemma.export import card
 
 FOLDER = "space"
 GRADIO = "6.31.0"  # what the page was tested with; exporting needs no gradio
@@ -23,25 +24,17 @@ def write(output: Path, *, name: str, published: str, licence: str) -> None:
         published: `hf://ORG/NAME` that the model goes to; otherwise the Space needs MODEL or model/ beside app.py.
         licence: for the Hub, e.g. "gemma".
     """
+    from huggingface_hub import SpaceCardData
+
     hub = published.removeprefix("hf://") if published.startswith("hf://") else ""
+    python = ".".join(platform.python_version_tuple()[:2])
+    front = SpaceCardData(
+        title=name, sdk="gradio", sdk_version=GRADIO, app_file="app.py", python_version=python, license=licence,
+        models=[hub] if hub else None,
+    ).to_yaml()  # fmt: skip
+    # What is installed here, without a local version such as 2.13.0+cpu.
+    pins = {package: importlib.metadata.version(package).partition("+")[0] for package in _PACKAGES}
+    lines = sorted(f"{package}=={version}\n" for package, version in {**pins, "gradio": GRADIO}.items())
     files.write_text(output / "app.py", _APP.read_text(encoding="utf-8").replace('"ORG/NAME"', f'"{hub or "model"}"'))
-    files.write_text(output / "requirements.txt", "".join(f"{line}\n" for line in requirements()))
-    files.write_text(output / "README.md", _readme(name, hub, licence))
-
-
-def requirements() -> list[str]:
-    """Return what the page needs, pinned to what is installed here."""
-    pins = {name: importlib.metadata.version(name).partition("+")[0] for name in _PACKAGES}
-    return sorted(f"{name}=={version}" for name, version in {**pins, "gradio": GRADIO}.items())
-
-
-def _readme(name: str, hub: str, licence: str) -> str:
-    lines = ["---", f"title: {name}", "sdk: gradio", f"sdk_version: {GRADIO}", "app_file: app.py"]
-    lines += [f"python_version: '{'.'.join(platform.python_version_tuple()[:2])}'", f"license: {licence}"]
-    lines += ["models:", f"- {hub}"] if hub else []
-    whence = (
-        f"It shows `{hub}`; the variable `MODEL` (`ORG/NAME@REVISION`) names another model or pins a revision."
-        if hub
-        else "Copy the export's `model/` beside `app.py`, or set the variable `MODEL` to `ORG/NAME@REVISION`."
-    )
-    return "\n".join([*lines, "---", "", f"# {name}", "", f"A chat about pictures. {whence}", ""])
+    files.write_text(output / "requirements.txt", "".join(lines))
+    files.write_text(output / "README.md", f"---\n{front}\n---\n\n{card.render('space', name, hub)}")

@@ -78,29 +78,32 @@ def answers(folder: Path, references: Path, dtype: str | None = None) -> list[di
     return found
 
 
-def compare(folder: Path, part: str, said: str, logits_of: str) -> tuple[str, dict[str, Any]]:
+def difference(found: Any, known: Any) -> float:
+    """Return the largest difference between two (vocabulary,) logits, in standard deviations of the known ones."""
+    return float((found - known).abs().max() / known.std())
+
+
+def compare(folder: Path, part: str = "model") -> tuple[str, dict[str, Any]]:
     """Return what differs from the references ("" if nothing), and the figures behind it.
 
     Args:
         folder: the export.
-        part: its stock folder that is asked.
-        said: file of references/ with the answers.
-        logits_of: file of references/ with the logits.
+        part: its stock folder that is asked; references/ has its answers and logits.
     """
     from safetensors.torch import load_file
 
     references = folder / "references"
-    if not (references / said).is_file():
-        return f"it holds no references/{said} to compare with", {}
-    expected = json.loads((references / said).read_text(encoding="utf-8"))
-    logits = load_file(references / logits_of)
+    if not (references / f"{part}.json").is_file():
+        return f"it holds no references/{part}.json to compare with", {}
+    expected = json.loads((references / f"{part}.json").read_text(encoding="utf-8"))
+    logits = load_file(references / f"{part}.safetensors")
     found = answers(folder / part, references)
     worst = 0.0
     for number, (own, wanted) in enumerate(zip(found, expected, strict=True)):
         known = logits[str(number)]
         if own["logits"].shape != known.shape:
             return f"prompt {number + 1}: it has {len(own['logits'])} logits, not {len(known)}", {}
-        worst = max(worst, float((own["logits"] - known).abs().max() / known.std()))
+        worst = max(worst, difference(own["logits"], known))
         if not worst <= TOLERANCE:  # NaN is no small difference
             return f"prompt {number + 1}: its logits differ by {worst:.2g} standard deviations", {}
         if own["tokens"] != wanted["tokens"]:
@@ -113,9 +116,9 @@ def main(folder: Path) -> int:
     wrong = check_files(folder)
     figures: dict[str, Any] = {}
     if not wrong:
-        wrong, figures = compare(folder, "model", "answers.json", "logits.safetensors")
+        wrong, figures = compare(folder)
     if not wrong and (folder / "int8").is_dir():
-        wrong, _ = compare(folder, "int8", "int8.json", "int8.safetensors")
+        wrong = compare(folder, "int8")[0]
         wrong = f"int8: {wrong}" if wrong else ""
     loaded = sorted(name for name in sys.modules if name.partition(".")[0] == "multimodal_gemma")
     if not wrong and loaded:

@@ -6,14 +6,13 @@ recorded before anything is converted, and nothing is published that does not re
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from multimodal_gemma import files, logs
 from multimodal_gemma.errors import InputError
@@ -30,19 +29,6 @@ _PROMPTS = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Verified:
-    """How close an export came to its references.
-
-    Attributes:
-        prompts: how many were asked.
-        logit_difference: largest difference of a logit, in standard deviations of the logits.
-    """
-
-    prompts: int
-    logit_difference: float
-
-
 def record(model: Path, output: Path, dtype: str) -> None:
     """Write references/ and verify.py into an export.
 
@@ -51,56 +37,61 @@ def record(model: Path, output: Path, dtype: str) -> None:
         output: the export.
         dtype: precision of the export; the trained weights are rounded to it, and everything is computed in float32.
     """
-    from safetensors.torch import save_file
-
-    from multimodal_gemma.model.folders import quiet
-
     folder = output / REFERENCES
     with files.atomic_path(folder / "picture.png") as temporary:
         _picture().save(temporary, format="PNG")
     files.write_json(folder / "prompts.json", _PROMPTS)
-    with quiet():
-        found = verifier.answers(model, folder, dtype)
-    files.write_json(folder / "answers.json", [{"tokens": row["tokens"], "text": row["text"]} for row in found])
-    with files.atomic_path(folder / "logits.safetensors") as temporary:
-        save_file({str(number): row["logits"].contiguous() for number, row in enumerate(found)}, temporary)
+    keep(folder, "model", model, dtype)
     with files.atomic_path(output / SCRIPT) as temporary:
         shutil.copyfile(verifier.__file__, temporary)
 
 
-def run(folder: Path) -> Verified:
+def keep(references: Path, part: str, model: Path, dtype: str | None = None) -> list[dict[str, Any]]:
+    """Write what a model answers to the prompts of references/ beside them, for a part of the export; return it."""
+    from safetensors.torch import save_file
+
+    from multimodal_gemma.model.folders import quiet
+
+    with quiet():
+        found = verifier.answers(model, references, dtype)
+    files.write_json(references / f"{part}.json", [{"tokens": row["tokens"], "text": row["text"]} for row in found])
+    with files.atomic_path(references / f"{part}.safetensors") as temporary:
+        save_file({str(number): row["logits"].contiguous() for number, row in enumerate(found)}, temporary)
+    return found
+
+
+def run(folder: Path) -> dict[str, Any]:
     """Verify an export in a process of its own that stock libraries alone run in.
 
     The script that runs is this project's own, not the one in the folder, which may come from anywhere.
+
+    Returns:
+        How many `prompts` were asked, and the `logit_difference`: the largest, in standard deviations of the logits.
 
     Raises:
         InputError: a file is missing or differs, the model does not load, or it answers otherwise than the trained one.
     """
     if not folder.is_dir():
         raise InputError(f"export: {folder} does not exist. Give the folder that `mmgemma export` wrote.")
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(
         [sys.executable, "-I", verifier.__file__, str(folder.resolve())],
         capture_output=True,
         text=True,
-        env=environment,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
         check=False,
     )
     lines = done.stdout.strip().splitlines()
     if done.returncode not in (0, 1) or not lines:
         reason = (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1]
         raise InputError(f"export: {folder} does not load by stock transformers ({reason.rstrip('.')}). Export again.")
-    found = json.loads(lines[-1])
+    found: dict[str, Any] = json.loads(lines[-1])
     if found["wrong"]:
         raise InputError(f"export: {folder} is not what was exported: {found['wrong']}. Export the model again.")
-    verified = Verified(int(found["prompts"]), float(found["logit_difference"]))
     logs.get("export").info(
-        "%s verified by stock transformers: every sha256, %s prompts, logits within %.1g standard deviations",
-        folder,
-        verified.prompts,
-        verified.logit_difference,
+        f"{folder} verified by stock transformers: every sha256, {found['prompts']} prompts, logits within "
+        f"{found['logit_difference']:.1g} standard deviations"
     )
-    return verified
+    return found
 
 
 def _picture() -> Image:

@@ -16,8 +16,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStr
 
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.evaluation import loading
-from multimodal_gemma.evaluation.asking import YesOrNo
-from multimodal_gemma.evaluation.prompts import Prompter, stop_tokens
+from multimodal_gemma.evaluation.prompts import Prompter, YesOrNo, stop_tokens
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,17 +28,11 @@ Turn = tuple[str, str]  # a question and its answer
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How an answer is drawn.
+    """How an answer is drawn."""
 
-    Attributes:
-        max_new_tokens: longest answer, tokens.
-        temperature: 0 takes the likeliest word each time; higher is more varied.
-        top_p: the smallest set of words with this share of the probability is drawn from.
-    """
-
-    max_new_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
+    max_new_tokens: int  # longest answer, tokens
+    temperature: float = 0.0  # 0 takes the likeliest word each time; higher is more varied
+    top_p: float = 1.0  # the smallest set of words with this share of the probability is drawn from
 
 
 class Assistant:
@@ -118,7 +111,7 @@ class Assistant:
 
     @torch.inference_mode()
     def p_yes(self, image: Image, question: str) -> float | None:
-        """Return how sure the model is that the answer is yes, see `asking.YesOrNo`; history is not looked at."""
+        """Return how sure the model is that the answer is yes, see `prompts.YesOrNo`; history is not looked at."""
         with self._one_at_a_time, loading.threads_for(self._model):
             logits = self._model(**self._inputs(image, question, (), 1)).logits[:, -1]
         return YesOrNo(self._processor.tokenizer).probability(logits)[0]

@@ -22,15 +22,10 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A readable picture.
+    """A readable picture."""
 
-    Attributes:
-        image: mode RGB, upright.
-        note: what a person should know about how it was read; "" if nothing.
-    """
-
-    image: Image
-    note: str = ""
+    image: Image  # mode RGB, upright
+    note: str = ""  # what a person should know about how it was read; "" if nothing
 
 
 def read(location: str, config: Config) -> Picture:

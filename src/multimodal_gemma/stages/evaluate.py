@@ -8,11 +8,16 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from multimodal_gemma import files, locks, logs, manifest
 from multimodal_gemma.config.schema import Config
 from multimodal_gemma.stages.summary import Summary
+
+if TYPE_CHECKING:
+    from multimodal_gemma.data.shards import ImageShards
+    from multimodal_gemma.evaluation.asking import Answer
+    from multimodal_gemma.evaluation.questions import Question
 
 KIND = "evaluation"
 REPORT = "report.html"
@@ -40,74 +45,80 @@ def run(config: Config, model: Path, benchmarks: Path, output: Path, *, dataset:
             evaluation is at work in the folder.
     """
     from multimodal_gemma.data.benchmarks import OBJECTS, load_objects
-    from multimodal_gemma.evaluation import asking, chair, contamination, loading, questions, scoring
+    from multimodal_gemma.data.shards import ImageShards
+    from multimodal_gemma.evaluation import asking, chair, loading, questions, report, scoring
 
-    model_digest = loading.digest(model)
     asked_of = manifest.read(benchmarks, "benchmarks")
+    settings = config.evaluation
     shaping = {
-        "evaluation": dataclasses.asdict(config.evaluation),
+        "evaluation": dataclasses.asdict(settings),
         "contamination": config.data.contamination,
         "format": FORMAT,
     }
-    inputs = {"model": model_digest, "benchmarks": asked_of.digest}
+    inputs = {"model": loading.digest(model), "benchmarks": asked_of.digest}
     if dataset is not None:
         inputs["dataset"] = manifest.read(dataset, "processed-dataset").digest
     if found := manifest.finished(output, KIND, config=shaping, inputs=inputs):
         _log.info(f"{output} is finished: nothing to do")
-        metrics = files.read_json(output / "metrics.json", "metrics")
-        return Summary("evaluate", output, found.digest, metrics["metrics"], _facts(metrics), cached=True)
+        return _summary(output, found, files.read_json(output / "metrics.json", "metrics"), cached=True)
 
     asked = questions.load(benchmarks)
     categories, described = load_objects(benchmarks / OBJECTS)
-    status = contamination.check(
-        contamination.training_images(model, dataset),
-        {question.image_id for question in asked},
-        config.data.contamination,
-    )
+    images = {question.image_id for question in asked}
+    contamination = questions.contamination(model, dataset, images, config.data.contamination)
     with locks.only_writer(output, "evaluate"):
-        answers, said, validation = _answers(config, model, benchmarks, output, asked, [*described], inputs, dataset)
+        shards = ImageShards(benchmarks)
+        answers, validation = _answers(config, model, shards, output, asked, [*described], inputs, dataset)
         rows = questions.rows(asked, answers)
-        captions = chair.rows(described, categories, said, config.evaluation.description)
+        said = {image: answers[image][""].text for image in described}
+        captions = chair.rows(described, categories, said, settings.description)
         metrics = {
             "schema_version": scoring.SCHEMA_VERSION,
-            "model_digest": model_digest,
+            "model_digest": inputs["model"],
             "benchmarks_digest": asked_of.digest,
             "names": questions.names(benchmarks),
-            "contamination": {"status": status.status, "images": status.images},
-            **scoring.score(rows, captions, confidence=config.evaluation.confidence, validation=validation),
+            "contamination": contamination,
+            **scoring.score(rows, captions, confidence=settings.confidence, validation=validation),
         }
-        _write(config, model, benchmarks, output, rows, captions, metrics, status.sentence)
+        files.write_jsonl(output / questions.PREDICTIONS, rows)
+        if captions:
+            files.write_jsonl(output / chair.CAPTIONS, captions)
+        files.write_json(output / "metrics.json", metrics)
+        page = report.render(
+            rows, captions, metrics, shards, confidence=settings.confidence, model=_called(model),
+            date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        )  # fmt: skip
+        files.write_text(output / REPORT, page)
         counts = {"questions": len(rows), "images": len({row["image"] for row in rows})}
         (output / asking.KEPT).unlink(missing_ok=True)
         written = manifest.write(
-            output,
-            KIND,
-            config=shaping,
-            inputs=inputs,
-            counts=counts,
+            output, KIND, config=shaping, inputs=inputs, counts=counts,
             exclude=lambda name: name == REPORT,  # says when it was made
-        )
+        )  # fmt: skip
     _log.info(f"{len(rows):,} questions about {counts['images']:,} images scored: {_headline(metrics)}")
-    return Summary("evaluate", output, written.digest, metrics["metrics"], _facts(metrics))
+    return _summary(output, written, metrics)
+
+
+def _summary(output: Path, made: manifest.Manifest, metrics: dict[str, Any], *, cached: bool = False) -> Summary:
+    facts = {"contamination": metrics["contamination"]["status"]}
+    return Summary("evaluate", output, made.digest, metrics["metrics"], facts, cached=cached)
 
 
 def _answers(
     config: Config,
     model: Path,
-    benchmarks: Path,
+    shards: ImageShards,
     output: Path,
-    asked: list[Any],
+    asked: list[Question],
     described: list[str],
     inputs: dict[str, str],
     dataset: Path | None,
-) -> tuple[dict[str, dict[str, Any]], dict[str, str], dict[str, Any]]:
-    """Return the answer to every distinct question, by image and text, descriptions, and what validation data say."""
+) -> tuple[dict[str, dict[str, Answer]], dict[str, Any]]:
+    """Return the answers by image and question (a description's question is ""), and what validation data say."""
     from multimodal_gemma.data.pictures import Limits
-    from multimodal_gemma.data.shards import ImageShards
-    from multimodal_gemma.evaluation import asking, loading, questions
+    from multimodal_gemma.evaluation import asking, generator, loading, questions
 
-    settings = config.evaluation
-    by_image, shards = questions.distinct(asked), ImageShards(benchmarks)
+    settings, by_image = config.evaluation, questions.distinct(asked)
     asking.require_images(by_image, shards)
     loaded, processor = loading.load(model, device=settings.device, precision=settings.precision)
     passes = [(by_image, settings.suffix, settings.max_new_tokens)]
@@ -121,59 +132,25 @@ def _answers(
             _log.info(f"continuing: {len(store.answers):,} of {len(by_image):,} images are answered")
         limits = Limits(config.data.max_image_bytes, config.data.max_image_pixels)
         for texts, suffix, longest in passes:
-            generator = loading.generator(
-                loaded, processor, suffix=suffix, max_new_tokens=longest, batch_tokens=settings.batch_tokens
-            )
-            asking.ask(texts, shards, limits, generator, store)
-        said = {image: store.answers[image][""].text for image in described}
-        return store.answers, said, _validation(config, model, loaded, processor, dataset)
+            how = {"suffix": suffix, "max_new_tokens": longest, "batch_tokens": settings.batch_tokens}
+            asking.ask(texts, shards, limits, generator.fastest(loaded, processor, **how), store)
+        return store.answers, _validation(config, model, loaded, processor, dataset)
 
 
 def _validation(config: Config, model: Path, loaded: Any, processor: Any, dataset: Path | None) -> dict[str, Any]:
     """Measure the model on the validation split that it was trained beside, else take what training has recorded."""
     from multimodal_gemma.data.processed import ProcessedDataset
-    from multimodal_gemma.evaluation import scoring
-    from multimodal_gemma.evaluation.validation import validate
+    from multimodal_gemma.evaluation import validation
 
     trained = manifest.read(model, "model") if (model / manifest.NAME).is_file() else None
     found = None
     if dataset is not None:
         data = ProcessedDataset(dataset)
         if trained is not None and trained.inputs.get("dataset") == data.manifest.digest:
-            found = validate(loaded, processor, data, batch_tokens=config.evaluation.batch_tokens)
+            found = validation.validate(loaded, processor, data, batch_tokens=config.evaluation.batch_tokens)
         else:
             _log.info(f"no validation loss: {model} does not state that it learnt from {dataset}")
-    return scoring.validation_section(found, trained.facts.get("validation_loss") if trained else None)
-
-
-def _write(
-    config: Config,
-    model: Path,
-    benchmarks: Path,
-    output: Path,
-    rows: list[dict[str, Any]],
-    captions: list[dict[str, Any]],
-    metrics: dict[str, Any],
-    seen: str,
-) -> None:
-    from multimodal_gemma.data.shards import ImageShards
-    from multimodal_gemma.evaluation import chair, questions, report
-
-    files.write_jsonl(output / questions.PREDICTIONS, rows)
-    if captions:
-        files.write_jsonl(output / chair.CAPTIONS, captions)
-    files.write_json(output / "metrics.json", metrics)
-    page = report.render(
-        rows,
-        captions,
-        metrics,
-        ImageShards(benchmarks),
-        seen,
-        confidence=config.evaluation.confidence,
-        model=_called(model),
-        date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-    )
-    files.write_text(output / REPORT, page)
+    return validation.section(found, trained.facts.get("validation_loss") if trained else None)
 
 
 def _called(model: Path) -> str:
@@ -185,10 +162,6 @@ def _called(model: Path) -> str:
     made = manifest.read(model, "model").config.get("model", {})
     parts = [source_name(str(made[part])) for part in ("language", "vision") if made.get(part)]
     return " with ".join(parts) or model.name
-
-
-def _facts(metrics: dict[str, Any]) -> dict[str, str]:
-    return {"contamination": metrics["contamination"]["status"]}
 
 
 def _headline(metrics: dict[str, Any]) -> str:

@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from multimodal_gemma import files, locks, logs, manifest
 from multimodal_gemma.errors import InputError
-from multimodal_gemma.export import adapter, card, int8, publish, space, verify, weights
+from multimodal_gemma.export import card, int8, publish, space, verify, weights
 from multimodal_gemma.stages.summary import Summary
 
 if TYPE_CHECKING:
     from multimodal_gemma.config.schema import Config
 
 KIND = "export"
-FORMAT = 4  # raised when the same inputs make other files
+FORMAT = 5  # raised when the same inputs make other files
 _MODEL, _ADAPTER = "model", "adapter"
-_CHECKSUMS = "SHA256SUMS"
+_CHECKSUMS, _SETTINGS = "SHA256SUMS", "run_config.json"
 # What training leaves beside the stock files; a server has no use for it.
-_TRAINING_ONLY = ("curves.jsonl", "curves.html", "run_config.json", "training_images.txt", manifest.NAME)
+_TRAINING_ONLY = ("curves.jsonl", "curves.html", _SETTINGS, "training_images.txt", manifest.NAME)
+_log = logs.get("export")
 
 
 def run(
@@ -47,7 +48,10 @@ def run(
         InputError: an artifact is unfinished, damaged or of another model, the gate failed, another export is at work
             in the folder, or what was written does not answer as the trained model.
     """
-    _require_formats(config)
+    options = config.export
+    if int8.FOLDER in options.formats:
+        int8.require()
+    publish.check(options.publish)
     made = manifest.read(model, "model")
     scored = manifest.read(evaluation, "evaluation")
     scores = files.read_json(evaluation / "metrics.json", "evaluation")
@@ -57,99 +61,87 @@ def run(
     registered = _registered(registration, inputs)
     if registration is not None:
         inputs["registration"] = manifest.read(registration).digest
-    if benchmarks is not None and int8.FOLDER in config.export.formats:
+    if benchmarks is not None and int8.FOLDER in options.formats:
         inputs["benchmarks"] = manifest.read(benchmarks, "benchmarks").digest
-    shaping = dataclasses.asdict(config.export)
-    shaping["terms"] = files.sha256_file(Path(config.export.terms)) if Path(config.export.terms).is_file() else ""
+    shaping = dataclasses.asdict(options)
+    shaping["terms"] = files.sha256_file(Path(options.terms)) if Path(options.terms).is_file() else ""
     del shaping["private"]
-    if space.FOLDER not in config.export.formats:  # a Space names what it shows; the other formats know no place
+    if space.FOLDER not in options.formats:  # a Space names what it shows; the other formats know no place
         del shaping["publish"]
-    section: dict[str, Any] = {
-        "export": shaping,
-        "name": registered.get("name", config.registry.name),
-        "format": FORMAT,
-    }
-    found = manifest.finished(output, KIND, config=section, inputs=inputs)
-    if found is not None:
-        logs.get("export").info("%s is finished already; nothing to do", output)
-        return Summary("export", output, found.digest, _numbers(found), _published(config, output), cached=True)
+    section = {"export": shaping, "name": registered.get("name", config.registry.name), "format": FORMAT}
+    if (written := manifest.finished(output, KIND, config=section, inputs=inputs)) is not None:
+        _log.info(f"{output} is finished already; nothing to do")
+        return _summary(config, output, written, cached=True)
 
     manifest.verify(model, "model")
     with locks.only_writer(output, "export"):
         _clear(output)
-        parameters = weights.convert(model, output / _MODEL, config.export.dtype)
-        files.write_json(output / _MODEL / "config.json", weights.config(model, config.export.dtype))
-        _copy(made, model, output, with_adapter=_ADAPTER in config.export.formats)
-        if _ADAPTER in config.export.formats:
-            locations = adapter.bases(_settings(model))
-            files.write_json(output / _ADAPTER / "bases.json", locations)
-            has_adapter = (output / _ADAPTER / "adapter_model.safetensors").is_file()
-            files.write_text(output / _ADAPTER / "README.md", adapter.readme(locations, has_adapter=has_adapter))
-        verify.record(model, output, config.export.dtype)
-        in_8_bits = _write_int8(config, output, benchmarks, evaluation) if int8.FOLDER in config.export.formats else {}
+        parameters = weights.convert(model, output / _MODEL, options.dtype)
+        files.write_json(output / _MODEL / "config.json", weights.config(model, options.dtype))
+        settings = files.read_json(model / _SETTINGS, "model") if (model / _SETTINGS).is_file() else {}
+        _copy(made, model, output, settings, with_adapter=_ADAPTER in options.formats)
+        verify.record(model, output, options.dtype)
+        in_8_bits = _write_int8(config, output, benchmarks, evaluation) if int8.FOLDER in options.formats else {}
         story = card.Story(
             name=section["name"],
             version=str(registered.get("version", "")),
-            settings=_settings(model),
+            settings=settings,
             text_config=files.read_json(model / "config.json", "export").get("text_config", {}),
             model=made,
             evaluation=scored,
             scores=scores,
-            dtype=config.export.dtype,
+            dtype=options.dtype,
             parameters=parameters,
-            formats=tuple(config.export.formats),
+            formats=tuple(options.formats),
             in_8_bits=in_8_bits,
         )
-        _require_terms(config, story)
+        terms = _terms(config, story)
         files.write_text(output / "README.md", card.write(story))
         files.write_text(output / publish.HUB_CARD, card.write(story, hub=publish.HUB_NAME))
-        if space.FOLDER in config.export.formats:
+        if space.FOLDER in options.formats:
             licence = card.identifier(story.language, story.gemma)
-            space.write(output / space.FOLDER, name=story.name, published=config.export.publish, licence=licence)
-        enclosed = bool(story.gemma and config.export.terms)
-        if enclosed:
-            files.write_text(output / card.TERMS, Path(config.export.terms).read_text(encoding="utf-8"))
-        parts = (story.language, story.vision, story.data)
-        files.write_text(output / "NOTICE", card.notice(*parts, story.gemma, enclosed=enclosed))
+            space.write(output / space.FOLDER, name=story.name, published=options.publish, licence=licence)
+        if terms:
+            files.write_text(output / card.TERMS, terms)
+        notice = card.notice(story.language, story.vision, story.data, story.gemma, enclosed=bool(terms))
+        files.write_text(output / "NOTICE", notice)
         _checksums(output)
         verify.run(output)
         for folder in (output, *(path for path in output.rglob("*") if path.is_dir())):
             folder.chmod(0o755)  # a server runs as another user than the one who exported
         counts, facts = {"parameters": parameters}, {int8.FOLDER: in_8_bits} if in_8_bits else {}
         written = manifest.write(output, KIND, config=section, inputs=inputs, counts=counts, facts=facts)
-    logs.get("export").info(
-        "%s: %s parameters in %s, %.0f MB",
-        output,
-        f"{parameters:,}",
-        config.export.dtype,
-        _numbers(written)["megabytes"],
-    )
-    return Summary("export", output, written.digest, _numbers(written), _published(config, output))
+    summary = _summary(config, output, written)
+    _log.info(f"{output}: {parameters:,} parameters in {options.dtype}, {summary.numbers['megabytes']:.0f} MB")
+    return summary
 
 
-def _require_formats(config: Config) -> None:
-    if int8.FOLDER in config.export.formats:
-        int8.require()
-    publish.check(config.export.publish)
+def _summary(config: Config, output: Path, made: manifest.Manifest, *, cached: bool = False) -> Summary:
+    """Publish a finished export where the configuration names a place, and tell what it is."""
+    size = sum(entry["bytes"] for entry in made.files.values())
+    numbers = {"parameters": float(made.counts["parameters"]), "megabytes": size / 1e6}
+    facts = {}
+    if place := config.export.publish:
+        facts["published"] = publish.publish(output, place, private=config.export.private)
+    return Summary("export", output, made.digest, numbers, facts, cached=cached)
 
 
-def _require_terms(config: Config, story: card.Story) -> None:
-    """Refuse a copy of Gemma's terms that is none, and to publish a Gemma without one."""
+def _terms(config: Config, story: card.Story) -> str:
+    """Return the copy of Gemma's terms that goes with a Gemma; "" for others, or where none is given.
+
+    Raises:
+        InputError: what is given is no such copy, or a Gemma is to be published without one.
+    """
     place = config.export.terms
-    if place and not (Path(place).is_file() and "Gemma Terms of Use" in Path(place).read_text("utf-8", "replace")):
+    text = Path(place).read_text("utf-8", "replace") if Path(place).is_file() else ""
+    if place and "Gemma Terms of Use" not in text:
         raise InputError(f"export: export.terms={place} is no copy of the Gemma Terms of Use. Save {card.GEMMA_TERMS}.")
     if story.gemma and config.export.publish and not place:
         raise InputError(
             f"export: a Gemma may be passed on only with a copy of its terms. Save {card.GEMMA_TERMS} as a text file "
             "and name it in export.terms."
         )
-
-
-def _published(config: Config, output: Path) -> dict[str, str]:
-    """Publish a finished export where the configuration names a place; return where it is."""
-    if not config.export.publish:
-        return {}
-    return {"published": publish.publish(output, config.export.publish, private=config.export.private)}
+    return text if story.gemma else ""
 
 
 def _write_int8(config: Config, output: Path, benchmarks: Path | None, evaluation: Path) -> dict[str, Any]:
@@ -185,11 +177,6 @@ def _registered(registration: Path | None, inputs: dict[str, str]) -> dict[str, 
     return dict(value)
 
 
-def _settings(model: Path) -> dict[str, Any]:
-    path = model / "run_config.json"
-    return dict(files.read_json(path, "model")) if path.is_file() else {}
-
-
 def _clear(output: Path) -> None:
     """Remove an earlier or unfinished export, its manifest first."""
     try:
@@ -202,7 +189,7 @@ def _clear(output: Path) -> None:
         raise files.unwritable(output, error) from error
 
 
-def _copy(made: manifest.Manifest, model: Path, output: Path, *, with_adapter: bool) -> None:
+def _copy(made: manifest.Manifest, model: Path, output: Path, settings: dict[str, Any], *, with_adapter: bool) -> None:
     """Copy the processor, the chat template and the generation configuration, and the adapter as it is."""
     for name in made.files:
         if name.startswith(f"{_ADAPTER}/"):
@@ -215,6 +202,11 @@ def _copy(made: manifest.Manifest, model: Path, output: Path, *, with_adapter: b
             destination = output / _MODEL / name
         with files.atomic_path(destination) as temporary:
             shutil.copyfile(model / name, temporary)
+    if with_adapter:
+        folder, bases = output / _ADAPTER, card.bases(settings)
+        files.write_json(folder / "bases.json", bases)
+        has_adapter = (folder / "adapter_model.safetensors").is_file()
+        files.write_text(folder / "README.md", card.render("adapter", bases, has_adapter))
 
 
 def _checksums(output: Path) -> None:
@@ -224,8 +216,3 @@ def _checksums(output: Path) -> None:
         f"{files.sha256_file(output / name)}  {name}\n" for name in names if name not in (_CHECKSUMS, manifest.NAME)
     ]
     files.write_text(output / _CHECKSUMS, "".join(lines))
-
-
-def _numbers(written: manifest.Manifest) -> dict[str, float]:
-    size = sum(entry["bytes"] for entry in written.files.values())
-    return {"parameters": float(written.counts["parameters"]), "megabytes": size / 1e6}

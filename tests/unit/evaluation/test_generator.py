@@ -12,9 +12,8 @@ import torch
 from PIL import Image
 
 from multimodal_gemma.errors import InputError
-from multimodal_gemma.evaluation.generator import SuffixGenerator, obstacle
+from multimodal_gemma.evaluation.generator import StockGenerator, SuffixGenerator, obstacle
 from multimodal_gemma.evaluation.prompts import common_prefix, stop_tokens
-from multimodal_gemma.evaluation.stock import StockGenerator
 from tests.unit.evaluation import tiny
 
 NEW = 8

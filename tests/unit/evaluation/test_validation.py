@@ -83,8 +83,8 @@ def test_loss_is_that_of_stock_transformers(family: str, batch_tokens: int) -> N
         total, count = total + float(loss) * tokens, count + tokens
     assert found.tokens == count
     assert found.loss == pytest.approx(total / count, rel=1e-5)
-    assert found.perplexity == pytest.approx(math.exp(total / count), rel=1e-4)
-    assert (found.yes, found.no) == (2, 2)
+    assert validation.section(found, None)["perplexity"] == pytest.approx(math.exp(total / count), rel=1e-4)
+    assert (found.yes_answers, found.no_answers) == (2, 2)
     assert found.threshold is None, "four answers are too few to say where yes begins"
 
 

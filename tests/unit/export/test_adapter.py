@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText
 
 from multimodal_gemma import files
 from multimodal_gemma.config.schema import ModelConfig
-from multimodal_gemma.export import adapter, weights
+from multimodal_gemma.export import card, weights
 from multimodal_gemma.model import adapters, assembly
 from multimodal_gemma.model.processor import build_processor
 from multimodal_gemma.sample import bases_folder
@@ -51,7 +51,7 @@ def test_adapter_and_projector_load_by_plain_peft_and_answer_as_the_merged_model
     # Gemma's scale of the embeddings.
     files.write_json(tmp_path / "model" / "config.json", weights.config(tmp_path / "model", "bfloat16"))
     side = merged.config.vision_config.image_size
-    code = adapter.readme({"vision": "a", "language": "b"}, has_adapter=True).split("```")[1].removeprefix("python\n")
+    code = card.render("adapter", {"vision": "a", "language": "b"}, True).split("```")[1].removeprefix("python\n")
     names = f"VISION, LANGUAGE, SIDE = {str(vision)!r}, {str(language)!r}, {side}\n"
     done = subprocess.run(
         [sys.executable, "-I", "-c", names + code + CHECK],
@@ -74,8 +74,8 @@ def test_adapter_and_projector_load_by_plain_peft_and_answer_as_the_merged_model
 @pytest.mark.parametrize("has_adapter", [True, False])
 def test_the_base_models_are_named_with_their_revisions(has_adapter: bool) -> None:
     stated = {"model": {"vision": "hf://openai/clip@32bd", "language": "hf://google/gemma-3-270m@main"}, "data": {}}
-    text = adapter.readme(adapter.bases(stated), has_adapter=has_adapter)
+    text = card.render("adapter", card.bases(stated), has_adapter)
     assert "`hf://openai/clip@32bd`" in text
     assert "`hf://google/gemma-3-270m@main`" in text
     assert ("PeftModel" in text) == has_adapter
-    assert adapter.bases({}) == {}
+    assert card.bases({}) == {}

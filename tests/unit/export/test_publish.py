@@ -50,7 +50,7 @@ def export(tmp_path: Path) -> Path:
     (folder / "NOTICE").write_text(tmp_path.name)  # another digest a test
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     (folder / SUMS).write_text("".join(f"{files.sha256_file(folder / name)}  {name}\n" for name in names))
-    manifest.write(folder, "export", config={})
+    manifest.write(folder, "export", config={}, inputs={"registration": "c" * 64})  # which a failed gate never gets
     return folder
 
 
@@ -60,7 +60,7 @@ def objects() -> dict[str, str]:
 
 
 def test_a_published_export_is_the_same_model_when_fetched_by_its_address(export: Path) -> None:
-    place = publish.to_s3(export, "s3://models/ours/")
+    place = publish.publish(export, "s3://models/ours/")
     assert place == f"s3://models/ours/{manifest.read(export).digest}"
     fetched = resolve_model(place, Config())
     for name in ("config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"):
@@ -69,20 +69,20 @@ def test_a_published_export_is_the_same_model_when_fetched_by_its_address(export
 
 
 def test_publishing_again_sends_nothing_and_mends_what_was_damaged(export: Path) -> None:
-    place = publish.to_s3(export, "s3://models")
+    place = publish.publish(export, "s3://models")
     before = {name: when for name, when in objects().items() if manifest.read(export).digest in name}
-    assert publish.to_s3(export, "s3://models") == place
+    assert publish.publish(export, "s3://models") == place
     assert before.items() <= objects().items()
     key = f"{manifest.read(export).digest}/model/model.safetensors"
     s3.client().fput_object("models", key, __file__)
     with pytest.raises(InputError, match=r"model/model\.safetensors of s3://\S+ differs from its sha256"):
         resolve_model(place, Config())
-    publish.to_s3(export, "s3://models")
+    publish.publish(export, "s3://models")
     assert resolve_model(place, Config()).is_dir()
 
 
 def test_a_half_published_model_is_refused(export: Path) -> None:
-    place = publish.to_s3(export, "s3://models")
+    place = publish.publish(export, "s3://models")
     s3.client().remove_object("models", f"{manifest.read(export).digest}/model/model.safetensors")
     with pytest.raises(InputError, match=r"lacks model/model\.safetensors"):
         resolve_model(place, Config())
@@ -97,13 +97,13 @@ def test_what_is_not_a_sound_export_is_not_published(export: Path, monkeypatch: 
 
         patch.setattr(publish.verify, "run", differs)
         with pytest.raises(InputError, match="its logits differ"):
-            publish.to_s3(export, "s3://models")
+            publish.publish(export, "s3://models")
     shutil.copy(__file__, export / "model" / "model.safetensors")
     with pytest.raises(InputError, match="differs from its sha256"):
-        publish.to_s3(export, "s3://models")
+        publish.publish(export, "s3://models")
     (export / manifest.NAME).unlink()
     with pytest.raises(InputError, match="is not a finished export"):
-        publish.to_s3(export, "s3://models")
+        publish.publish(export, "s3://models")
     assert objects() == before
 
 
@@ -117,10 +117,11 @@ def test_a_place_that_takes_nothing_is_one_sentence(
 
 def test_only_what_a_gate_let_pass_is_published(export: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = objects()
+    manifest.write(export, "export", config={})
     assert cli.main(["export", "--verify", str(export), "--publish", "s3://models"]) == 2
     assert "no gate vouches for it" in capsys.readouterr().err
     assert objects() == before
-    manifest.write(export, "export", config={}, inputs={"registration": "c" * 64})  # which a failed gate never gets
+    manifest.write(export, "export", config={}, inputs={"registration": "c" * 64})
     assert cli.main(["export", "--verify", str(export), "--publish", "s3://models"]) == 0
     assert capsys.readouterr().out.strip() == f"s3://models/{manifest.read(export).digest}"
 
@@ -134,7 +135,7 @@ def test_the_cluster_serves_the_model_folder_of_what_was_published(export: Path)
     bucket = prefix.removeprefix("s3://").partition("/")[0]
     if not client.bucket_exists(bucket):
         client.make_bucket(bucket)
-    place = publish.to_s3(export, prefix)
+    place = publish.publish(export, prefix)
     assert f"{place}/{inside}" == served.replace("DIGEST", manifest.read(export).digest)
     names = {item.object_name for item in client.list_objects(bucket, recursive=True)}
     for needed in ("config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"):

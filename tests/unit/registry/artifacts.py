@@ -88,6 +88,7 @@ def evaluation_folder(
     setting = {
         "accuracy": accuracy, "precision": 0.8, "recall": 0.8, "f1": 0.8, "yes_ratio": 0.5, "tp": tp, "fp": half - tp,
         "fn": half - tp, "tn": tp, "count": count, "interval": interval,
+        "majority_baseline": 0.5,
     }  # fmt: skip
     value = {
         "schema_version": 1,
