@@ -264,3 +264,8 @@ class Config:
     registry: RegistryConfig = dataclasses.field(default_factory=RegistryConfig)
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
     serving: ServingConfig = dataclasses.field(default_factory=ServingConfig)
+
+    @property
+    def delegates(self) -> bool:
+        """Whether train-model hands its work to a TrainJob."""
+        return self.training.nodes > 1 or self.nodes.train_job

@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from multimodal_gemma import files
+from multimodal_gemma.data.arrow import Writer, open_arrow
 from multimodal_gemma.data.pictures import THUMBNAIL_BYTES, Limits, Resizer, decode, thumbnail
 from multimodal_gemma.data.shards import PATTERN, read_shard
-from multimodal_gemma.data.slices import DeadlyJob, Writer, open_arrow
+from multimodal_gemma.data.slices import DeadlyJob
 from multimodal_gemma.errors import InputError, Unusable
 
 FORMAT = 1  # raised when equal slices come to have other bytes
@@ -129,13 +130,6 @@ def plan(raw: Path, wanted: Collection[str] | None, how: Picturing, folder: str)
             held = new[start : start + A_SLICE]
             jobs.append(PixelJob(f"{folder}/{files.digest_of([shaping, held])[:32]}.arrow", shard, tuple(held), how))
     return jobs
-
-
-def as_array(content: np.ndarray, side: int, kept: str) -> np.ndarray:
-    """Return a stored picture, its bytes as uint8 (n,), as uint8 (side, side, 3)."""
-    if kept == "jpeg":
-        return np.asarray(Image.open(io.BytesIO(content.data), formats=["JPEG"]))
-    return content.reshape(side, side, 3)
 
 
 def records_of(path: Path) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from transformers import LlavaProcessor
 
-    from multimodal_gemma.data.slices import Cells
+    from multimodal_gemma.data.arrow import Cells
 
 KIND = "processed-dataset"
 SPLITS = ("train", "val")
@@ -145,7 +146,7 @@ class Split:
 
     @functools.cached_property
     def _table(self) -> pa.Table:
-        from multimodal_gemma.data.slices import open_arrow
+        from multimodal_gemma.data.arrow import open_arrow
 
         return open_arrow(self._folder / "rows.arrow")
 
@@ -217,10 +218,13 @@ class ProcessedDataset:
         """
         if not 0 <= image_index < len(self._places):
             raise IndexError(f"image {image_index} of {len(self._places)}")
-        from multimodal_gemma.data.pixels import as_array
-
         number, row = self._places[image_index].tolist()
-        return as_array(self._cells(number)[row], self.image_size, self.manifest.facts["pixels"])
+        content = self._cells(number)[row]
+        if self.manifest.facts["pixels"] == "jpeg":
+            from PIL import Image
+
+            return np.asarray(Image.open(io.BytesIO(content.data), formats=["JPEG"]))
+        return content.reshape(self.image_size, self.image_size, 3)
 
     @functools.cached_property
     def file_names(self) -> list[str]:
@@ -229,7 +233,7 @@ class ProcessedDataset:
 
     @functools.cached_property
     def _images(self) -> pa.Table:
-        from multimodal_gemma.data.slices import open_arrow
+        from multimodal_gemma.data.arrow import open_arrow
 
         return open_arrow(self.folder / "images.arrow")
 
@@ -243,7 +247,7 @@ class ProcessedDataset:
         return [None] * len(self.manifest.facts["slices"])
 
     def _cells(self, number: int) -> Cells:
-        from multimodal_gemma.data.slices import Cells, open_arrow
+        from multimodal_gemma.data.arrow import Cells, open_arrow
 
         cells = self._slices[number]
         if cells is None:
@@ -265,7 +269,7 @@ def write_split(folder: Path, rows: Sequence[Row], tokens: Iterable[tuple[np.nda
     """
     import pyarrow as pa
 
-    from multimodal_gemma.data.slices import Writer
+    from multimodal_gemma.data.arrow import Writer
 
     types = {"image_index": pa.int32(), "length": pa.int32()}
     schema = pa.schema([(field.name, types.get(field.name, pa.string())) for field in dataclasses.fields(Row)])
@@ -292,7 +296,7 @@ def write_images(folder: Path, places: Sequence[tuple[str, str, int, int]]) -> N
     """Write images.arrow: a name of each picture, its sha256, the number of its slice and its row there."""
     import pyarrow as pa
 
-    from multimodal_gemma.data.slices import Writer
+    from multimodal_gemma.data.arrow import Writer
 
     fields = [("file_name", pa.string()), ("sha256", pa.string()), ("slice", pa.int32()), ("row", pa.int32())]
     with files.atomic_path(folder / "images.arrow") as path, Writer(path, pa.schema(fields)) as table:

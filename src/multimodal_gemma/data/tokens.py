@@ -21,8 +21,9 @@ import numpy as np
 import pyarrow as pa
 
 from multimodal_gemma import files
+from multimodal_gemma.data.arrow import Writer, open_arrow
 from multimodal_gemma.data.conversations import Conversation, Turn
-from multimodal_gemma.data.slices import Job, Writer, open_arrow
+from multimodal_gemma.data.slices import Job
 from multimodal_gemma.errors import Unusable
 from multimodal_gemma.model import chat
 

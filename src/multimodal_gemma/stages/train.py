@@ -15,9 +15,11 @@ from multimodal_gemma.errors import InputError
 from multimodal_gemma.stages.summary import Summary
 
 if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker
+
     from multimodal_gemma.config.schema import Config
     from multimodal_gemma.data.processed import ProcessedDataset
-    from multimodal_gemma.training.checkpoint import Settings
+    from multimodal_gemma.training.checkpoint import Copies, Settings
     from multimodal_gemma.training.loop import Outcome
 
 KIND = "model"
@@ -53,7 +55,6 @@ def run(config: Config, dataset: Path, models: Path, output: Path, *, run_id: st
             number any more.
         SystemExit: SIGTERM came; a checkpoint is saved, and the code is 75.
     """
-    from multimodal_gemma.cluster.trainjob import place
     from multimodal_gemma.data.processed import ProcessedDataset
     from multimodal_gemma.training import fitting
 
@@ -68,10 +69,8 @@ def run(config: Config, dataset: Path, models: Path, output: Path, *, run_id: st
         return Summary("train", output, done.digest, _numbers(done), cached=True)
 
     settings = _settings(config, shaping, inputs, len(data.split("train")))
-    if place.delegates(config) and "RANK" not in os.environ:  # which a launcher sets for each of its processes
-        from multimodal_gemma.stages import train_nodes
-
-        train_nodes.run(config, dataset, models, output, settings.place, run_id=run_id)
+    if config.delegates and "RANK" not in os.environ:  # which a launcher sets for each of its processes
+        _on_nodes(config, dataset, models, output, settings, run_id)
         made = manifest.finished(output, KIND, config=shaping, inputs=inputs)
         if made is None:
             raise InputError(f"train: {config.nodes.work_uri} holds another model than was asked for. Empty its jobs/.")
@@ -86,7 +85,8 @@ def run(config: Config, dataset: Path, models: Path, output: Path, *, run_id: st
     hold = locks.only_writer(output, "train") if device.leads() else contextlib.nullcontext()
     with hold, preemption.Watch() as watch:
         _open_output(config, output)
-        outcome = session.train(config, data, models, output, watch, settings=settings, run_id=run_id)
+        outside = {"mlflow": _mlflow(config, run_id, output), "copies": _copies(config, settings)}
+        outcome = session.train(config, data, models, output, watch, settings=settings, **outside)
         state = PartialState()
         if state.is_main_process:
             _write_model(config, data, models, output, outcome)
@@ -100,6 +100,37 @@ def run(config: Config, dataset: Path, models: Path, output: Path, *, run_id: st
     numbers = _numbers(made) | {"samples_per_second": outcome.samples_per_second}
     log.info(f"the model of step {outcome.best_step:,} is in {output}")
     return Summary("train", output, made.digest, numbers)
+
+
+# What reaches beyond this machine is imported where the configuration asks for it, here and nowhere deeper: a training
+# on folders loads no client of a cluster, a store or a registry.
+
+
+def _on_nodes(config: Config, dataset: Path, models: Path, output: Path, settings: Settings, run_id: str) -> None:
+    from multimodal_gemma.stages import train_nodes
+
+    train_nodes.run(config, dataset, models, output, settings.place, run_id=run_id)
+
+
+def _mlflow(config: Config, run_id: str, output: Path) -> GeneralTracker | None:
+    from multimodal_gemma.training import device
+
+    if "mlflow" not in config.training.trackers or not device.leads():
+        return None
+    from multimodal_gemma.registry import tracking
+
+    return tracking.open_tracker(config.registry, run_id, output / "trackers" / "mlflow_waiting.jsonl")
+
+
+def _copies(config: Config, settings: Settings) -> Copies | None:
+    from multimodal_gemma.training import device
+
+    if not config.training.checkpoint_uri or not device.leads():
+        return None
+    from multimodal_gemma.training import store
+
+    # Trainings may share a prefix: each has a folder of its own in it.
+    return store.CheckpointStore(f"{config.training.checkpoint_uri.rstrip('/')}/{settings.place}")
 
 
 def _shaping(config: Config) -> dict[str, Any]:

@@ -4,10 +4,8 @@ A checkpoint is a folder that is written under a temporary name and renamed when
 sha256 of each file, so a damaged one is recognised, and the settings it belongs to: what shapes the mathematics must be
 the same when it is continued, what only saves time or memory may change, and the end may be put off.
 
-The leading process saves and finds them, for all. A spot node takes its disk with it: with `training.checkpoint_uri`
-each checkpoint is copied to a store as soon as it is whole, and a training that starts on an empty disk fetches the
-newest. A copy's manifest goes last: one without it was cut off and counts as absent. A store that is away while a
-training runs costs the copy, not the training.
+The leading process saves and finds them, for all. A spot node takes its disk with it: with `Copies` elsewhere, training
+continues on an empty one.
 """
 
 from __future__ import annotations
@@ -16,10 +14,8 @@ import contextlib
 import dataclasses
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, Protocol
 
 import safetensors.torch
 import torch
@@ -29,13 +25,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from multimodal_gemma import files, logs, manifest
-from multimodal_gemma.data.sources import s3
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.training.schedule import rate_factor
 
 KIND = "checkpoint"
 _NAME = re.compile(r"step-(\d{8})")
-_MANIFEST = re.compile(rf"(step-\d{{8}})/{re.escape(manifest.NAME)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,22 +274,29 @@ def set_random_state(states: list[Tensor]) -> None:
         torch.cuda.set_rng_state_all(states[1:])
 
 
+class Copies(Protocol):
+    """Where checkpoints outlive the machine; see `training.store`."""
+
+    def restore(self, folder: Path, /) -> None:
+        """Fetch every whole checkpoint into an empty folder; InputError where that cannot be."""
+
+    def mirror(self, folder: Path, keep: set[int], /) -> None:
+        """Have the checkpoints of these steps and no others; a failure is said, and training goes on."""
+
+
 class Keeper:
     """The checkpoints of one training.
 
     Args:
         folder: holds them.
         settings: that they belong to.
-        uri: `s3://bucket/prefix` that gets copies; "" for none.
+        copies: of them; None: there are none.
         accelerator: says which process leads.
     """
 
-    def __init__(self, folder: Path, settings: Settings, uri: str, accelerator: Accelerator) -> None:
-        self.folder, self.settings, self.accelerator = folder, settings, accelerator
+    def __init__(self, folder: Path, settings: Settings, copies: Copies | None, accelerator: Accelerator) -> None:
+        self.folder, self.settings, self.copies, self.accelerator = folder, settings, copies, accelerator
         self.leads = bool(accelerator.is_main_process)
-        # Trainings may share a prefix: each has a folder of its own in it.
-        place = f"{uri.rstrip('/')}/{settings.place}"
-        self.store = CheckpointStore(place) if uri and self.leads else None
 
     def newest(self) -> Loaded | None:
         """Return the newest whole checkpoint, the same in all processes; None where there is none.
@@ -307,8 +308,8 @@ class Keeper:
         loaded = None
         if self.leads:
             refuse_other(self.folder, self.settings.identity)
-            if self.store is not None and not steps(self.folder):
-                self.store.restore(self.folder)
+            if self.copies is not None and not steps(self.folder):
+                self.copies.restore(self.folder)
             loaded = load_newest(self.folder)
             if loaded is not None:
                 carry_on(self.folder, loaded[0], self.settings)
@@ -332,79 +333,6 @@ class Keeper:
     def _prune(self, state: State) -> None:
         keep = {state.step, *(step for _, step in state.best)}
         prune(self.folder, keep)
-        if self.store is not None:
-            self.store.mirror(self.folder, keep)
+        if self.copies is not None:
+            self.copies.mirror(self.folder, keep)
         logs.get("train").debug(f"checkpoints kept: {sorted(keep)}")
-
-
-class CheckpointStore:
-    """Checkpoints below one prefix of a bucket.
-
-    Args:
-        uri: `s3://bucket/prefix`; endpoint and keys come from the environment, as for datasets.
-
-    Raises:
-        InputError: the location is malformed.
-    """
-
-    def __init__(self, uri: str) -> None:
-        split = urlsplit(uri)
-        if split.scheme != "s3" or not split.netloc:
-            raise InputError(f"config: training.checkpoint_uri={uri} is no place in a store. Write s3://BUCKET/PREFIX.")
-        self.uri, self._bucket, self._prefix = uri, split.netloc, split.path.strip("/")
-        self._client = s3.client()
-
-    def restore(self, folder: Path) -> None:
-        """Fetch every whole checkpoint into an empty folder.
-
-        Raises:
-            InputError: the store cannot be asked, or the folder cannot be written.
-        """
-        with self._spoken():
-            names = self._names()
-            whole = sorted(match[1] for name in names if (match := _MANIFEST.fullmatch(name)))
-            for step in whole:
-                temporary = folder / f".{step}.tmp"
-                shutil.rmtree(temporary, ignore_errors=True)
-                for name in names:
-                    if name.startswith(f"{step}/"):
-                        target = temporary / name.removeprefix(f"{step}/")
-                        self._client.fget_object(self._bucket, f"{self._prefix}/{name}", str(target))
-                temporary.replace(folder / step)
-        if whole:
-            logs.get("train").info(f"{len(whole)} checkpoints came back from {self.uri}")
-
-    def mirror(self, folder: Path, keep: set[int]) -> None:
-        """Copy the checkpoints of `keep` that are not in the store yet, and delete the others there."""
-        try:
-            with self._spoken():
-                names = self._names()
-                there = {match[1] for name in names if (match := _MANIFEST.fullmatch(name))}
-                wanted = {name for step in keep if (folder / (name := f"step-{step:08d}")).is_dir()}
-                for step in sorted(wanted - there):
-                    for path in sorted((folder / step).iterdir(), key=lambda path: path.name == manifest.NAME):
-                        self._client.fput_object(self._bucket, f"{self._prefix}/{step}/{path.name}", str(path))
-                # The manifest of what goes is deleted first, as a killed deletion must not leave a half that counts.
-                gone = [name for name in names if name.partition("/")[0] not in wanted]
-                for name in sorted(gone, key=lambda name: not name.endswith(manifest.NAME)):
-                    self._client.remove_object(self._bucket, f"{self._prefix}/{name}")
-        except InputError as error:
-            logs.get("train").warning(f"{error} Training goes on; the next checkpoint is copied with this one.")
-
-    def _names(self) -> list[str]:
-        found = self._client.list_objects(self._bucket, prefix=f"{self._prefix}/", recursive=True)
-        return [item.object_name.removeprefix(f"{self._prefix}/") for item in found]
-
-    @contextlib.contextmanager
-    def _spoken(self) -> Iterator[None]:
-        import urllib3
-        from minio.error import MinioException
-
-        try:
-            yield
-        except (MinioException, urllib3.exceptions.HTTPError) as error:
-            reason = getattr(error, "code", None) or type(error).__name__
-            raise InputError(
-                f"train: the store of training.checkpoint_uri, {self.uri}, cannot be used ({reason}). Check the "
-                "bucket, AWS_ENDPOINT_URL and the keys."
-            ) from None

@@ -67,6 +67,7 @@ class Job:
         work: floating-point operations of the model's parts.
         samples: asks for answers to look at, at every validation; None: nobody does.
         reporter: shows the training while it runs; None: nobody does.
+        copies: where checkpoints outlive this machine; None: nowhere.
     """
 
     training: TrainingConfig
@@ -83,6 +84,7 @@ class Job:
     work: Work
     samples: Samples | None = None
     reporter: Reporter | None = None
+    copies: checkpoint.Copies | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,8 +168,7 @@ class Trainer:
             _require_budget(split, job.budget)
         self.steps, self.an_epoch = schedule.plan_steps(self.training, len(job.train))
         self.validations = schedule.validation_steps(self.steps, self.an_epoch, self.training.validations_per_epoch)
-        uri = self.training.checkpoint_uri
-        self.keeper = checkpoint.Keeper(job.folder / "checkpoints", job.settings, uri, accelerator)
+        self.keeper = checkpoint.Keeper(job.folder / "checkpoints", job.settings, job.copies, accelerator)
         self.meter = Meter(job.work, accelerator)
         self.sender = Sender(self.device, job.kernel, job.pictures)
         bare = optimiser.make_optimiser(job.loss.llava, self.training, self.device)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import GeneralTracker
 
 from multimodal_gemma import logs
 from multimodal_gemma.errors import InputError
@@ -24,12 +23,13 @@ from multimodal_gemma.training.device import choose_budget, leads, make_accelera
 from multimodal_gemma.training.loop import Job, Outcome, Trainer
 
 if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker
     from peft import PeftModel
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
     from multimodal_gemma.config.schema import Config
     from multimodal_gemma.data.processed import ProcessedDataset
-    from multimodal_gemma.training.checkpoint import Settings
+    from multimodal_gemma.training.checkpoint import Copies, Settings
     from multimodal_gemma.training.preemption import Watch
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -43,7 +43,8 @@ def train(
     watch: Watch,
     *,
     settings: Settings,
-    run_id: str,
+    mlflow: GeneralTracker | None = None,
+    copies: Copies | None = None,
 ) -> Outcome:
     """Run one training to its end.
 
@@ -54,7 +55,8 @@ def train(
         folder: gets checkpoints/, curves.jsonl and curves.html.
         watch: hears SIGTERM.
         settings: what its checkpoints can be continued with.
-        run_id: the pipeline run, for MLflow.
+        mlflow: the tracker of that name; None: there is none.
+        copies: where checkpoints outlive this machine; None: nowhere.
 
     Returns:
         How it ended; its weights are in the checkpoint of `best_step`.
@@ -66,8 +68,8 @@ def train(
     train_split = dataset.split("train")
     if not len(train_split):
         raise InputError(f"train: {dataset.folder} has no conversation in its training split. Prepare more data.")
-    names = trackers.wanted(config) if leads() else []  # one process is watched
-    accelerator = make_accelerator(training, _tracker_objects(config, names, run_id, folder), folder / "trackers")
+    watching = trackers.wanted(training, mlflow) if leads() else []  # one process is watched
+    accelerator = make_accelerator(training, watching, folder / "trackers")
     precision = _precision(accelerator)
     processor = dataset.processor()
     llava, _ = build(config, processor, models, check=True, packed=_DTYPES[precision])
@@ -98,9 +100,10 @@ def train(
         work=Work.of(Shapes.of(llava.config.vision_config, llava.config.text_config), config.model),
         samples=samples.Samples(dataset, processor, loss, pictures, accelerator, shown, training.sample_images),
         reporter=reporter,
+        copies=copies,
     )
     trainer = Trainer(job, accelerator, watch)
-    trackers.start(accelerator, names, config)
+    trackers.start(accelerator, watching, config)
     try:
         outcome = trainer.run()
     except BaseException:  # what was measured before a failure is what one wants to see
@@ -178,13 +181,6 @@ def build(
             )
         adapters.start_adapter(peft_model, models / "adapter", config.model)
     return llava, peft_model
-
-
-def _tracker_objects(config: Config, names: list[str], run_id: str, folder: Path) -> list[str | GeneralTracker]:
-    objects: list[str | GeneralTracker] = [name for name in names if name != "mlflow"]
-    if "mlflow" in names:
-        objects.append(trackers.MLflowBatches(config.registry, run_id, folder / "trackers" / "mlflow_waiting.jsonl"))
-    return objects
 
 
 def _precision(accelerator: Accelerator) -> str:

@@ -1,45 +1,36 @@
 """What is seen of a training while it runs: scalars, by any tracker that accelerate knows, and a page of curves.
 
-Trackers are spoken to in a thread of their own, and MLflow gets its scalars in batches, since a write a step to its
-database takes longer than a small step itself. A tracker watches; it never decides whether training goes on: one that
-fails later is asked again with the next batch, and curves.jsonl has it all.
+Trackers are spoken to in a thread of their own. A tracker watches; it never decides whether training goes on: one that
+fails later is asked again, and curves.jsonl has it all. MLflow's is given by the caller (see `registry.tracking`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 import os
 import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from accelerate import Accelerator
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, on_main_process
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
 from multimodal_gemma import files, logs
 from multimodal_gemma.config.flat import flatten, portable
 from multimodal_gemma.errors import InputError
-from multimodal_gemma.registry import server
 from multimodal_gemma.training import curves
 from multimodal_gemma.training.trainer_status import TrainerStatus
 
 if TYPE_CHECKING:
-    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-    from multimodal_gemma.config.schema import Config, RegistryConfig
+    from multimodal_gemma.config.schema import Config, TrainingConfig
     from multimodal_gemma.training.loop import Outcome
 
-_FLUSH_EVERY = 5.0  # seconds
 _PUBLISH_EVERY = 60.0  # seconds between two pages
 _LOOK_EVERY = 1.0  # seconds after which the thread looks at the clock, though no step has ended
-_MACHINE_EVERY = 10.0  # seconds between two looks at the machine; MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL wins
-_METRICS_A_BATCH, _PARAMS_A_BATCH = 1000, 100  # MLflow's limits on a request
-_LONGEST_PARAM = 6000  # characters, MLflow's limit on a value
 _FAILED = {
     "tracker": "a tracker fails",
     "page": "the page of the curves cannot be shown while training runs",
@@ -47,195 +38,52 @@ _FAILED = {
 }
 
 
-class MLflowBatches(GeneralTracker):
-    """MLflow for accelerate: parameters once, scalars in batches, the run left open for the stages that follow.
-
-    A server that cannot be reached is asked again with every batch, from the first one on; what it has not taken when
-    training ends is written to a file, and the next training in that folder sends it.
-
-    Args:
-        registry: says where MLflow is.
-        pipeline_run: the pipeline run whose MLflow run this is; "" for a run of its own.
-        spool: file of the scalars that could not be sent.
-
-    Raises:
-        InputError: MLflow is there and refuses, or its location is malformed.
-    """
-
-    name = "mlflow"
-    requires_logging_directory = False
-
-    def __init__(self, registry: RegistryConfig, pipeline_run: str, spool: Path) -> None:
-        super().__init__()
-        self._registry, self._pipeline_run, self._spool = registry, pipeline_run, spool
-        self._run_id = ""
-        self._params: dict[str, str] = {}
-        self._waiting: list[tuple[str, float, int, int]] = []  # name, value, time in ms, step
-        if spool.is_file():
-            self._waiting = [tuple(row["scalar"]) for row in files.read_jsonl(spool, "spooled scalars")]
-        self._flushed = time.monotonic()
-        self._warned = False
-        self._monitor: SystemMetricsMonitor | None = None
-        try:
-            self._find_run()
-        except InputError as error:
-            if _refused(error):
-                raise
-            self._warn(error)
-
-    @property
-    def tracker(self) -> str:
-        """The run's id; "" while MLflow could not be reached."""
-        return self._run_id
-
-    @on_main_process
-    def store_init_configuration(self, values: dict[str, Any]) -> None:
-        """Log settings as the run's parameters.
-
-        Raises:
-            InputError: the run has other values for them.
-        """
-        self._params = {name: str(value)[:_LONGEST_PARAM] for name, value in values.items()}
-        if self._run_id:
-            self._send_params()
-
-    @on_main_process
-    def log(self, values: dict[str, float], step: int | None = None, **_: Any) -> None:
-        """Take a step's scalars, and send what waits if the last time was long ago."""
-        now = int(time.time() * 1000)
-        self._waiting += [(name, float(value), now, step or 0) for name, value in values.items()]
-        if time.monotonic() - self._flushed >= _FLUSH_EVERY:
-            self._flush()
-
-    @on_main_process
-    def finish(self) -> None:
-        """Send what waits, or write it down; the run stays open."""
-        if self._monitor is not None:
-            self._monitor.finish()
-        self._flush()
-        if self._waiting:
-            files.write_jsonl(self._spool, [{"scalar": list(row)} for row in self._waiting])
-            logs.get("train").warning(
-                f"{len(self._waiting):,} scalars did not reach MLflow and wait in {self._spool}; curves.jsonl has all"
-            )
-        else:
-            self._spool.unlink(missing_ok=True)
+@runtime_checkable
+class KeepsFiles(Protocol):
+    """A tracker that also keeps files of a training."""
 
     def keep(self, paths: Sequence[Path], folder: str) -> bool:
-        """Upload files as artifacts of the run, after the scalars that wait; False if the server is away."""
-        self._flush()
-        if not self._run_id or self._waiting:
-            return False
-        try:
-            with server.connected(self._registry) as client:
-                for path in paths:
-                    if path.is_file():
-                        client.log_artifact(self._run_id, str(path), folder)
-        except InputError as error:
-            self._warn(error)
-            return False
-        return True
-
-    def _find_run(self) -> None:
-        from multimodal_gemma.registry import runs
-
-        with server.connected(self._registry) as client:
-            self._run_id = runs.run_in(client, self._registry, self._pipeline_run)
-            place = runs.page(self._registry, client.get_run(self._run_id))
-        if place:
-            logs.get("train").info(f"MLflow: {place}")  # where the curves grow while the log does
-        self._watch_machine()
-
-    def _watch_machine(self) -> None:
-        """Log the machine's load as `system/…` while training goes on: MLflow's own monitor, in a thread of its own.
-
-        A retried training continues the curves; a server that goes away ends them, and nothing else.
-        """
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-        logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)  # what it warns of is no one's concern here
-        uri = server.tracking_uri(self._registry)
-        self._monitor = SystemMetricsMonitor(self._run_id, _MACHINE_EVERY, resume_logging=True, tracking_uri=uri)
-        self._monitor.start()
-
-    def _send_params(self) -> None:
-        from mlflow.entities import Param
-
-        with server.connected(self._registry) as client:
-            params = [Param(name, value) for name, value in self._params.items()]
-            for start in range(0, len(params), _PARAMS_A_BATCH):
-                client.log_batch(self._run_id, params=params[start : start + _PARAMS_A_BATCH])
-        self._params = {}
-
-    def _flush(self) -> None:
-        from mlflow.entities import Metric
-
-        try:
-            if not self._run_id:
-                self._find_run()
-            if self._params:
-                self._send_params()
-            with server.connected(self._registry) as client:
-                while self._waiting:
-                    part = self._waiting[:_METRICS_A_BATCH]
-                    client.log_batch(self._run_id, metrics=[Metric(*row) for row in part])
-                    del self._waiting[: len(part)]
-        except InputError as error:
-            self._warn(error)
-        self._flushed = time.monotonic()  # after a server's silence: waiting for it must not fill the training
-
-    def _warn(self, error: InputError) -> None:
-        if not self._warned:
-            logs.get("train").warning(f"{error} Training goes on, and what MLflow misses is sent later.")
-        self._warned = True
+        """Upload files to a folder of the run; False if the server is away."""
 
 
-def _refused(error: InputError) -> bool:
-    """Tell whether MLflow is there and says no, or was named wrongly: waiting would change nothing."""
-    text = str(error)
-    away = ("cannot be reached", "does not answer", "fails with error", "went away", "the database")
-    return not any(words in text for words in away)
+def wanted(training: TrainingConfig, mlflow: GeneralTracker | None) -> list[str | GeneralTracker]:
+    """Return what `Accelerator` logs with: the trackers of the configuration, MLflow as it is given.
 
-
-def wanted(config: Config) -> list[str]:
-    """Return the trackers to use: those of the configuration, without MLflow where no server is named.
+    Args:
+        training: names the trackers.
+        mlflow: stands for that name; None: there is none.
 
     Raises:
         InputError: accelerate does not know one.
     """
-    names = list(dict.fromkeys(config.training.trackers))
-    for name in names:
+    for name in training.trackers:
         if name not in LOGGER_TYPE_TO_CLASS:
             raise InputError(
                 f"config: training.trackers names {name!r}. Choose from {', '.join(LOGGER_TYPE_TO_CLASS)}."
             )
-    if "mlflow" in names and not server.tracking_uri(config.registry):
-        logs.get("train").info(
-            "no MLflow is named (registry.tracking_uri, MLFLOW_TRACKING_URI): scalars go to curves.jsonl alone"
-        )
-        names.remove("mlflow")
-    return names
+    names = [name for name in dict.fromkeys(training.trackers) if name != "mlflow"]
+    return [*names, *([mlflow] if mlflow is not None else [])]
 
 
-def start(accelerator: Accelerator, names: list[str], config: Config) -> None:
+def start(accelerator: Accelerator, trackers: Sequence[str | GeneralTracker], config: Config) -> None:
     """Open the trackers and log the configuration.
 
     Args:
         accelerator: made with these trackers.
-        names: of `wanted`.
+        trackers: of `wanted`.
         config: logged as parameters with dotted names.
 
     Raises:
         InputError: a tracker's package is not installed, or MLflow refuses.
     """
-    there = {item.name if isinstance(item, GeneralTracker) else str(item) for item in accelerator.log_with}
-    for name in names:
-        if name not in there:
+    there = {str(item) for item in accelerator.log_with}
+    for name in trackers:
+        if isinstance(name, str) and name not in there:
             raise InputError(
                 f"config: training.trackers names {name!r}, whose package is not installed. Install it or leave it out."
             )
-    if names:
-        more = {"wandb": _wandb_settings(str(accelerator.logging_dir))} if "wandb" in names else {}
+    if trackers:
+        more = {"wandb": _wandb_settings(str(accelerator.logging_dir))} if "wandb" in trackers else {}
         accelerator.init_trackers(config.registry.experiment, config=parameters(config), init_kwargs=more)
 
 
@@ -340,10 +188,10 @@ class Reporter:
         self._drawn, self._kept = there, False
 
     def _keep(self) -> None:
-        """Upload page and answers to MLflow, if it has others."""
+        """Upload page and answers to the trackers that take files, if they have others."""
         if not self._kept:
-            mlflows = [tracker for tracker in self._accelerator.trackers if isinstance(tracker, MLflowBatches)]
-            self._kept = all(tracker.keep([self._page, self._samples], "training") for tracker in mlflows)
+            keeping = [tracker for tracker in self._accelerator.trackers if isinstance(tracker, KeepsFiles)]
+            self._kept = all(tracker.keep([self._page, self._samples], "training") for tracker in keeping)
 
     def _tell(self) -> None:
         """Tell Kubeflow Trainer where training stands; the time left is that of the steps that this process took."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from multimodal_gemma import config
-from multimodal_gemma.cluster.trainjob.place import delegates, divide
+from multimodal_gemma.cluster.trainjob.place import divide
 from multimodal_gemma.config import hardware
 from multimodal_gemma.errors import InputError
 
@@ -40,13 +40,13 @@ def test_several_nodes_get_the_accelerators_and_the_task_none():
 def test_spot_nodes_train_as_a_trainjob_where_there_is_a_trainer():
     """Also one: in a task's own pod python has less than a second after SIGTERM, and no checkpoint is written."""
     _, made, own = placed(*SPOT, trainer=True)
-    assert delegates(config.from_json(config.to_json(made)))
+    assert config.from_json(config.to_json(made)).delegates
     assert (made.training.nodes, made.nodes.accelerator_count, made.nodes.cpu) == (1, 8, "90")
     assert (own.accelerator_count, own.cpu, own.memory, own.tolerations) == (0, "500m", "2Gi", [])  # it only waits
     settings, same, own = placed(*SPOT, trainer=False)
     assert (same, own) == (settings, settings.resources)
-    assert not delegates(same)
-    assert not delegates(placed("nodes.work_uri=s3://b/work", trainer=True)[1])  # nodes that stay need none
+    assert not same.delegates
+    assert not placed("nodes.work_uri=s3://b/work", trainer=True)[1].delegates  # nodes that stay need none
 
 
 def test_what_cannot_be_is_said_before_anything_is_downloaded():

@@ -9,8 +9,8 @@ import pytest
 
 from multimodal_gemma import manifest
 from multimodal_gemma.data import processed
+from multimodal_gemma.data.arrow import Writer
 from multimodal_gemma.data.processed import ProcessedDataset, Row
-from multimodal_gemma.data.slices import Writer
 from multimodal_gemma.errors import InputError
 
 SIDE, IMAGE_TOKENS = 4, 16

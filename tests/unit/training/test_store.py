@@ -9,7 +9,7 @@ import requests
 
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.stages import train
-from multimodal_gemma.training import checkpoint
+from multimodal_gemma.training import checkpoint, store
 from tests.unit.training import toys
 from tests.unit.training.test_checkpoint import save
 
@@ -40,7 +40,7 @@ def names(client) -> set[str]:
 
 def test_what_is_kept_is_copied_and_comes_back(bucket, tmp_path):
     here = tmp_path / "here"
-    copies = checkpoint.CheckpointStore("s3://spot/run")
+    copies = store.CheckpointStore("s3://spot/run")
     for step in (1, 2, 3):
         save(here, step)
     copies.mirror(here, {1, 2})
@@ -56,7 +56,7 @@ def test_what_is_kept_is_copied_and_comes_back(bucket, tmp_path):
 
 def test_a_copy_that_was_cut_off_counts_as_absent(bucket, tmp_path):
     here, there = tmp_path / "here", tmp_path / "there"
-    copies = checkpoint.CheckpointStore("s3://spot/run")
+    copies = store.CheckpointStore("s3://spot/run")
     save(here, 1)
     save(here, 2)
     copies.mirror(here, {1, 2})
@@ -111,9 +111,9 @@ def test_a_training_to_another_end_or_by_other_code_begins_anew(bucket, tmp_path
 
 def test_a_store_that_is_away_stops_a_start_but_no_training(bucket, tmp_path, monkeypatch, caplog):
     save(tmp_path / "here", 1)
-    copies = checkpoint.CheckpointStore("s3://nowhere/run")
+    copies = store.CheckpointStore("s3://nowhere/run")
     copies.mirror(tmp_path / "here", {1})  # a warning: the checkpoint itself is safe
     with pytest.raises(InputError, match=r"s3://nowhere/run, cannot be used \(NoSuchBucket\)"):
         copies.restore(tmp_path / "there")
     with pytest.raises(InputError, match="Write s3://BUCKET/PREFIX"):
-        checkpoint.CheckpointStore("/some/folder")
+        store.CheckpointStore("/some/folder")

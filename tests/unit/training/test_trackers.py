@@ -1,125 +1,20 @@
-"""MLflow sees parameters and every scalar, in one run that stays open, and its failure never stops training."""
+"""A training is shown while it runs, in a thread of its own, and who watches never holds it up."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import threading
 import time
 import types
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from multimodal_gemma.config.flat import flatten
-from multimodal_gemma.errors import InputError
-from multimodal_gemma.registry import runs, server
-from multimodal_gemma.stages import train
+from multimodal_gemma.registry.tracking import MLflowBatches
 from multimodal_gemma.training import trackers
 from tests.unit.training import toys
-
-
-@pytest.fixture
-def mlflow(tmp_path, monkeypatch):
-    for name in ("MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI"):
-        monkeypatch.delenv(name, raising=False)
-    return f"registry.tracking_uri=sqlite:///{tmp_path}/mlflow.db"
-
-
-def test_a_training_is_seen_in_the_pipelines_run(tmp_path, mlflow):
-    models = toys.write_models(tmp_path / "models")
-    dataset = toys.write_dataset(tmp_path / "data", models)
-    config = toys.configuration("training.trackers=[mlflow]", mlflow)
-    expected = runs.ensure_run(config.registry, "pipeline-1")
-    train.run(config, dataset, models, tmp_path / "model", run_id="pipeline-1")
-    with server.connected(config.registry) as client:
-        run = client.get_run(expected)
-        losses = client.get_metric_history(expected, "loss")
-        validated = client.get_metric_history(expected, "validation_loss")
-    assert run.info.status == "RUNNING"  # the stages that follow write into it
-    assert run.data.params["model.lora.rank"] == "4"
-    assert run.data.params["training.projector_lr"] == "0.001"
-    assert [metric.step for metric in losses] == [1, 2, 3, 4, 5, 6]
-    assert [metric.step for metric in validated] == [3, 6]
-
-
-def test_the_machine_is_watched_while_training_goes_on(mlflow, tmp_path, monkeypatch):
-    from accelerate import PartialState
-
-    PartialState(cpu=True)
-    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
-    registry = toys.configuration(mlflow).registry
-    tracker = trackers.MLflowBatches(registry, "pipeline-4", tmp_path / "waiting.jsonl")
-    seen: list[float] = []
-    with server.connected(registry) as client:
-        for _ in range(100):
-            seen = [
-                metric.value
-                for metric in client.get_metric_history(tracker.tracker, "system/system_memory_usage_percentage")
-            ]
-            if len(seen) >= 2:
-                break
-            time.sleep(0.1)
-    tracker.finish()
-    assert len(seen) >= 2
-    assert all(0 < value <= 100 for value in seen)
-    with server.connected(registry) as client:
-        assert client.get_run(tracker.tracker).info.status == "RUNNING"
-
-
-def test_an_outage_is_named_once_and_the_scalars_follow(tmp_path, mlflow, monkeypatch):
-    from accelerate import PartialState
-
-    PartialState(cpu=True)
-    registry = toys.configuration(mlflow).registry
-    run = runs.ensure_run(registry, "pipeline-2")
-    tracker = trackers.MLflowBatches(registry, "pipeline-2", tmp_path / "waiting.jsonl")
-    monkeypatch.setattr(trackers, "_FLUSH_EVERY", 0.0)
-    warnings: list[str] = []
-
-    def away(_):
-        raise InputError("registry: MLflow at x went away in the middle of the work.")
-
-    with monkeypatch.context() as outage:
-        outage.setattr(trackers.server, "connected", away)
-        outage.setattr(logging.Logger, "warning", lambda _, text: warnings.append(text))
-        tracker.log({"loss": 2.0}, step=1)
-        tracker.log({"loss": 1.0}, step=2)
-    assert len(warnings) == 1
-    assert "went away" in warnings[0]
-    tracker.finish()
-    with server.connected(registry) as client:
-        assert [metric.value for metric in client.get_metric_history(run, "loss")] == [2.0, 1.0]
-
-
-def test_a_server_that_is_down_from_the_start_to_the_end_stops_nothing(tmp_path, mlflow, monkeypatch):
-    """The scalars of the first training wait in its folder, and reach MLflow when it is back."""
-    from accelerate import PartialState
-
-    PartialState(cpu=True)
-    down = toys.configuration("registry.tracking_uri=http://127.0.0.1:9").registry
-    spool = tmp_path / "waiting.jsonl"
-    tracker = trackers.MLflowBatches(down, "pipeline-3", spool)
-    tracker.store_init_configuration({"model.lora.rank": 4})
-    tracker.log({"loss": 2.0}, step=1)
-    tracker.finish()
-    assert spool.is_file()
-    up = toys.configuration(mlflow).registry
-    again = trackers.MLflowBatches(up, "pipeline-3", spool)
-    again.log({"loss": 1.0}, step=2)
-    again.finish()
-    assert not spool.exists()
-    with server.connected(up) as client:
-        history = client.get_metric_history(again.tracker, "loss")
-    assert [(metric.step, metric.value) for metric in history] == [(1, 2.0), (2, 1.0)]
-
-
-def test_a_location_that_cannot_be_mlflow_is_said_at_once(tmp_path):
-    registry = toys.configuration("registry.tracking_uri=ftp://nowhere").registry
-    with pytest.raises(InputError, match="no MLflow that can be used"):
-        trackers.MLflowBatches(registry, "", tmp_path / "waiting.jsonl")
 
 
 def line(step, **more):
@@ -145,10 +40,10 @@ class Watched:
         monkeypatch.setattr(trackers, "_LOOK_EVERY", 0.01)
         self.uploads: list[dict[str, str]] = []
         self.page, self.samples = folder / "curves.html", folder / "samples.jsonl"
-        self.tracker = trackers.MLflowBatches.__new__(trackers.MLflowBatches)
+        self.tracker = MLflowBatches.__new__(MLflowBatches)
         self.away = False
-        monkeypatch.setattr(trackers.MLflowBatches, "keep", lambda _, paths, folder: self.keep(paths, folder))
-        monkeypatch.setattr(trackers.MLflowBatches, "finish", lambda _: None)
+        monkeypatch.setattr(MLflowBatches, "keep", lambda _, paths, folder: self.keep(paths, folder))
+        monkeypatch.setattr(MLflowBatches, "finish", lambda _: None)
         accelerator = types.SimpleNamespace(trackers=[self.tracker], log=lambda *_, **__: None)
         image = np.zeros((8, 8, 3), np.uint8)
         self.reporter = trackers.Reporter(accelerator, self.page, self.samples, lambda _: image)

@@ -34,7 +34,7 @@ from transformers import (
 from multimodal_gemma import config, manifest
 from multimodal_gemma.config import Config
 from multimodal_gemma.data import processed
-from multimodal_gemma.data.slices import Writer
+from multimodal_gemma.data.arrow import Writer
 from multimodal_gemma.model.folders import vision_facts
 from multimodal_gemma.model.processor import build_processor
 

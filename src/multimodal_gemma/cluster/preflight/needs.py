@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from multimodal_gemma.cluster.trainjob.place import delegates, divide
+from multimodal_gemma.cluster.trainjob.place import divide
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.planning import sources as planned
 from multimodal_gemma.registry import server
@@ -120,7 +120,7 @@ def of_run(
         disks=disks,
         store=artifacts,
     )
-    if trains and delegates(config):
+    if trains and config.delegates:
         needs = dataclasses.replace(_on_nodes(needs, divide(config)[0]), scratch=scratch)
     _require_quantity("resources.cpu", needs.cpu)
     _require_quantity("resources.memory", needs.memory)
@@ -130,7 +130,7 @@ def of_run(
 def _room(config: Config) -> tuple[dict[str, str], str, str]:
     """Return what each task writes on its node, what a run puts into the platform's store, and a node's scratch."""
     try:
-        found = planned.room_of(config, train_job=delegates(config))
+        found = planned.room_of(config, train_job=config.delegates)
     except InputError:  # the sample, or models and data that only their folders can tell of
         return {}, "", ""
     shared = found.work if config.nodes.work_uri.startswith(_OWN_BUCKET) else 0.0

@@ -15,11 +15,6 @@ if TYPE_CHECKING:
 _SUBMITTER = ResourcesConfig(accelerator_count=0, cpu="500m", memory="2Gi")
 
 
-def delegates(config: Config) -> bool:
-    """Whether train-model hands its work to a TrainJob."""
-    return config.training.nodes > 1 or config.nodes.train_job
-
-
 def divide(config: Config, *, trainer: bool = False) -> tuple[Config, ResourcesConfig]:
     """Divide what a run asks of the cluster between the pod of train-model and the nodes of a TrainJob.
 
@@ -36,7 +31,7 @@ def divide(config: Config, *, trainer: bool = False) -> tuple[Config, ResourcesC
     """
     if config.resources.spot and trainer:
         config = dataclasses.replace(config, nodes=dataclasses.replace(config.nodes, train_job=True))
-    if not delegates(config):
+    if not config.delegates:
         return config, config.resources
     require_work(config)
     unset, shared = NodesConfig(), ("accelerator", "accelerator_count", "cpu", "memory", "node_selector", "tolerations")
