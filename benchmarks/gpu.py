@@ -189,7 +189,7 @@ def main_phase(args: argparse.Namespace) -> dict[str, Any]:
     from multimodal_gemma.planning.arithmetic import Shapes, Work, find_device
     from multimodal_gemma.training import checkpoint, features, loop, session
     from multimodal_gemma.training.device import choose_budget, make_accelerator
-    from multimodal_gemma.training.preemption import Watch
+    from multimodal_gemma.training.failures import Watch
 
     steps, on_gpu = args.steps, args.device.type == "cuda"
     training = TrainingConfig(

@@ -39,12 +39,11 @@ from transformers import CLIPVisionConfig, Gemma3TextConfig, LlavaConfig, LlavaF
 
 from multimodal_gemma.config.schema import ModelConfig
 from multimodal_gemma.model import attention
-from multimodal_gemma.model.adapters import lora_pattern
+from multimodal_gemma.model.adapters import fuse, lora_pattern
 from multimodal_gemma.model.forward import Encoder, SupervisedLoss
-from multimodal_gemma.model.fused_lora import fuse
 from multimodal_gemma.model.stream import Composer, Stream
 from multimodal_gemma.planning.arithmetic import Shapes, Work, find_device
-from multimodal_gemma.training.optimiser import count_as_change
+from multimodal_gemma.training.schedule import count_as_change
 
 warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by an old name
 OPENING, IMAGE_TOKEN = (2, 6, 7, 8), 5  # what every conversation begins with, as a chat template has it

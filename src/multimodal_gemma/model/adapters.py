@@ -3,19 +3,29 @@
 Low-rank adapters (Hu et al., 2021) sit on the language model alone: a list of layer names would also catch the vision
 encoder's q_proj, so a regular expression names them. The projector is saved beside them, for one is useless without
 the other.
+
+Without dropout they need not cost more than the layer that they sit on (`fuse`). PEFT computes an adapted layer as
+W x + s B (A x): besides W's product two small ones, forward, and four backward, with a pass over the activations for
+each. The same function is (W + s B A) x, one product, and its gradient flows back through that sum in one product too;
+A and B get theirs from rank-r products, so W's own gradient, which nobody needs, is never computed. The sum is formed
+once an optimiser step. Exact up to rounding in float32; in bf16 the sum would round the adapters away while they are
+small, so PEFT's own path stays there.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import Linear as LoraLinear
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import LlavaForConditionalGeneration
 
 from multimodal_gemma import files
@@ -26,7 +36,7 @@ from multimodal_gemma.model.folders import quiet
 if TYPE_CHECKING:
     from multimodal_gemma.config.schema import ModelConfig
 
-_LANGUAGE, _PROJECTOR, _VISION = "language_model.", "multi_modal_projector.", "vision_tower."
+_ADAPTER = "default"  # PEFT's name for the one adapter that there is
 
 
 def apply_policies(llava: LlavaForConditionalGeneration, model: ModelConfig, *, seed: int) -> PeftModel | None:
@@ -135,9 +145,9 @@ def part_of(name: str) -> str:
     """Return which learning rate a parameter of the joined model has: "lora", "projector", "language" or "vision"."""
     if "lora_" in name:
         return "lora"
-    if _PROJECTOR in name:
+    if "multi_modal_projector." in name:
         return "projector"
-    return "vision" if _VISION in name else "language"
+    return "vision" if "vision_tower." in name else "language"
 
 
 def trained_weights(llava: LlavaForConditionalGeneration) -> dict[str, Tensor]:
@@ -204,3 +214,82 @@ def save_merged(llava: LlavaForConditionalGeneration, processor_folder: Path, fo
         if path.is_file():
             with files.atomic_path(folder / path.name) as temporary:
                 temporary.write_bytes(path.read_bytes())
+
+
+def fuse(model: nn.Module) -> int:
+    """Give every adapted layer of a float32 model the fused path, in place.
+
+    The tree of modules and the names of weights stay PEFT's. A layer with dropout, or in another dtype, keeps its path.
+
+    Args:
+        model: holds PEFT's layers, on its device.
+
+    Returns:
+        How many layers were fused.
+    """
+    found = 0
+    for module in model.modules():
+        if isinstance(module, LoraLinear) and _fits(module):
+            module.forward = functools.partial(_Sum(module), module.forward)
+            found += 1
+    return found
+
+
+def _fits(layer: LoraLinear) -> bool:
+    weights = (layer.base_layer.weight, layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight)
+    return (
+        list(layer.active_adapters) == [_ADAPTER]
+        and type(layer.base_layer) is nn.Linear
+        and isinstance(layer.lora_dropout[_ADAPTER], nn.Identity)
+        and not layer.use_dora.get(_ADAPTER, False)
+        and not layer.base_layer.weight.requires_grad
+        and all(weight.dtype == torch.float32 for weight in weights)
+    )
+
+
+class _Sum:
+    """The sum of one layer's weight and its adapter, formed anew when one of them has changed."""
+
+    def __init__(self, layer: LoraLinear) -> None:
+        self._layer = layer
+        self._made_of: tuple[int, ...] = ()
+        self._sum = torch.empty(0)
+
+    def __call__(self, stock: Any, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        layer = self._layer
+        if layer.disable_adapters or layer.merged or torch.is_autocast_enabled(inputs.device.type) or args or kwargs:
+            result: Tensor = stock(inputs, *args, **kwargs)
+            return result
+        weight, bias = layer.base_layer.weight, layer.base_layer.bias
+        down, up = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight  # (r, in), (out, r)
+        scale = layer.scaling[_ADAPTER]
+        versions = (weight._version, down._version, up._version, weight.data_ptr())
+        if versions != self._made_of:
+            with torch.no_grad():
+                self._sum = torch.addmm(weight, up, down, alpha=scale)  # (out, in)
+            self._made_of = versions
+        outputs: Tensor = _Adapted.apply(inputs, self._sum, down, up, scale)
+        return outputs if bias is None else outputs + bias
+
+
+class _Adapted(torch.autograd.Function):
+    """y = (W + s B A) x, with gradients for x, A and B."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, total: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(inputs, total, down, up)
+        ctx.scale = scale
+        return functional.linear(inputs, total)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        inputs, total, down, up = ctx.saved_tensors
+        flat, out = inputs.flatten(0, -2), gradient.flatten(0, -2)  # (n, in), (n, out)
+        behind = gradient @ total if ctx.needs_input_grad[0] else None
+        for_down = for_up = None
+        if ctx.needs_input_grad[2]:
+            for_down = ((out @ up) * ctx.scale).T @ flat  # (r, in)
+        if ctx.needs_input_grad[3]:
+            for_up = out.T @ ((flat @ down.T) * ctx.scale)  # (out, r)
+        return behind, None, for_down, for_up, None

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from multimodal_gemma import files
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.model import chat, folders
 
@@ -91,6 +92,16 @@ def end_of_turn(processor: LlavaProcessor) -> str:
     """Return the token that ends an answer in this processor's chat template."""
     tokenizer = processor.tokenizer
     return chat.family_of(tokenizer.get_vocab(), eos_token=str(tokenizer.eos_token), starts_with_bos=False).end_of_turn
+
+
+def differences(theirs: LlavaProcessor, ours: LlavaProcessor) -> list[str]:
+    """Say what two processors do otherwise: tokens and pixels made with one may then mean nothing to the other."""
+    one, two = _traits(theirs), _traits(ours)
+    return [
+        f"{name} differs" + (f" ({one[name]} there, {two[name]} here)" if isinstance(one[name], str) else "")
+        for name in one
+        if one[name] != two[name]
+    ]
 
 
 def _image_processor(vision: Path, facts: folders.VisionFacts) -> Any:
@@ -218,3 +229,26 @@ def _without(config: dict[str, Any], gone: set[str | None]) -> dict[str, Any]:
     else:
         kept["extra_special_tokens"] = [token for token in extra if token not in gone]
     return {**kept, "image_token": chat.IMAGE}
+
+
+def _traits(processor: LlavaProcessor) -> dict[str, Any]:
+    """Return what tokens and pixels depend on, by the name that a reader knows it by."""
+    with tempfile.TemporaryDirectory() as name:
+        processor.tokenizer.save_pretrained(name)
+        tokenizer = files.sha256_file(Path(name) / "tokenizer.json")
+    stock = processor.image_processor
+    crops = getattr(stock, "do_center_crop", False)
+    side = stock.crop_size if crops else stock.size
+    patch = processor.patch_size
+    return {
+        "its resolution": f"{side['height']} px",
+        "its patches": f"{patch} px",
+        "its tokenizer": f"digest {tokenizer[:12]}",
+        "its chat template": f"digest {files.digest_of(processor.chat_template)[:12]}",
+        "its normalisation of images": (
+            [stock.image_mean, stock.image_std] if stock.do_normalize else "none",
+            stock.rescale_factor if stock.do_rescale else 1,
+            stock.resample,
+            crops,
+        ),
+    }

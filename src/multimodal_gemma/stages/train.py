@@ -56,12 +56,11 @@ def run(config: Config, dataset: Path, models: Path, output: Path, *, run_id: st
         SystemExit: SIGTERM came; a checkpoint is saved, and the code is 75.
     """
     from multimodal_gemma.data.processed import ProcessedDataset
-    from multimodal_gemma.training import fitting
 
     log = logs.get("train")
     data = ProcessedDataset(dataset)
     inputs = {"dataset": data.manifest.digest, "models": manifest.read(models, "base-models").digest}
-    fitting.require_fit(data, models, inputs["models"])
+    _require_fit(data, models, inputs["models"])
     shaping = _shaping(config)
     done = manifest.finished(output, KIND, config=shaping, inputs=inputs)
     if done is not None:
@@ -78,12 +77,12 @@ def run(config: Config, dataset: Path, models: Path, output: Path, *, run_id: st
 
     from accelerate import PartialState
 
-    from multimodal_gemma.training import checkpoint, device, preemption, session
+    from multimodal_gemma.training import checkpoint, device, failures, session
 
     checkpoint.refuse_other(output / "checkpoints", settings.identity)
     # Of several processes one holds the folder, for all.
     hold = locks.only_writer(output, "train") if device.leads() else contextlib.nullcontext()
-    with hold, preemption.Watch() as watch:
+    with hold, failures.Watch() as watch:
         _open_output(config, output)
         outside = {"mlflow": _mlflow(config, run_id, output), "copies": _copies(config, settings)}
         outcome = session.train(config, data, models, output, watch, settings=settings, **outside)
@@ -131,6 +130,29 @@ def _copies(config: Config, settings: Settings) -> Copies | None:
 
     # Trainings may share a prefix: each has a folder of its own in it.
     return store.CheckpointStore(f"{config.training.checkpoint_uri.rstrip('/')}/{settings.place}")
+
+
+def _require_fit(data: ProcessedDataset, models: Path, digest: str) -> None:
+    """Check that a dataset's tokens and pixels are what these base models would have been given.
+
+    Other base models than those that it was prepared with may take them, e.g. a later revision of the same model.
+    """
+    from multimodal_gemma.model import processor
+
+    prepared = data.manifest.inputs.get("models")
+    if prepared is None or prepared == digest:
+        return
+    fit = data.manifest.config.get("image_fit", "stock")
+    own = processor.build_processor(models / "vision", models / "language", fit)
+    if different := processor.differences(data.processor(), own):
+        raise InputError(
+            f"train: {data.folder} was prepared for other base models: {', '.join(different)}. Run preprocess again "
+            "with these models."
+        )
+    logs.get("train").info(
+        f"{data.folder} was prepared with other base models (digest {prepared[:12]}, these have {digest[:12]}), whose "
+        "tokenizer, chat template and images are the same"
+    )
 
 
 def _shaping(config: Config) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 
 from multimodal_gemma.stages.component import INPUT_ERROR
-from multimodal_gemma.training.preemption import EXIT_CODE
+from multimodal_gemma.training.failures import EXIT_CODE
 
 _PROCESS = "multimodal_gemma.stages.train_rank"
 _PATIENCE = 3600  # seconds for which a node waits for the others: theirs may still be fetching its image

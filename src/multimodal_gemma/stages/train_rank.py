@@ -19,7 +19,7 @@ from multimodal_gemma.data import delivery
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.stages import train, train_nodes
 from multimodal_gemma.stages.component import guarded
-from multimodal_gemma.training import preemption
+from multimodal_gemma.training.failures import Watch
 
 _FETCH_HOURS = 12  # for which the fastest node waits for the slowest
 
@@ -64,5 +64,5 @@ def _meet() -> object:
 
 
 if __name__ == "__main__":
-    with guarded(), preemption.Watch():
+    with guarded(), Watch():
         run(sys.argv[1], Path(sys.argv[2] if len(sys.argv) > 2 else Path(tempfile.gettempdir()) / "mmgemma"))

@@ -1,8 +1,10 @@
-"""Where training runs, in which precision and how much of it at once, or the sentence that says why not so."""
+"""Where training runs, in which precision, how much of it at once and where features are kept; or why it cannot."""
 
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 # having them again took up to a tenth of a step at the widths of Gemma-3-270M.
 ON_CPU = 1 << 24
 LARGEST = 262_144  # beyond it nothing gets faster on any GPU of today
+LIMIT = "MMGEMMA_SCRATCH_LIMIT"  # environment variable: bytes that this process's scratch files may take, e.g. 40Gi
+_SHARE = 0.5  # of the memory that is free which features may take
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 _ROOM = 0.85  # share of the memory that may be taken: a step's lengths vary, and allocators fragment
 
 
@@ -109,15 +114,23 @@ def choose_budget(
         dataset: says how long its samples are.
 
     Raises:
-        InputError: training.batch_tokens is neither a number nor auto, or the longest sample alone is too much for the
-            GPU.
+        InputError: training.batch_tokens is neither a number nor auto, or less than the longest sample has, or that
+            one alone is too much for the GPU.
     """
     asked = training.batch_tokens
+    splits = [dataset.split(name) for name in ("train", "val")]
+    longest = max(int(split.lengths.max(initial=1)) for split in splits)
     if isinstance(asked, int):
+        if asked < longest:
+            name = next(split.ids[int(split.lengths.argmax())] for split in splits if longest in split.lengths)
+            raise InputError(
+                f"config: training.batch_tokens={asked} is below the longest conversation: {name} takes {longest:,} "
+                f"positions, image tokens counted. Set training.batch_tokens={longest} or more, or prepare with a "
+                "smaller data.max_text_tokens."
+            )
         return asked
     if asked != "auto":
         raise InputError(f"config: training.batch_tokens={asked!r} is not allowed. Give a number of positions or auto.")
-    longest = max(int(dataset.split(name).lengths.max(initial=1)) for name in ("train", "val"))
     if accelerator.device.type != "cuda":
         return max(ON_CPU // (4 * loss.llava.config.text_config.intermediate_size), longest)
     start, passes = time.monotonic(), 0
@@ -170,3 +183,105 @@ def _fits(loss: SupervisedLoss, count: int, longest: int, kernel: str, accelerat
     finally:
         loss.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
+
+
+def choose_cache(
+    setting: str,
+    *,
+    changing: str = "",
+    images: int,
+    bytes_per_image: int,
+    folder: Path,
+    device: torch.device,
+    epochs: int,
+    processes: int = 1,
+) -> str:
+    """Decide where features are kept.
+
+    Args:
+        setting: training.feature_cache.
+        changing: why features cannot be kept; "" where they can.
+        images: how many there are.
+        bytes_per_image: what the features of one take.
+        folder: where a cache on disk would lie.
+        device: where training computes.
+        epochs: of the training; a disk is not filled for a single one.
+        processes: of this machine, each of which would hold a cache in memory of its own.
+
+    Returns:
+        "device", "memory", "disk" or "none"; the processes of one machine share a cache on disk.
+
+    Raises:
+        InputError: a cache was asked for although features change, or what is to hold it has no room.
+    """
+    if changing:
+        if setting in ("device", "memory", "disk"):
+            raise InputError(
+                f"config: training.feature_cache={setting} does not fit {changing}. Set training.feature_cache=none."
+            )
+        return "none"
+    needed, on_gpu = images * bytes_per_image, device.type == "cuda"
+    told = f"the features of {images:,} images take {needed / 1e9:.1f} GB"
+    if setting == "device" and not on_gpu:
+        raise InputError(
+            f"config: training.feature_cache=device needs a GPU; this run is on {device}. Set it to auto or memory."
+        )
+    room = _free_disk(folder)
+    if setting == "disk" and needed > room:
+        raise InputError(
+            f"train: {told}, and {folder} has room for {room / 1e9:.1f} GB (what is free, and what {LIMIT} allows). "
+            "Name a larger disk with training.cache_folder, or set training.feature_cache=none."
+        )
+    free = torch.cuda.mem_get_info(device)[0] if on_gpu else 0
+    if setting == "device" and needed > free:
+        raise InputError(
+            f"train: {told}, and the GPU has {free / 1e9:.1f} GB left. Set training.feature_cache=memory or auto."
+        )
+    if setting != "auto":
+        return setting
+    log = logs.get("train")
+    if needed <= _SHARE * free:
+        return "device"
+    if needed * processes <= _SHARE * available_memory():
+        return "memory"
+    if epochs > 1 and needed <= _SHARE * room:
+        log.info(f"{told}, more than half of the free memory: they are kept on disk, in {folder}")
+        return "disk"
+    why = "one epoch is not worth a disk" if epochs == 1 else f"more than half of what {folder} has room for"
+    log.info(f"{told}, more than half of the free memory, and {why}: the encoder runs at every step instead")
+    return "none"
+
+
+def available_memory() -> int:
+    """Return bytes that this process may still take: the machine's, or less where a container's limit is lower."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        used = int((group / "memory.current").read_text())
+        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return free  # no control group of version 2 around this process
+    if limit == "max":
+        return free
+    reclaimable = int(statistics.get("inactive_file", 0))
+    return max(min(free, int(limit) - used + reclaimable), 0)
+
+
+def _free_disk(folder: Path) -> int:
+    """Return the bytes that `folder` may take in all: what is free, and no more than a stated limit.
+
+    A container's limit of scratch space cannot be seen from inside: the pod's manifest states it as `LIMIT`.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    held = sum(path.stat().st_size for path in folder.glob("*") if path.is_file()) if folder.is_dir() else 0
+    free = shutil.disk_usage(there).free + held
+    stated = os.environ.get(LIMIT, "").strip()
+    if not stated:
+        return free
+    number = re.fullmatch(r"(\d+)([kMGT]?|[KMGT]i)", stated)
+    if number is None:
+        raise InputError(f"{LIMIT}={stated} is no size. Write bytes, or e.g. 40Gi.")
+    return min(free, int(number[1]) * _UNITS[number[2]])

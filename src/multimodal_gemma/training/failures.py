@@ -1,24 +1,68 @@
-"""What is said and kept when a step goes wrong: a loss that is no number, and memory that does not suffice."""
+"""What ends a training before its end: SIGTERM, a loss that is no number, memory that does not suffice.
+
+A spot node sends SIGTERM and takes itself away half a minute later. While the loop runs, the signal is only noted: the
+loop saves a checkpoint after the step it is in and ends the process with 75, the code of sysexits.h for "try again
+later". At any other time nothing would be lost, and the process ends at once with the same code.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import math
+import signal
+import threading
 from collections.abc import Iterator, Sequence
+from types import FrameType
 from typing import TYPE_CHECKING
-
-import numpy as np
-import torch
 
 from multimodal_gemma import files
 from multimodal_gemma.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from multimodal_gemma.model.stream import Stream
     from multimodal_gemma.training.loop import Job
 
+EXIT_CODE = 75  # EX_TEMPFAIL
 REPLAY = "failed_step.json"
 _NAMED = 8  # conversations that the sentence names; the file has all
+
+
+class Watch:
+    """Listens for SIGTERM inside a `with` block.
+
+    Attributes:
+        asked: SIGTERM came while it was deferred.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._deferring = False
+        self._before: signal.Handlers | None = None
+
+    def __enter__(self) -> Watch:
+        if threading.current_thread() is threading.main_thread():  # Python hears signals nowhere else
+            self._before = signal.signal(signal.SIGTERM, self._heard)  # type: ignore[assignment]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _heard(self, _number: int, _frame: FrameType | None) -> None:
+        self.asked = True
+        if not self._deferring:
+            raise SystemExit(EXIT_CODE)
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Only note the signal inside the block; whoever runs it looks at `asked`."""
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False
 
 
 def not_finite(
@@ -74,6 +118,8 @@ def out_of_memory(stream: Stream, budget: int) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        import torch  # not above: who only waits for a training listens for SIGTERM, too
+
         # PyTorch has a type of its own for a GPU alone.
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise

@@ -8,10 +8,9 @@ change with every epoch, images are encoded when they are asked for.
 from __future__ import annotations
 
 import dataclasses
+import math
 import mmap
 import os
-import re
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 from accelerate import Accelerator
+from PIL import Image, ImageEnhance
 from torch import Tensor
 
 from multimodal_gemma import files, logs
@@ -27,17 +27,17 @@ from multimodal_gemma.errors import InputError
 from multimodal_gemma.model.forward import Encoder
 from multimodal_gemma.progress import Progress
 from multimodal_gemma.training.ahead import ahead
-from multimodal_gemma.training.augmentation import Augmented
+from multimodal_gemma.training.device import choose_cache
 
 if TYPE_CHECKING:
     from multimodal_gemma.config.schema import Config
     from multimodal_gemma.data.processed import ProcessedDataset
 
-LIMIT = "MMGEMMA_SCRATCH_LIMIT"  # environment variable: bytes that this process's scratch files may take, e.g. 40Gi
 _CHUNK = 64  # images encoded at a time
-_SHARE = 0.5  # of the memory that is free which features may take
+_AREA = (0.8, 1.0)  # share of the picture that a crop keeps
+_ASPECT = (0.9, 1 / 0.9)  # width over height of the crop: stretched back by a tenth at most
+_STRENGTH = 0.1  # brightness, contrast and saturation change by at most this share
 _NOTED_EVERY = 30.0  # seconds between notes of how far a file has come
-_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
 class Images(Protocol):
@@ -232,6 +232,48 @@ class Encoding:
             )
 
 
+class Augmented:
+    """A dataset's images as they look in one epoch: a random crop and mild changes of light and colour.
+
+    Questions about pictures forbid what is usual elsewhere. A mirrored picture makes "left" a lie, a turned hue makes
+    "red" one, and a small crop cuts off what is asked about. So crops keep most of the picture, light and colour move
+    by a few percent, and nothing is mirrored. What a picture becomes is a function of (seed, epoch, image) alone: a
+    resumed run, another rank and another conversation about the same image get the same pixels.
+
+    Args:
+        dataset: has the images.
+        seed: of the training.
+        epoch: counted from 0.
+    """
+
+    def __init__(self, dataset: Images, seed: int, epoch: int) -> None:
+        self._dataset, self._seed, self._epoch = dataset, seed, epoch
+
+    def image(self, image_index: int) -> np.ndarray:
+        """Return uint8 (H, W, 3), of the size that the image has."""
+        random = np.random.default_rng([abs(self._seed), int(self._seed < 0), self._epoch, image_index])
+        return augment(self._dataset.image(image_index), random)
+
+
+def augment(pixels: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Return a random crop in the size of the whole, with other brightness, contrast and saturation.
+
+    Args:
+        pixels: uint8 (H, W, 3).
+        random: where the draws come from.
+    """
+    height, width = pixels.shape[:2]
+    area = random.uniform(*_AREA)
+    aspect = math.exp(random.uniform(*np.log(_ASPECT)))
+    across, down = (min(1.0, math.sqrt(area * ratio)) for ratio in (aspect, 1 / aspect))  # shares of the sides
+    left, top = random.uniform(0, 1 - across) * width, random.uniform(0, 1 - down) * height
+    box = (left, top, left + across * width, top + down * height)
+    picture = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC, box=box)
+    for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        picture = change(picture).enhance(1 + random.uniform(-_STRENGTH, _STRENGTH))
+    return np.asarray(picture)
+
+
 def _mapped(path: Path, size: int | None, *, fresh: bool) -> mmap.mmap:
     """Map a file of `size` bytes; None: as large as it is."""
     try:
@@ -253,105 +295,3 @@ def _changing(config: Config) -> str:
     if config.training.augmentation != "none":
         return f"training.augmentation={config.training.augmentation}: every epoch shows other pictures"
     return ""
-
-
-def choose_cache(
-    setting: str,
-    *,
-    changing: str = "",
-    images: int,
-    bytes_per_image: int,
-    folder: Path,
-    device: torch.device,
-    epochs: int,
-    processes: int = 1,
-) -> str:
-    """Decide where features are kept.
-
-    Args:
-        setting: training.feature_cache.
-        changing: why features cannot be kept; "" where they can.
-        images: how many there are.
-        bytes_per_image: what the features of one take.
-        folder: where a cache on disk would lie.
-        device: where training computes.
-        epochs: of the training; a disk is not filled for a single one.
-        processes: of this machine, each of which would hold a cache in memory of its own.
-
-    Returns:
-        "device", "memory", "disk" or "none"; the processes of one machine share a cache on disk.
-
-    Raises:
-        InputError: a cache was asked for although features change, or what is to hold it has no room.
-    """
-    if changing:
-        if setting in ("device", "memory", "disk"):
-            raise InputError(
-                f"config: training.feature_cache={setting} does not fit {changing}. Set training.feature_cache=none."
-            )
-        return "none"
-    needed, on_gpu = images * bytes_per_image, device.type == "cuda"
-    told = f"the features of {images:,} images take {needed / 1e9:.1f} GB"
-    if setting == "device" and not on_gpu:
-        raise InputError(
-            f"config: training.feature_cache=device needs a GPU; this run is on {device}. Set it to auto or memory."
-        )
-    room = _free_disk(folder)
-    if setting == "disk" and needed > room:
-        raise InputError(
-            f"train: {told}, and {folder} has room for {room / 1e9:.1f} GB (what is free, and what {LIMIT} allows). "
-            "Name a larger disk with training.cache_folder, or set training.feature_cache=none."
-        )
-    free = torch.cuda.mem_get_info(device)[0] if on_gpu else 0
-    if setting == "device" and needed > free:
-        raise InputError(
-            f"train: {told}, and the GPU has {free / 1e9:.1f} GB left. Set training.feature_cache=memory or auto."
-        )
-    if setting != "auto":
-        return setting
-    log = logs.get("train")
-    if needed <= _SHARE * free:
-        return "device"
-    if needed * processes <= _SHARE * available_memory():
-        return "memory"
-    if epochs > 1 and needed <= _SHARE * room:
-        log.info(f"{told}, more than half of the free memory: they are kept on disk, in {folder}")
-        return "disk"
-    why = "one epoch is not worth a disk" if epochs == 1 else f"more than half of what {folder} has room for"
-    log.info(f"{told}, more than half of the free memory, and {why}: the encoder runs at every step instead")
-    return "none"
-
-
-def available_memory() -> int:
-    """Return bytes that this process may still take: the machine's, or less where a container's limit is lower."""
-    import psutil
-
-    free = int(psutil.virtual_memory().available)
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = (group / "memory.max").read_text().strip()
-        used = int((group / "memory.current").read_text())
-        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):
-        return free  # no control group of version 2 around this process
-    if limit == "max":
-        return free
-    reclaimable = int(statistics.get("inactive_file", 0))
-    return max(min(free, int(limit) - used + reclaimable), 0)
-
-
-def _free_disk(folder: Path) -> int:
-    """Return the bytes that `folder` may take in all: what is free, and no more than a stated limit.
-
-    A container's limit of scratch space cannot be seen from inside: the pod's manifest states it as `LIMIT`.
-    """
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    held = sum(path.stat().st_size for path in folder.glob("*") if path.is_file()) if folder.is_dir() else 0
-    free = shutil.disk_usage(there).free + held
-    stated = os.environ.get(LIMIT, "").strip()
-    if not stated:
-        return free
-    number = re.fullmatch(r"(\d+)([kMGT]?|[KMGT]i)", stated)
-    if number is None:
-        raise InputError(f"{LIMIT}={stated} is no size. Write bytes, or e.g. 40Gi.")
-    return min(free, int(number[1]) * _UNITS[number[2]])

@@ -29,10 +29,10 @@ from multimodal_gemma.model import adapters
 from multimodal_gemma.model.forward import SupervisedLoss
 from multimodal_gemma.model.stream import Composer
 from multimodal_gemma.progress import Progress
-from multimodal_gemma.training import checkpoint, failures, optimiser, schedule
+from multimodal_gemma.training import checkpoint, failures, schedule
 from multimodal_gemma.training.ahead import Ready, Sender, ahead
 from multimodal_gemma.training.curves import Curves, Meter
-from multimodal_gemma.training.preemption import EXIT_CODE, Watch
+from multimodal_gemma.training.failures import EXIT_CODE, Watch
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -164,14 +164,12 @@ class Trainer:
         self.log, self.device = logs.get("train"), accelerator.device
         self.rank, self.ranks = accelerator.process_index, accelerator.num_processes
         self.leads = bool(accelerator.is_main_process)
-        for split in (job.train, job.val):
-            _require_budget(split, job.budget)
         self.steps, self.an_epoch = schedule.plan_steps(self.training, len(job.train))
         self.validations = schedule.validation_steps(self.steps, self.an_epoch, self.training.validations_per_epoch)
         self.keeper = checkpoint.Keeper(job.folder / "checkpoints", job.settings, job.copies, accelerator)
         self.meter = Meter(job.work, accelerator)
         self.sender = Sender(self.device, job.kernel, job.pictures)
-        bare = optimiser.make_optimiser(job.loss.llava, self.training, self.device)
+        bare = schedule.make_optimiser(job.loss.llava, self.training, self.device)
         self.model, self.optimiser = accelerator.prepare(job.loss, bare)
         self.trainable = [parameter for parameter in job.loss.llava.parameters() if parameter.requires_grad]
         self.state, self.saved_step = checkpoint.State(), 0
@@ -253,7 +251,7 @@ class Trainer:
     def _take(self, step: Step) -> None:
         """Take one optimiser step."""
         factor = schedule.rate_factor(step.number, self.steps, self.training.warmup_fraction)
-        rates = optimiser.set_rates(self.optimiser, self.training, factor)
+        rates = schedule.set_rates(self.optimiser, self.training, factor)
         self.model.train()
         # Gradients are averaged over processes, the loss is divided by the tokens of all of them: hence the factor.
         scale = self.ranks / max(step.supervised, 1)
@@ -428,24 +426,6 @@ class Trainer:
         if self.rank < len(random_states):
             checkpoint.set_random_state(random_states[self.rank])
         self.log.info(f"continuing from the checkpoint of step {self.state.step:,} of {self.steps:,}")
-
-
-def _require_budget(split: Split, budget: int) -> None:
-    """Check that every sample fits into a stream by itself.
-
-    Raises:
-        InputError: one does not.
-    """
-    if not len(split):
-        return
-    longest = int(split.lengths.argmax())
-    length = int(split.lengths[longest])
-    if length > budget:
-        raise InputError(
-            f"config: training.batch_tokens={budget} is below the longest conversation: {split.ids[longest]} takes "
-            f"{length:,} positions, image tokens counted. Set training.batch_tokens={length} or more, or prepare with "
-            "a smaller data.max_text_tokens."
-        )
 
 
 def _shown(row: dict[str, Any]) -> dict[str, str]:

@@ -1,14 +1,21 @@
 """What happens at which step, as pure functions of seed and step: nothing here has a position to save.
 
 How many steps there are, which conversations each of them sees, how one is shared out to several processes, when it is
-validated, and which share of the learning rates it gets. A resumed run asks for the step it stopped at.
+validated, and at which rate each part of the model learns. A resumed run asks for the step it stopped at.
+
+AdamW has groups: the projector learns from random weights and wants five times the rate of adapters that bend
+pretrained ones; norms and biases are scales and offsets, which it has no meaning to pull to zero.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from transformers import LlavaForConditionalGeneration
+
+from multimodal_gemma.model.adapters import part_of
 
 if TYPE_CHECKING:
     from multimodal_gemma.config.schema import TrainingConfig
@@ -85,6 +92,47 @@ def rate_factor(step: int, steps: int, warmup_fraction: float) -> float:
     if step <= warmup:
         return step / warmup
     return (steps - step + 1) / (steps - warmup)
+
+
+def make_optimiser(
+    llava: LlavaForConditionalGeneration, training: TrainingConfig, device: torch.device
+) -> torch.optim.AdamW:
+    """Return AdamW (Loshchilov and Hutter, 2019) over what learns, each part in a group with and one without decay.
+
+    Args:
+        llava: the joined model after `apply_policies`.
+        training: rates and weight decay.
+        device: decides whether the fused implementation is there.
+
+    Returns:
+        Optimiser whose groups carry "part", the name of their learning rate.
+    """
+    groups: dict[tuple[str, bool], list[torch.nn.Parameter]] = {}
+    for name, parameter in llava.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((part_of(name), parameter.ndim >= 2), []).append(parameter)
+    described: list[dict[str, Any]] = [
+        {"params": parameters, "part": part, "weight_decay": training.weight_decay if decayed else 0.0}
+        for (part, decayed), parameters in sorted(groups.items(), key=lambda item: item[0])
+    ]
+    made = torch.optim.AdamW(described, fused=device.type in ("cpu", "cuda"))
+    made.register_step_post_hook(count_as_change)
+    return made
+
+
+def count_as_change(optimiser: torch.optim.Optimizer, *_: Any) -> None:
+    """Count a step as the change in place that it is: the fused kernels leave a weight's version as it was.
+
+    Whoever keeps something computed from a weight, as `model.adapters.fuse` does, would go on with the old one.
+    """
+    torch.autograd.graph.increment_version([weight for group in optimiser.param_groups for weight in group["params"]])
+
+
+def set_rates(optimiser: torch.optim.Optimizer, training: TrainingConfig, factor: float) -> dict[str, float]:
+    """Set every group's learning rate to `factor` times its peak; return the rates by part."""
+    for group in optimiser.param_groups:
+        group["lr"] = getattr(training, f"{group['part']}_lr") * factor
+    return {group["part"]: group["lr"] for group in optimiser.param_groups}
 
 
 def _units(images: np.ndarray) -> np.ndarray:

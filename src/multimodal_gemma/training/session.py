@@ -13,9 +13,8 @@ from accelerate import Accelerator
 
 from multimodal_gemma import logs
 from multimodal_gemma.errors import InputError
-from multimodal_gemma.model import adapters, assembly, attention, quantisation
+from multimodal_gemma.model import adapters, assembly, attention
 from multimodal_gemma.model.forward import Encoder, SupervisedLoss, encoder_of
-from multimodal_gemma.model.fused_lora import fuse
 from multimodal_gemma.model.vocabulary_loss import has_c_compiler
 from multimodal_gemma.planning.arithmetic import Shapes, Work
 from multimodal_gemma.training import features, samples, trackers
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from multimodal_gemma.config.schema import Config
     from multimodal_gemma.data.processed import ProcessedDataset
     from multimodal_gemma.training.checkpoint import Copies, Settings
-    from multimodal_gemma.training.preemption import Watch
+    from multimodal_gemma.training.failures import Watch
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -137,7 +136,7 @@ def speed_up(config: Config, llava: LlavaForConditionalGeneration, accelerator: 
         language.compile(dynamic=True)  # streams have a new length every time
     if training.gradient_checkpointing:
         language.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if precision == "fp32" and not compiled and (fused := fuse(llava)):
+    if precision == "fp32" and not compiled and (fused := adapters.fuse(llava)):
         log.info(f"{fused} adapted layers are computed as one product each")
     return kernel
 
@@ -163,7 +162,7 @@ def build(
     Returns:
         The model, and its PEFT view where there are adapters.
     """
-    quantisation.require_possible(config.model)
+    assembly.require_possible(config.model)
     vision = assembly.load_vision(models / "vision")
     language = assembly.load_language(models / "language")
     projector = next((models / part for part in ("projector", "adapter") if getattr(config.model, part)), None)
@@ -172,7 +171,7 @@ def build(
     if check:
         assembly.check_wrapping(llava, language)
     if config.model.language_quantization == "nf4":
-        quantisation.round_weights(llava) if packed is None else quantisation.quantise(llava, packed)
+        assembly.round_weights(llava) if packed is None else assembly.quantise(llava, packed)
     peft_model = adapters.apply_policies(llava, config.model, seed=seed)
     if config.model.adapter:
         if peft_model is None:

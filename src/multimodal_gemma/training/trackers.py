@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import http.client
+import json
 import os
 import queue
+import ssl
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from urllib.parse import urlsplit
 
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
@@ -23,7 +27,6 @@ from multimodal_gemma import files, logs
 from multimodal_gemma.config.flat import flatten, portable
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.training import curves
-from multimodal_gemma.training.trainer_status import TrainerStatus
 
 if TYPE_CHECKING:
     from multimodal_gemma.config.schema import Config, TrainingConfig
@@ -31,6 +34,10 @@ if TYPE_CHECKING:
 
 _PUBLISH_EVERY = 60.0  # seconds between two pages
 _LOOK_EVERY = 1.0  # seconds after which the thread looks at the clock, though no step has ended
+_VARIABLES = ("KUBEFLOW_TRAINER_SERVER_URL", "KUBEFLOW_TRAINER_SERVER_CA_CERT", "KUBEFLOW_TRAINER_SERVER_TOKEN")
+_TELL_EVERY = 5.0  # seconds between two messages at least: each becomes a write to the Kubernetes API
+_PATIENCE = 5.0  # seconds for an answer
+_MOST_METRICS, _LONGEST_TEXT = 256, 64  # metrics; characters of a name or a value
 _FAILED = {
     "tracker": "a tracker fails",
     "page": "the page of the curves cannot be shown while training runs",
@@ -215,6 +222,70 @@ class Reporter:
             if what not in self._warned:
                 logs.get("train").warning(f"{_FAILED[what]} ({error}). Training goes on; curves.jsonl has all scalars.")
             self._warned.add(what)
+
+
+class TrainerStatus:
+    """Tells Kubeflow Trainer how far a training is, which shows it as `status.trainerStatus` of its TrainJob.
+
+    Kubeflow Trainer 2.2 or newer with the alpha feature gate TrainJobStatus (proposals/2779-trainjob-progress and
+    pkg/statusserver of kubeflow/trainer) gives a node's container three variables: the address to POST to, and the
+    files with the authority that signed its certificate and with a token for this one TrainJob. Both files change while
+    a training runs, so they are read each time. Without the variables there is nobody to tell.
+    """
+
+    def __init__(self) -> None:
+        self._url, self._authority, self._token = (os.environ.get(name, "") for name in _VARIABLES)
+        self._told = -_TELL_EVERY
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is somebody to tell."""
+        return bool(self._url and self._authority and self._token)
+
+    @property
+    def due(self) -> float:
+        """Seconds until the next message may be sent; 0: now."""
+        return max(self._told + _TELL_EVERY - time.monotonic(), 0.0)
+
+    def tell(self, share: float, seconds_left: float | None, metrics: Mapping[str, float]) -> None:
+        """Send one message.
+
+        Args:
+            share: of the training that is done, 0 to 1.
+            seconds_left: until its end, as far as one can tell; None: nobody knows.
+            metrics: what is known of the last step.
+
+        Raises:
+            OSError: nobody answers, a file cannot be read, or the answer is no 200.
+        """
+        self._told = time.monotonic()
+        status: dict[str, object] = {
+            "progressPercentage": min(max(int(100 * share), 0), 100),
+            "metrics": [
+                {"name": name[:_LONGEST_TEXT], "value": f"{value:.6g}"}
+                for name, value in list(metrics.items())[:_MOST_METRICS]
+            ],
+            "lastUpdatedTime": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        if seconds_left is not None:
+            status["estimatedRemainingSeconds"] = max(int(seconds_left), 0)
+        body = json.dumps({"trainerStatus": status}).encode()
+        token = Path(self._token).read_text(encoding="utf-8").strip()
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        there = urlsplit(self._url)
+        # No proxy and no redirect: the token is for this server alone.
+        trusted = ssl.create_default_context(cafile=self._authority)
+        server = http.client.HTTPSConnection(there.netloc, timeout=_PATIENCE, context=trusted)
+        try:
+            server.request("POST", there.path, body, headers)
+            answer = server.getresponse()
+            said = answer.read(1000).decode(errors="replace")
+        except http.client.HTTPException as error:
+            raise OSError(f"{there.netloc} does not speak HTTP: {error}") from error
+        finally:
+            server.close()
+        if answer.status != http.client.OK:
+            raise OSError(f"{there.netloc} answers {answer.status}: {said.strip()}")
 
 
 def _wandb_settings(folder: str) -> dict[str, Any]:

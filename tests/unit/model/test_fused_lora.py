@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from multimodal_gemma.model.fused_lora import fuse
+from multimodal_gemma.model.adapters import fuse
 
 
 def adapted(*, dropout: float = 0.0, bias: bool = True, dtype: torch.dtype = torch.float32) -> nn.Module:

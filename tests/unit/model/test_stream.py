@@ -11,8 +11,8 @@ from torch.nn import functional
 from multimodal_gemma.data.processed import ProcessedDataset
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.model import adapters, assembly, attention
+from multimodal_gemma.model.adapters import fuse
 from multimodal_gemma.model.forward import Encoder, SupervisedLoss
-from multimodal_gemma.model.fused_lora import fuse
 from multimodal_gemma.model.stream import Composer
 from tests.unit.training import toys
 

@@ -11,7 +11,7 @@ import pytest
 
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.stages import train
-from multimodal_gemma.training import augmentation, curves
+from multimodal_gemma.training import curves, features
 from tests.unit.training import toys
 
 
@@ -27,7 +27,7 @@ class Scenes:
 
 
 def shown(seed=1, epoch=0, index=0):
-    return augmentation.Augmented(Scenes(), seed, epoch).image(index)
+    return features.Augmented(Scenes(), seed, epoch).image(index)
 
 
 def test_a_picture_is_a_function_of_seed_epoch_and_image():
@@ -54,9 +54,9 @@ def test_crops_and_light_stay_within_their_bounds():
     grey = np.full((8, 8, 3), 100, np.uint8)
     kept, light = [], []
     for seed in range(200):
-        made = augmentation.augment(ramp, np.random.default_rng(seed)).astype(float)
+        made = features.augment(ramp, np.random.default_rng(seed)).astype(float)
         kept.append((made[32, 50, 0] - made[32, 14, 0]) / (ramp[32, 50, 0] - float(ramp[32, 14, 0])))
-        light.append(augmentation.augment(grey, np.random.default_rng(seed)).mean() / 100)
+        light.append(features.augment(grey, np.random.default_rng(seed)).mean() / 100)
     # sqrt(0.8 * 0.9) of the width at least, at most all of it; brightness and contrast move both by a tenth each.
     assert 0.848 * 0.9 * 0.9 - 0.03 < min(kept) < 0.85
     assert max(kept) < 1.1 * 1.1 + 0.03

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from multimodal_gemma.errors import InputError
-from multimodal_gemma.training import features
+from multimodal_gemma.training import device, features
 
 CPU = torch.device("cpu")
 
@@ -66,12 +66,12 @@ def test_each_image_is_encoded_once_and_looked_up_by_its_index():
 
 def choose(setting, images, **more):
     asked = {"bytes_per_image": 10, "device": CPU, "epochs": 3, "folder": Path("/nowhere"), **more}
-    return features.choose_cache(setting, images=images, **asked)
+    return device.choose_cache(setting, images=images, **asked)
 
 
 def test_auto_takes_at_most_half_of_what_is_free_and_then_the_disk(monkeypatch):
-    monkeypatch.setattr(features, "available_memory", lambda: 2000)
-    monkeypatch.setattr(features, "_free_disk", lambda _: 4000)
+    monkeypatch.setattr(device, "available_memory", lambda: 2000)
+    monkeypatch.setattr(device, "_free_disk", lambda _: 4000)
     assert choose("auto", 100) == "memory"
     assert choose("auto", 101) == "disk"
     assert choose("auto", 60, processes=2) == "disk"  # each would hold its own
@@ -84,7 +84,7 @@ def test_auto_takes_at_most_half_of_what_is_free_and_then_the_disk(monkeypatch):
 
 
 def test_a_gpu_keeps_them_itself_where_it_has_room(monkeypatch):
-    monkeypatch.setattr(features, "available_memory", lambda: 2000)
+    monkeypatch.setattr(device, "available_memory", lambda: 2000)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1000, 1000))
     gpu = torch.device("cuda")
     assert choose("auto", 50, device=gpu) == "device"
@@ -106,18 +106,18 @@ def test_changing_features_are_never_cached(setting):
 
 @pytest.mark.parametrize(("stated", "room"), [("1000", 1000), ("2k", 2000), ("1Ki", 1024), ("900T", None), ("", None)])
 def test_a_stated_limit_of_scratch_space_is_respected(tmp_path, monkeypatch, stated, room):
-    monkeypatch.setenv(features.LIMIT, stated)
+    monkeypatch.setenv(device.LIMIT, stated)
     (tmp_path / "held").write_bytes(b"x" * 500)
-    found = features._free_disk(tmp_path)
+    found = device._free_disk(tmp_path)
     assert found == room if room else found > 10_000
     if room:
-        with pytest.raises(InputError, match=rf"1,000 images take .* what {features.LIMIT} allows"):
+        with pytest.raises(InputError, match=rf"1,000 images take .* what {device.LIMIT} allows"):
             choose("disk", 1000, folder=tmp_path)
 
 
 def test_a_limit_that_is_no_size_is_said(tmp_path, monkeypatch):
-    monkeypatch.setenv(features.LIMIT, "a lot")
-    with pytest.raises(InputError, match=f"{features.LIMIT}=a lot is no size. Write bytes, or e.g. 40Gi"):
+    monkeypatch.setenv(device.LIMIT, "a lot")
+    with pytest.raises(InputError, match=f"{device.LIMIT}=a lot is no size. Write bytes, or e.g. 40Gi"):
         choose("auto", 1, folder=tmp_path)
 
 
@@ -215,4 +215,4 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
 def test_available_memory_is_no_more_than_the_machine_has():
     import psutil
 
-    assert 0 < features.available_memory() <= psutil.virtual_memory().total
+    assert 0 < device.available_memory() <= psutil.virtual_memory().total

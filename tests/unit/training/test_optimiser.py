@@ -7,8 +7,8 @@ import torch
 from transformers import get_linear_schedule_with_warmup
 
 from multimodal_gemma.model import adapters, assembly
-from multimodal_gemma.model.fused_lora import fuse
-from multimodal_gemma.training import optimiser, schedule
+from multimodal_gemma.model.adapters import fuse
+from multimodal_gemma.training import schedule
 from tests.unit.training import toys
 
 
@@ -42,8 +42,8 @@ def test_warm_up_may_be_nothing_or_everything():
 
 def test_projector_and_adapters_have_their_own_rates(tmp_path):
     llava, training = learning(tmp_path)
-    made = optimiser.make_optimiser(llava, training, torch.device("cpu"))
-    assert optimiser.set_rates(made, training, 0.5) == {"projector": 5e-4, "lora": 1e-4}
+    made = schedule.make_optimiser(llava, training, torch.device("cpu"))
+    assert schedule.set_rates(made, training, 0.5) == {"projector": 5e-4, "lora": 1e-4}
     assert {group["part"]: group["lr"] for group in made.param_groups} == {"projector": 5e-4, "lora": 1e-4}
     assert sum(len(group["params"]) for group in made.param_groups) == len(adapters.trained_weights(llava))
 
@@ -53,7 +53,7 @@ def test_norms_and_biases_are_not_decayed(tmp_path):
     llava, training = learning(tmp_path, *overrides)
     decay = {
         id(parameter): group["weight_decay"]
-        for group in optimiser.make_optimiser(llava, training, torch.device("cpu")).param_groups
+        for group in schedule.make_optimiser(llava, training, torch.device("cpu")).param_groups
         for parameter in group["params"]
     }
     for name, parameter in llava.named_parameters():
@@ -64,8 +64,8 @@ def test_norms_and_biases_are_not_decayed(tmp_path):
 def test_a_step_is_seen_by_what_was_computed_from_the_weights(tmp_path):
     """The fused layers keep W + s B A until a weight changes: a step that nobody notices would be lost on them."""
     llava, training = learning(tmp_path)
-    made = optimiser.make_optimiser(llava, training, torch.device("cpu"))
-    optimiser.set_rates(made, training, 1.0)
+    made = schedule.make_optimiser(llava, training, torch.device("cpu"))
+    schedule.set_rates(made, training, 1.0)
     tokens = torch.arange(6)[None]
     assert fuse(llava) == 14
     llava(input_ids=tokens).logits.sum().backward()

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from multimodal_gemma.stages import train
-from multimodal_gemma.training import trackers, trainer_status
+from multimodal_gemma.training import trackers
 from tests.unit.training import toys
 
 PLACE = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/ml/trainjobs/mmgemma-1/status"  # pkg/statusserver/utils.go
@@ -76,7 +76,7 @@ def server(tmp_path, monkeypatch) -> Iterator[StatusServer]:
     monkeypatch.setenv("KUBEFLOW_TRAINER_SERVER_URL", made.url)
     monkeypatch.setenv("KUBEFLOW_TRAINER_SERVER_CA_CERT", str(made.authority))
     monkeypatch.setenv("KUBEFLOW_TRAINER_SERVER_TOKEN", str(made.token))
-    monkeypatch.setattr(trainer_status, "_EVERY", 0.0)
+    monkeypatch.setattr(trackers, "_TELL_EVERY", 0.0)
     yield made
     made.server.shutdown()
     made.server.server_close()
@@ -100,7 +100,7 @@ def test_a_training_fills_the_status_of_its_trainjob(server, tmp_path, monkeypat
 
 
 def test_a_token_that_was_changed_is_read_again(server):
-    status = trainer_status.TrainerStatus()
+    status = trackers.TrainerStatus()
     status.tell(0.455, 61.7, {"loss": 1.25})
     server.allowed = "second"
     with pytest.raises(OSError, match="answers 403"):
@@ -119,15 +119,15 @@ def test_a_server_that_another_authority_vouches_for_gets_no_token(server, tmp_p
     other = StatusServer(tmp_path / "other")
     monkeypatch.setenv("KUBEFLOW_TRAINER_SERVER_CA_CERT", str(other.authority))
     with pytest.raises(OSError, match="CERTIFICATE_VERIFY_FAILED"):
-        trainer_status.TrainerStatus().tell(0.1, None, {})
+        trackers.TrainerStatus().tell(0.1, None, {})
     assert (server.taken, server.refused) == ([], [])
     other.server.shutdown()
     other.server.server_close()
 
 
 def test_messages_are_apart(server, monkeypatch):
-    monkeypatch.setattr(trainer_status, "_EVERY", 30.0)
-    status = trainer_status.TrainerStatus()
+    monkeypatch.setattr(trackers, "_TELL_EVERY", 30.0)
+    status = trackers.TrainerStatus()
     assert status.due == 0
     status.tell(0.1, None, {})
     assert 0 < status.due <= 30.0
@@ -156,4 +156,4 @@ def test_a_trainer_that_does_not_take_it_is_named_once(server, tmp_path, monkeyp
 def test_without_a_trainer_nobody_is_told(monkeypatch):
     for name in ("URL", "CA_CERT", "TOKEN"):
         monkeypatch.delenv(f"KUBEFLOW_TRAINER_SERVER_{name}", raising=False)
-    assert not trainer_status.TrainerStatus().wanted
+    assert not trackers.TrainerStatus().wanted

@@ -126,10 +126,10 @@ def run(namespace: Namespace, job: Object, *, pause: float = 10.0) -> None:
         InputError: it cannot be submitted, or it failed.
         SystemExit: this process was asked to end.
     """
-    from multimodal_gemma.training import preemption
+    from multimodal_gemma.training.failures import Watch
 
     name, left = job["metadata"]["name"], False
-    with preemption.Watch() as watch, _refusals(namespace):
+    with Watch() as watch, _refusals(namespace):
         try:
             _submit(namespace, job)
             Follower(namespace, name, pause=pause).to_end()

@@ -10,19 +10,19 @@ import pytest
 
 from multimodal_gemma.model.forward import SupervisedLoss
 from multimodal_gemma.stages import train
-from multimodal_gemma.training import checkpoint, curves, preemption
+from multimodal_gemma.training import checkpoint, curves, failures
 from tests.unit.training import toys
 
 
 def test_outside_the_loop_the_process_ends_at_once():
-    with preemption.Watch(), pytest.raises(SystemExit) as ended:
+    with failures.Watch(), pytest.raises(SystemExit) as ended:
         os.kill(os.getpid(), signal.SIGTERM)
     assert ended.value.code == 75
 
 
 def test_inside_the_loop_it_is_only_noted_and_the_handler_goes_with_the_block():
     before = signal.getsignal(signal.SIGTERM)
-    with preemption.Watch() as watch, watch.deferred():
+    with failures.Watch() as watch, watch.deferred():
         os.kill(os.getpid(), signal.SIGTERM)
         assert watch.asked
     assert signal.getsignal(signal.SIGTERM) is before
@@ -45,7 +45,7 @@ def test_the_step_that_runs_is_saved_and_continued_to_the_same_bytes(tmp_path, m
         patch.setattr(curves.Curves, "add", wanted_back)
         with pytest.raises(SystemExit) as ended:
             train.run(config, dataset, models, tmp_path / "model")
-    assert ended.value.code == preemption.EXIT_CODE == 75
+    assert ended.value.code == failures.EXIT_CODE == 75
     assert checkpoint.steps(tmp_path / "model" / "checkpoints")[-1] == at
     assert train.run(config, dataset, models, tmp_path / "model").digest == alone.digest
 
