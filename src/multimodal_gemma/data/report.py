@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from multimodal_gemma.reporting import charts
-from multimodal_gemma.reporting.page import Page
-from multimodal_gemma.reporting.pictures import data_uri
+from multimodal_gemma.reporting.page import Page, data_uri
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,14 +6,14 @@ template (page.html.j2) escapes all that a caller passes, except SVG and HTML th
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import functools
+import io
 import re
 from collections.abc import Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Self
-
-from multimodal_gemma.reporting import pictures
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -97,7 +97,7 @@ class Page:
         """Add pictures with their captions and lines."""
         shown = [
             {
-                "source": pictures.data_uri(item.image, max_side=320),
+                "source": data_uri(item.image, max_side=320),
                 "caption": item.caption,
                 "lines": item.lines,
             }
@@ -107,7 +107,7 @@ class Page:
 
     def thumbnails(self, images: Sequence[Image]) -> Self:
         """Add a contact sheet: many small pictures without words."""
-        return self._add("thumbnails", sources=[pictures.data_uri(image, max_side=96, quality=70) for image in images])
+        return self._add("thumbnails", sources=[data_uri(image, max_side=96, quality=70) for image in images])
 
     def pre(self, text: str, *, summary: str = "") -> Self:
         """Add text as it stands, e.g. the end of a log; with a summary it is folded behind that."""
@@ -160,3 +160,18 @@ def _cell(cell: Cell) -> Link:
     if isinstance(cell, bool | str):
         return Link(str(cell))
     return Link(f"{cell:,}" if isinstance(cell, int) else f"{cell:.3f}")
+
+
+def data_uri(image: Image, *, max_side: int = 224, quality: int = 80) -> str:
+    """Return `image` as a JPEG data URI.
+
+    Args:
+        image: any mode; converted to RGB.
+        max_side: longer side in pixels; a larger image is reduced, a smaller one stays.
+        quality: of the JPEG, 1 to 95.
+    """
+    small = image.convert("RGB")
+    small.thumbnail((max_side, max_side))
+    buffer = io.BytesIO()
+    small.save(buffer, format="JPEG", quality=quality)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

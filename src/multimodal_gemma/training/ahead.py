@@ -1,4 +1,4 @@
-"""The next step is made ready while this one is computed: its stream is composed, its features are on their way.
+"""The next step is made ready while this one is computed: its streams are composed, its features are on their way.
 
 On a GPU a thread does this, and copies run on a CUDA stream of their own beside the computation. On a processor there
 is nothing to gain: what is asked for is made when it is asked for.
@@ -7,16 +7,23 @@ is nothing to gain: what is asked for is made when it is asked for.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from multimodal_gemma.errors import InputError
+from multimodal_gemma.model.stream import Composer
+from multimodal_gemma.training import schedule
 
 if TYPE_CHECKING:
     from multimodal_gemma.model.stream import Stream
     from multimodal_gemma.training.features import Pictures
+    from multimodal_gemma.training.loop import Job
 
 T = TypeVar("T")
 
@@ -81,6 +88,57 @@ class Sender:
             if fetched is not None:
                 fetched = fetched.pin_memory().to(self._device, non_blocking=True)
             return Ready(moved, fetched, self._beside.record_event())
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """An optimiser step, ready to be taken.
+
+    Attributes:
+        number: counted from 1.
+        samples: its conversations, of all processes.
+        supervised: tokens with a loss, of all processes.
+        passes: what this process computes.
+    """
+
+    number: int
+    samples: np.ndarray
+    supervised: int
+    passes: list[Ready]
+
+
+def optimiser_steps(job: Job, sender: Sender, first: int, rank: int, ranks: int) -> Iterator[Step]:
+    """Yield the steps of a training for one of its processes.
+
+    Args:
+        job: what is trained.
+        sender: puts the streams on this process's device.
+        first: the first of them, counted from 1.
+        rank: which process, from 0.
+        ranks: how many there are.
+
+    Raises:
+        InputError: a step has fewer conversations than there are processes.
+    """
+    train, training = job.train, job.training
+    steps, an_epoch = schedule.plan_steps(training, len(train))
+    composer = Composer(train, job.image_tokens, job.image_token_id)
+    for epoch in itertools.count((first - 1) // an_epoch):
+        order = schedule.epoch_steps(train.image_indices, training.batch_size, seed=training.seed, epoch=epoch)
+        for step in range(max(first, epoch * an_epoch + 1), (epoch + 1) * an_epoch + 1):
+            if step > steps:
+                return
+            samples = order[(step - 1) % an_epoch]
+            if len(samples) < ranks:
+                raise InputError(
+                    f"train: step {step} has {len(samples)} conversations for {ranks} processes. Use fewer processes, "
+                    "or another training.batch_size."
+                )
+            # Every process counts for all: nobody has to be asked.
+            supervised = sum(int(train[int(index)].supervised[1:].sum()) for index in samples)
+            share = schedule.share_of_rank(samples, train.image_indices, train.lengths, rank, ranks)
+            streams = composer.streams(share, job.budget)
+            yield Step(step, samples, supervised, [sender.send(stream, epoch) for stream in streams])
 
 
 def _tensors(held: Any) -> list[Tensor]:

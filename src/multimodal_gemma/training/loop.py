@@ -15,7 +15,6 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,13 +23,12 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from multimodal_gemma import logs
-from multimodal_gemma.errors import InputError
 from multimodal_gemma.model import adapters
 from multimodal_gemma.model.forward import SupervisedLoss
 from multimodal_gemma.model.stream import Composer
 from multimodal_gemma.progress import Progress
 from multimodal_gemma.training import checkpoint, failures, schedule
-from multimodal_gemma.training.ahead import Ready, Sender, ahead
+from multimodal_gemma.training.ahead import Sender, Step, ahead, optimiser_steps
 from multimodal_gemma.training.curves import Curves, Meter
 from multimodal_gemma.training.failures import EXIT_CODE, Watch
 
@@ -112,23 +110,6 @@ class Outcome:
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
-    """An optimiser step, ready to be taken.
-
-    Attributes:
-        number: counted from 1.
-        samples: its conversations, of all processes.
-        supervised: tokens with a loss, of all processes.
-        passes: what this process computes.
-    """
-
-    number: int
-    samples: np.ndarray
-    supervised: int
-    passes: list[Ready]
-
-
-@dataclasses.dataclass(frozen=True)
 class _Taken:
     """A step that was taken and is not read yet.
 
@@ -191,11 +172,12 @@ class Trainer:
         if curves is not None and self.job.reporter is not None:
             self.job.reporter.begin(curves.rows, self.steps)
         size = self.training.batch_size
+        coming = optimiser_steps(self.job, self.sender, self.state.step + 1, self.rank, self.ranks)
         total = Progress("train", self.steps * size, "sample", done=self.state.step * size)
         with (
             self.watch.deferred(),
             total as progress,
-            contextlib.closing(ahead(self._prepared(self.state.step + 1), self.device)) as prepared,
+            contextlib.closing(ahead(coming, self.device)) as prepared,
         ):
             self.read_at = self.saved_at = time.monotonic()
             while not self.state.finished:
@@ -225,28 +207,6 @@ class Trainer:
             stopped_early=self.state.step < self.steps,
             rows=curves.rows if curves is not None else [],
         )
-
-    def _prepared(self, step: int) -> Iterator[Step]:
-        """Yield the steps from `step` on."""
-        train, size = self.job.train, self.training.batch_size
-        composer = Composer(train, self.job.image_tokens, self.job.image_token_id)
-        for epoch in itertools.count((step - 1) // self.an_epoch):
-            order = schedule.epoch_steps(train.image_indices, size, seed=self.training.seed, epoch=epoch)
-            while (step - 1) // self.an_epoch == epoch:
-                if step > self.steps:
-                    return
-                samples = order[(step - 1) % self.an_epoch]
-                if len(samples) < self.ranks:
-                    raise InputError(
-                        f"train: step {step} has {len(samples)} conversations for {self.ranks} processes. Use fewer "
-                        "processes, or another training.batch_size."
-                    )
-                # Every process counts for all: nobody has to be asked.
-                supervised = sum(int(train[int(index)].supervised[1:].sum()) for index in samples)
-                share = schedule.share_of_rank(samples, train.image_indices, train.lengths, self.rank, self.ranks)
-                streams = composer.streams(share, self.job.budget)
-                yield Step(step, samples, supervised, [self.sender.send(stream, epoch) for stream in streams])
-                step += 1
 
     def _take(self, step: Step) -> None:
         """Take one optimiser step."""

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from multimodal_gemma import reporting
-from multimodal_gemma.reporting import charts, pictures
-from multimodal_gemma.reporting.page import GalleryItem, Link, Page
+from multimodal_gemma.reporting import charts
+from multimodal_gemma.reporting.page import GalleryItem, Link, Page, data_uri
 
 
 def test_quoted_text_stays_text() -> None:
@@ -57,7 +57,7 @@ def test_a_link_is_a_link_and_its_address_is_quoted() -> None:
 
 
 def test_a_picture_is_reduced_and_keeps_its_shape() -> None:
-    uri = pictures.data_uri(Image.new("RGBA", (400, 100), "green"), max_side=200)
+    uri = data_uri(Image.new("RGBA", (400, 100), "green"), max_side=200)
     image = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
     assert (image.size, image.mode) == ((200, 50), "RGB")
 

@@ -65,3 +65,13 @@ def test_on_a_processor_streams_are_smaller_where_the_model_is_wide():
         loss = SimpleNamespace(llava=SimpleNamespace(config=SimpleNamespace(text_config=text)))
         found = device.choose_budget(given, here, loss, "sdpa", SimpleNamespace(split=lambda _: split))
         assert found == positions
+
+
+def test_a_conversation_longer_than_the_budget_is_named_with_what_to_set():
+    split = SimpleNamespace(lengths=np.array([50, 900, 20]), ids=("a", "long one", "b"))
+    dataset, given = SimpleNamespace(split=lambda _: split), toys.configuration().training
+    given.batch_tokens = 900
+    assert device.choose_budget(given, None, None, "sdpa", dataset) == 900
+    given.batch_tokens = 899
+    with pytest.raises(InputError, match=r"long one takes 900 positions.*Set training.batch_tokens=900"):
+        device.choose_budget(given, None, None, "sdpa", dataset)

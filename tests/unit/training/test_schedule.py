@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from multimodal_gemma.errors import InputError
-from multimodal_gemma.training import loop, schedule
+from multimodal_gemma.training import schedule
 from tests.unit.training import toys
 
 LENGTHS = np.random.default_rng(0).lognormal(5, 0.5, 4000).astype(np.int64)
@@ -70,16 +69,3 @@ def test_steps_are_those_of_the_epochs_or_of_the_limit():
     assert schedule.plan_steps(training, 24) == (4, 3)
     training.max_steps = 400
     assert schedule.plan_steps(training, 25) == (8, 4)
-
-
-def test_a_conversation_longer_than_the_budget_is_named_with_what_to_set():
-    class Split:
-        lengths = np.array([50, 900, 20])
-        ids = ("a", "long one", "b")
-
-        def __len__(self):
-            return 3
-
-    loop._require_budget(Split(), 900)
-    with pytest.raises(InputError, match=r"long one takes 900 positions.*Set training.batch_tokens=900"):
-        loop._require_budget(Split(), 899)
