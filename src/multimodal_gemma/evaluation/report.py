@@ -22,7 +22,7 @@ _MOST_TYPES = 30
 _PER_GALLERY = 12
 _MOST_TRUTHS = 3  # of the annotators' answers, the most frequent ones
 _ANSWERS = ("yes", "no")
-_VQA_COLUMNS = ("accuracy", "interval", "majority", "majority answer", "questions")
+_VQA_COLUMNS = ("accuracy", "interval", "majority answer", "which is", "questions")
 _VQA_SHOWN = ("accuracy", "interval", "majority_baseline", "majority_answer", "count")
 
 
@@ -48,10 +48,11 @@ def render(
         date: when it was scored, as text.
     """
     questions, images = len(rows), len({row["image_id"] for row in rows})
-    called = " and ".join(metrics["names"][kind] for kind in ("pope", "vqa") if metrics[kind])
+    asked = " and ".join(metrics["names"][kind] for kind in ("pope", "vqa") if metrics[kind])
     lead = (
-        f"{model} (digest {metrics['model_digest'][:12]}), {date}: {called}. {questions:,} questions about {images:,} "
+        f"{model} (digest {metrics['model_digest'][:12]}), {date}: {asked}. {questions:,} questions about {images:,} "
         f"images. Intervals cover {confidence:.0%}, clustered by image; a dash stands for fewer than ten images. "
+        "Beside the scores is what always giving the majority answer gets, which needs no image. "
         f"{seen(metrics)}"
     )
     page = Page("Evaluation", lead).cards(_cards(metrics))
@@ -88,7 +89,7 @@ def draw(rows: Sequence[Row], most: int) -> list[Row]:
 
 def item(row: Row, shards: ImageShards, answers: Sequence[tuple[str, str]]) -> GalleryItem:
     """Return a picture with its question, answers as (text, class), and the truth."""
-    told = [*answers, (f"truth: {truth(row)}", ""), (row["benchmark"], "")]
+    told = [*answers, (f"truth: {truth(row)}", ""), (called(row["benchmark"]), "")]
     return GalleryItem(_picture(row, shards), row["question"], told)
 
 
@@ -97,6 +98,12 @@ def answered(row: Row) -> tuple[str, str]:
     sure = "" if row["p_yes"] is None or "label" not in row else f", P(yes) {row['p_yes']:.2f}"
     word, mark = ("right", "good") if row["score"] >= 0.5 else ("wrong", "bad")
     return f"{word}: {row['prediction'] or '(no words)'}{sure}", mark
+
+
+def called(benchmark: str) -> str:
+    """Return what people call a row's benchmark, e.g. "POPE random"."""
+    kind, _, setting = benchmark.partition("/")
+    return f"{kind.upper()} {setting}".strip()
 
 
 def truth(row: Row) -> str:
@@ -111,7 +118,7 @@ def _cards(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
     cards = []
     if mean := metrics["pope_mean"]:
         blind = sum(section["majority_baseline"] for section in metrics["pope"].values()) / len(metrics["pope"])
-        note = f"{_span(mean['interval'])}; always one answer: {_share(blind)}"
+        note = f"{_span(mean['interval'])}; majority answer {_share(blind)}"
         cards.append(("POPE accuracy", _share(mean["accuracy"]), note))
         note = "of the questions; half of them are yes" if blind == 0.5 else "of the questions"
         cards.append(("POPE says yes", _share(metrics["metrics"]["pope_yes_ratio"]), note))
@@ -119,7 +126,7 @@ def _cards(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
             rank = "-" if known["auroc"] is None else f"{known['auroc']:.3f}"
             cards.append(("AUROC of P(yes)", rank, f"0.5 is chance; calibration error {known['ece']:.3f}"))
     if vqa := metrics["vqa"]:
-        note = f"always {vqa['majority_answer']!r}: {_share(vqa['majority_baseline'])}"
+        note = f"majority answer {_share(vqa['majority_baseline'])}"
         cards.append(("VQA accuracy", _share(vqa["accuracy"]), f"{_span(vqa['interval'])}; {note}"))
     if told := metrics["chair"]:
         invented, recall = told["chair_i"], told["recall"]["value"]
@@ -143,7 +150,7 @@ def _pope(page: Page, metrics: dict[str, Any]) -> None:
     )
     shown = ("accuracy", "interval", "majority_baseline", "yes_ratio", "f1", "always_yes_f1", "count")
     page.table(
-        ("setting", "accuracy", "interval", "one answer", "says yes", "F1", "F1 of all yes", "questions"),
+        ("setting", "accuracy", "interval", "majority answer", "says yes", "F1", "F1 of all yes", "questions"),
         [(setting, *_told(section, *shown)) for setting, section in pope.items()],
     )
     page.table(
@@ -199,8 +206,7 @@ def _tuned(metrics: dict[str, Any]) -> str:
 def _vqa(page: Page, vqa: dict[str, Any], called: str) -> None:
     page.section(
         f"{called}: open questions",
-        "Bars are official accuracy with its interval; the tick is what the most frequent answer of that kind of "
-        "question gets, which needs no image.",
+        "Bars are official accuracy with its interval; the tick is what the majority answer of its kind gets.",
     )
     kinds = sorted(vqa["by_answer_type"].items(), key=lambda item: -item[1]["count"])
     page.figure(
@@ -221,7 +227,9 @@ def _vqa(page: Page, vqa: dict[str, Any], called: str) -> None:
         f"type, known without the image: {_share(vqa['question_type_baseline'])}.{said}",
     )
     types = sorted(vqa["by_question_type"].items(), key=lambda item: (-item[1]["count"], item[0]))
-    page.section("By question type", f"The {min(len(types), _MOST_TYPES)} most frequent of {len(types)} types.")
+    page.section(
+        "By question type", f"The {_MOST_TYPES} most frequent of {len(types)}." if len(types) > _MOST_TYPES else ""
+    )
     page.table(
         ("question begins", *_VQA_COLUMNS),
         [(name, *_told(entry, *_VQA_SHOWN)) for name, entry in types[:_MOST_TYPES]],

@@ -19,8 +19,8 @@ from multimodal_gemma.errors import InputError
 from multimodal_gemma.reporting.run_page import Step, duration
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster where PyYAML was built with it
-_WIDTH, _HEIGHT = 172, 48  # of a box, in pixels
-_ACROSS, _DOWN = 18, 28  # between boxes
+_WIDTH, _HEIGHT = 152, 48  # of a box, in pixels
+_ACROSS, _DOWN = 10, 28  # between boxes
 _COLOURS = {"succeeded": "--good", "reused": "--accent", "failed": "--bad"}  # the page's own, light or dark
 _IDLE = "--soft"  # what did not run, or not to its end
 
@@ -140,7 +140,7 @@ def svg(tasks: Sequence[Task], steps: Mapping[str, Step]) -> str:
     boxes = "".join(_box(places[task.name], steps[task.name]) for task in tasks)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-        f'style="width:100%;max-width:{width * 1.1:.0f}px" '
+        f'style="width:100%;max-width:{width * 1.2:.0f}px" '
         'role="img" aria-label="graph of the run" font-family="sans-serif">'
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
         '<path d="M0 0L8 4L0 8z" fill="#868e96"/></marker></defs>'

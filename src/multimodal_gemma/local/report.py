@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from multimodal_gemma import config as configuration
 from multimodal_gemma import files
-from multimodal_gemma.config import Config
+from multimodal_gemma.config import Config, flat
+from multimodal_gemma.evaluation import questions
 from multimodal_gemma.local import graph
 from multimodal_gemma.local.graph import Task
 from multimodal_gemma.local.results import Record, Results
 from multimodal_gemma.reporting import charts, run_page
-from multimodal_gemma.reporting.page import Page
+from multimodal_gemma.reporting.page import Link, Page
 from multimodal_gemma.reporting.run_page import RunPage, Step
 from multimodal_gemma.stages import run_report
 
@@ -20,6 +24,13 @@ _EXAMPLES = 12
 _TYPES = 12  # of questions, the commonest ones
 _ANSWERS = ("yes", "no")
 _SHOWN = ("model", "export")  # folders that people go to
+_COMPARISON = "comparison with the champion"
+_PAGES = {  # of the stages, with the artifact that each lies in
+    "evaluation": ("evaluation", "report.html"),
+    _COMPARISON: ("registration", "comparison.html"),
+    "training curves": ("model", "curves.html"),
+    "dataset": ("dataset", "report.html"),
+}
 
 
 def render(
@@ -45,26 +56,55 @@ def render(
     steps = [_step(record) for record in records.values()]
     failed = next((record for record in records.values() if record.status == "failed"), None)
     outcome, verdict, reason = _judge(status, failed, results)
-    links = {"MLflow": mlflow_uri, **{str(name): str(path) for name, path in results.folders.items() if name in _SHOWN}}
-    if failed is not None:
-        links["log"] = str(failed.log)
+    links = _links(results, folder, mlflow_uri)
+    if failed is not None and failed.log is not None:
+        links["log"] = _link(failed.log, folder)
     page = RunPage(
         name=folder.name,
         outcome=outcome,
         verdict=verdict,
         reason=reason,
-        advice="" if outcome in ("passed", "done", "refused") else "The same command continues this run.",
+        advice=_ADVICE.get(outcome, ""),
         scores=run_page.scores(results.metrics, {}),
-        contamination=(results.metrics.get("contamination") or {}).get("status", ""),
+        contamination=questions.seen(results.metrics) if results.metrics else "",
         facts=run_report.facts(config),
         graph=graph.svg(tasks, {step.name: step for step in steps}),
         steps=steps,
         links=links,
-        commands=_commands(results),
+        commands=_commands(results, mlflow_uri),
         said=[] if failed is None or failed.sentence else failed.last_lines(30) or ["It wrote nothing."],
         details=_details(results, config),
     )
     return run_page.render(page)
+
+
+_ADVICE = {
+    "refused": run_report.ADVICE["refused"],
+    "failed": "Mend it; the same command then continues this run, and another one reuses what is still right.",
+    "stopped": "The same command continues this run.",
+}
+
+
+def _links(results: Results, folder: Path, mlflow_uri: str) -> dict[str, str | Link]:
+    """Return the pages of the stages, then places."""
+    links: dict[str, str | Link] = {}
+    for name, (artifact, page) in _PAGES.items():
+        if artifact in results.folders and (results.folders[artifact] / page).is_file():
+            links[name] = _link(results.folders[artifact] / page, folder)
+    if not any(rule["name"].startswith("champion in") for rule in results.registration.get("rules", [])):
+        links.pop(_COMPARISON, None)  # there was nothing to be held against
+    if not _in_a_file(mlflow_uri):
+        links["MLflow"] = mlflow_uri
+    return links | {key: str(results.folders[key]) for key in _SHOWN if key in results.folders}
+
+
+def _in_a_file(mlflow_uri: str) -> bool:
+    return mlflow_uri.startswith("sqlite:")
+
+
+def _link(path: Path, folder: Path) -> Link:
+    place = Path(os.path.relpath(path, folder)).as_posix()
+    return Link(place, quote(place))
 
 
 def _step(record: Record) -> Step:
@@ -86,12 +126,14 @@ def _judge(status: str, failed: Record | None, results: Results) -> tuple[str, s
     return "refused", f"The gate refused the model: {version} is no champion.", run_page.refusals(registered["rules"])
 
 
-def _commands(results: Results) -> dict[str, str]:
+def _commands(results: Results, mlflow_uri: str) -> dict[str, str]:
+    serve = f"mlflow server --backend-store-uri {mlflow_uri}"
+    browse = {"browse MLflow": serve} if _in_a_file(mlflow_uri) else {}
     model = results.folders.get("export") or results.folders.get("model")
     if model is None:
-        return {}
+        return browse
     place = model / "model" if "export" in results.folders else model
-    return {"ask the model": f"mmgemma ask PICTURE 'What is this?' --model {place}", "try it": "make demo"}
+    return {"ask the model": f"mmgemma ask PICTURE 'What is this?' --model {place}", "try it": "make demo", **browse}
 
 
 def _details(results: Results, config: Config) -> Page:
@@ -102,7 +144,7 @@ def _details(results: Results, config: Config) -> Page:
     _examples(page, results)
     _dataset(page, results)
     _decision(page, results)
-    page.section("Configuration", "Every key of this run, as its stages received it.").pre(_indented(config))
+    _configuration(page, config)
     return page
 
 
@@ -128,7 +170,7 @@ def _scores(page: Page, results: Results) -> None:
             )
             page.figure(
                 chart,
-                f"Open questions by {title}, with their number; the tick is the majority answer's score.",
+                f"Open questions by {title}, with their number; the tick is what the majority answer of its type gets.",
             )
 
 
@@ -202,7 +244,7 @@ def _decision(page: Page, results: Results) -> None:
         return
     registered = results.registration
     page.section(
-        "Registry decision", f"Version {registered['version']} of {registered['name']}: gate {registered['gate']}."
+        "The gate's decision", f"Version {registered['version']} of {registered['name']}, held against these rules."
     )
     page.table(
         ("rule", "result", "reason"),
@@ -210,9 +252,10 @@ def _decision(page: Page, results: Results) -> None:
     )
 
 
-def _indented(config: Config) -> str:
-    import json
-
-    value = json.loads(configuration.to_json(config))
-    value["registry"].pop("tracking_uri")  # it may hold a password
-    return json.dumps(value, indent=1)
+def _configuration(page: Page, config: Config) -> None:
+    whole, differs = json.loads(configuration.to_json(config)), configuration.differences(config)
+    for value in (whole, differs):
+        value.get("registry", {}).pop("tracking_uri", None)  # it may hold a password
+    page.section("Configuration", "What differs from the defaults.")
+    page.table(("key", "value"), [(key, Link(text)) for key, text in flat.flatten(differs).items()])
+    page.pre(json.dumps(whole, indent=1), summary="Every key, as the stages received it")

@@ -172,7 +172,7 @@ def cells(folder: Path) -> tuple[str, ...]:
         _score(scores.get("pope_mean")),
         _score(scores.get("vqa")),
         f"{registry['version']} ({registry.get('alias') or 'no alias'})" if registry.get("version") else "-",
-        str(registry.get("gate") or "-"),
+        {"failed": "refused"}.get(gate := str(registry.get("gate") or "-"), gate),
         duration(seconds) if seconds else "-",
     )
 

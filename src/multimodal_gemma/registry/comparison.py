@@ -153,19 +153,18 @@ def render(
     """
     if not pairs:
         return ""
-    page = Page(
-        "Candidate and champion",
-        f"{name}: the candidate beside version {version} on {len(pairs):,} questions that both have answered. "
-        f"Intervals cover {confidence:.0%}, paired by question and clustered by image: one that holds 0 is noise.",
-    )
     rows = []
+    worse: list[str] = []
+    better: list[str] = []
     for benchmark in dict.fromkeys(ours["benchmark"] for ours, _ in pairs):
         here = [(ours, theirs) for ours, theirs in pairs if ours["benchmark"] == benchmark]
         found = questions.difference(here, confidence=confidence)
         low, high = found.interval or (-1.0, 1.0)
+        if high < 0 or low > 0:
+            (worse if high < 0 else better).append(report.called(benchmark))
         rows.append(
             (
-                benchmark,
+                report.called(benchmark),
                 f"{sum(ours['score'] for ours, _ in here) / len(here):.1%}",
                 f"{sum(theirs['score'] for _, theirs in here) / len(here):.1%}",
                 f"{100 * found.mean:+.1f}",
@@ -175,6 +174,13 @@ def render(
                 len(here),
             )
         )
+    said = [f"{word} in {', '.join(names)}" for word, names in (("worse", worse), ("better", better)) if names]
+    page = Page(
+        "Candidate and champion",
+        f"Beyond noise, the candidate is {' and '.join(said) or 'neither better nor worse'}: {name} beside version "
+        f"{version} on {len(pairs):,} questions that both have answered. Intervals cover {confidence:.0%}, paired by "
+        "question and clustered by image; a difference whose interval holds 0 is noise.",
+    )
     page.section("Scores", "Percent, and the difference in points.")
     page.table(("benchmark", "candidate", "champion", "difference", "interval", "better", "worse", "questions"), rows)
     _changed(page, "Lost", "What the champion gets right and the candidate does not.", pairs, shards, sign=-1)
@@ -200,7 +206,10 @@ def _changed(
     if shards is None:
         page.table(
             ("benchmark", "image", "question", "candidate", "champion"),
-            [(o["benchmark"], o["image"], o["question"], o.get("prediction", ""), said[id(o)]) for o in shown],
+            [
+                (report.called(o["benchmark"]), o["image"], o["question"], o.get("prediction", ""), said[id(o)])
+                for o in shown
+            ],
         )
         return
     marks = (("right", "good"), ("wrong", "bad")) if sign > 0 else (("wrong", "bad"), ("right", "good"))

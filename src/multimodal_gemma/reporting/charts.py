@@ -93,7 +93,15 @@ def bars(
     intervals: Sequence[Sequence[float] | None] = (),
     baselines: Sequence[float] | None = None,
 ) -> str:
-    """Draw horizontal bars, first label on top, with intervals (low, high) where there are any, and baseline ticks."""
+    """Draw horizontal bars, first label on top.
+
+    Args:
+        labels: of the bars.
+        values: of the bars.
+        x_label: what runs along the bottom, with its unit.
+        intervals: (low, high) of each bar; None where it has none.
+        baselines: what the majority answer gets instead of each value, drawn as a tick.
+    """
 
     def draw(axes: Axes) -> None:
         places = list(range(len(labels)))
@@ -103,7 +111,8 @@ def bars(
                 reach = [[max(value - interval[0], 0.0)], [max(interval[1] - value, 0.0)]]
                 axes.errorbar(value, place, xerr=reach, fmt="none", ecolor=_INK, capsize=3)
         if baselines is not None:
-            axes.scatter(list(baselines), places, marker="|", s=200, linewidths=2, color=PALETTE[1], label="baseline")
+            look: dict[str, Any] = {"marker": "|", "s": 200, "linewidths": 2, "color": PALETTE[1]}
+            axes.scatter(list(baselines), places, label="majority answer", **look)
             axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1))
         axes.set_yticks(places, list(labels))
         axes.invert_yaxis()

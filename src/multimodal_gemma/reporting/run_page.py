@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from multimodal_gemma.reporting.page import Page
+from multimodal_gemma.reporting.page import Link, Page
 
 SETTINGS = ("random", "popular", "adversarial")  # of POPE, from the easiest to the hardest
 # What an outcome is called in one word, and whether it is good news.
@@ -46,20 +46,22 @@ class Score:
     """One row of the score table; None where something is not known.
 
     Attributes:
-        name: of the benchmark.
-        accuracy: in [0, 1].
-        interval: of the accuracy.
-        constant: what always giving the commonest answer would score.
-        champion: accuracy of the version that was champion before.
+        name: of the benchmark, short.
+        value: of the score, in [0, 1].
+        interval: of the value.
+        majority: what always giving the majority answer would score.
+        champion: score of the version that was champion before.
         count: questions.
+        asked: what the questions are called in full.
     """
 
     name: str
-    accuracy: float
+    value: float
     interval: tuple[float, float] | None = None
-    constant: float | None = None
+    majority: float | None = None
     champion: float | None = None
     count: int | None = None
+    asked: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,14 +72,14 @@ class RunPage:
         name: of the run.
         outcome: "passed", "done" (a pipeline without a gate), "refused", "failed", "stopped" or "unknown".
         verdict: one sentence.
-        reason: why so, one sentence; "" where the verdict says it.
+        reason: why so, a sentence a line; "" where the verdict says it.
         advice: what to do next.
         scores: may be empty.
-        contamination: what became of training images in the benchmarks.
+        contamination: what is known of training images in the benchmarks, a sentence.
         facts: what was trained on what, by name.
         graph: an SVG of the project's own.
         steps: in the order of the pipeline.
-        links: addresses and places by name.
+        links: addresses and places by name; a `Link` leads to another page of the same run.
         commands: what to type, by what it does.
         said: the last lines of the task that failed.
         details: more sections below.
@@ -93,7 +95,7 @@ class RunPage:
     facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     graph: str = ""
     steps: Sequence[Step] = ()
-    links: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    links: Mapping[str, str | Link] = dataclasses.field(default_factory=dict)
     commands: Mapping[str, str] = dataclasses.field(default_factory=dict)
     said: Sequence[str] = ()
     details: Page | None = None
@@ -108,9 +110,8 @@ def render(page: RunPage) -> str:
 
 
 def refusals(rules: Sequence[Mapping[str, Any]]) -> str:
-    """Return why a gate refused, from the rules of its decision."""
-    failed = [f"{rule['name']}: {rule['reason']}" for rule in rules if not rule.get("passed")]
-    return f"{'; '.join(failed)}." if failed else ""
+    """Return why a gate refused, from the rules of its decision: a line each."""
+    return "\n".join(f"{rule['name']}: {rule['reason']}." for rule in rules if not rule.get("passed"))
 
 
 def scores(metrics: Mapping[str, Any], champion: Mapping[str, float]) -> list[Score]:
@@ -121,13 +122,19 @@ def scores(metrics: Mapping[str, Any], champion: Mapping[str, float]) -> list[Sc
         champion: flat metrics of the version that was champion before; {} for none.
     """
     pope, vqa = metrics.get("pope") or {}, metrics.get("vqa") or {}
-    rows = [(f"POPE {name}", pope[name], f"pope_{name}_accuracy") for name in SETTINGS if name in pope]
-    named = (metrics.get("names") or {}).get("vqa", "VQA-format questions")
-    rows += [(named, vqa, "vqa_accuracy")] if vqa else []
+    names = {kind: f"{kind.upper()}-format questions" for kind in ("pope", "vqa")} | dict(metrics.get("names") or {})
+    short = {kind: name.partition(" questions")[0] for kind, name in names.items()}  # of what is no published set
+    rows = [
+        (f"{short['pope']} {name}", pope[name], f"pope_{name}_accuracy", names["pope"])
+        for name in SETTINGS
+        if name in pope
+    ]
+    rows += [(short["vqa"], vqa, "vqa_accuracy", names["vqa"])] if vqa else []
     told = metrics.get("chair") or {}
     if told and told["chair_i"]["value"] is not None:
         entry = {"accuracy": told["chair_i"]["value"], "interval": told["chair_i"]["interval"]}
-        rows.append(("CHAIRi, lower is better", {**entry, "count": told["captions"]}, "chair_i"))
+        counted = {**entry, "count": told["captions"]}
+        rows.append(("CHAIRi, lower is better", counted, "chair_i", "descriptions (CHAIR)"))
     return [
         Score(
             name,
@@ -136,8 +143,9 @@ def scores(metrics: Mapping[str, Any], champion: Mapping[str, float]) -> list[Sc
             entry.get("majority_baseline"),
             champion.get(key),
             entry.get("count"),
+            asked,
         )
-        for name, entry, key in rows
+        for name, entry, key, asked in rows
     ]
 
 

@@ -21,7 +21,7 @@ from multimodal_gemma.config.schema import Config
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.registry import runs, server, versions
 from multimodal_gemma.reporting import run_page
-from multimodal_gemma.reporting.run_page import RunPage, Step
+from multimodal_gemma.reporting.run_page import Link, RunPage, Step
 from multimodal_gemma.stages.preflight import called, composed
 
 if TYPE_CHECKING:
@@ -133,9 +133,9 @@ def page_of(
         outcome=outcome,
         verdict=verdict,
         reason=reason,
-        advice=f"{retried}{_ADVICE.get(outcome, '')}".strip(),
+        advice=f"{retried}{ADVICE.get(outcome, '')}".strip(),
         scores=run_page.scores(known.metrics, known.champion),
-        contamination=(known.metrics.get("contamination") or {}).get("status", ""),
+        contamination=_seen(known.metrics),
         facts=facts(config) if config else {},
         graph=graph,
         steps=steps(end) if end else [],
@@ -153,7 +153,7 @@ def steps(end: Snapshot) -> list[Step]:
     ]
 
 
-_ADVICE = {
+ADVICE = {
     "failed": "Where the cause lies outside the run (a file, a password, room), mend it and continue this run: what "
     "has succeeded is not repeated. Where a parameter was wrong, start a new run: it reuses what is still right.",
     "stopped": "It can be continued, or a new run reuses its downloads.",
@@ -165,6 +165,8 @@ _ADVICE = {
 def facts(config: Config) -> dict[str, str]:
     """Return what was trained on what, for people."""
     hardware = config.resources
+    steps, epochs = config.training.max_steps, config.training.epochs
+    length, unit = (steps, "step") if steps else (epochs, "epoch")
     count = f", {hardware.accelerator_count} x {hardware.accelerator}" if hardware.accelerator_count else ""
     return {
         "preset": config.preset,
@@ -172,10 +174,17 @@ def facts(config: Config) -> dict[str, str]:
         "images": ", ".join([*config.data.images, *config.data.image_roots]),
         "vision encoder": f"{config.model.vision} ({config.model.vision_policy})",
         "language model": f"{config.model.language} ({config.model.language_policy})",
-        "training": f"{config.training.max_steps or config.training.epochs} "
-        f"{'steps' if config.training.max_steps else 'epochs'}, {config.training.batch_size} conversations a step",
+        "training": f"{length} {unit}{'' if length == 1 else 's'}, {config.training.batch_size} conversations a step",
         "hardware": f"{hardware.hardware}{count}",
     }
+
+
+def _seen(metrics: Mapping[str, Any]) -> str:
+    if not metrics:
+        return ""
+    from multimodal_gemma.evaluation import questions  # needs NumPy, as MLflow does, which gave the metrics
+
+    return questions.seen(metrics)
 
 
 def _judge(status: Mapping[str, Any], end: Snapshot | None, known: Registered) -> tuple[str, str, str]:
@@ -210,8 +219,8 @@ def _judge(status: Mapping[str, Any], end: Snapshot | None, known: Registered) -
     return "unknown", "The run ended without a registered model.", "Neither the server nor MLflow says more."
 
 
-def _links(known: Registered, version: str, outcome: str, config: Config | None) -> dict[str, str]:
-    links = {"MLflow run": known.run} if known.run else {}
+def _links(known: Registered, version: str, outcome: str, config: Config | None) -> dict[str, str | Link]:
+    links: dict[str, str | Link] = {"MLflow run": known.run} if known.run else {}
     if version:
         site = known.run.partition("/#/")[0]
         links["model version"] = f"{site}/#/models/{known.name}/versions/{known.version}" if site else version

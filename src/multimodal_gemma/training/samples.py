@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 NAME = "samples.jsonl"
 _LONGEST = 32  # tokens of an answer
+# What the templates of model.chat write around a question besides control tokens.
+_ROLES = re.compile(r"\A(user\s+|USER: )|\s*(model|assistant|ASSISTANT:)\Z")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +91,7 @@ class Samples:
             {
                 "step": step,
                 "image_index": sample.image_index,
-                "question": decode(asked.input_ids, skip_special_tokens=True).strip(),
+                "question": _ROLES.sub("", decode(asked.input_ids, skip_special_tokens=True).strip()),
                 "answer": decode(said, skip_special_tokens=True).strip(),
                 "expected": decode(_first_answer(sample), skip_special_tokens=True).strip(),
             }

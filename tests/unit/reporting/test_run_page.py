@@ -7,6 +7,7 @@ import re
 import pytest
 
 from multimodal_gemma.reporting import run_page
+from multimodal_gemma.reporting.page import Link
 from multimodal_gemma.reporting.run_page import RunPage, Step
 
 METRICS = {
@@ -41,11 +42,40 @@ def test_verdict_reason_and_scores_come_before_everything_else():
         "train-model",
     ]
     assert [said.index(part) for part in order] == sorted(said.index(part) for part in order)
-    assert "POPE random 0.966 0.950&ndash;0.980 0.970 0.500 1,526" in said
-    assert (
-        "VQA-format questions 0.892 0.870&ndash;0.910 - 0.100 710" in said
-    )  # the champion was not asked these questions
+    assert "POPE-format random 0.966 0.950&ndash;0.980 0.970 0.500 1,526" in said
+    assert "VQA-format 0.892 0.870&ndash;0.910 - 0.100 710" in said  # the champion was not asked these questions
+    assert "On POPE-format questions; VQA-format questions." in said
     assert "succeeded (try 2) 3 min 05 s" in said
+
+
+def test_a_column_without_a_figure_and_a_line_on_nothing_are_left_out():
+    page = RunPage("r", "passed", "v", scores=run_page.scores(METRICS, {}), steps=[Step("train-model", "succeeded")])
+    html = run_page.render(page)
+    assert "champion</th>" not in html
+    assert "Champion:" not in html
+    assert "A reused step" not in html
+
+
+def test_what_was_no_published_benchmark_is_not_called_by_its_name():
+    """The sample's scenes have questions in POPE's format; their scores are not POPE's."""
+    names = {"pope": "POPE-format questions on sample scenes", "vqa": "VQA v2"}
+    rows = run_page.scores({**METRICS, "names": names}, {})
+    assert [(row.name, row.asked) for row in rows] == [
+        ("POPE-format random", "POPE-format questions on sample scenes"),
+        ("VQA v2", "VQA v2"),
+    ]
+
+
+def test_each_rule_that_refused_has_its_own_line():
+    rules = [{"name": name, "reason": "low", "passed": name == "b"} for name in "abc"]
+    assert run_page.refusals(rules) == "a: low.\nc: low."
+
+
+def test_a_page_of_the_same_run_is_one_click_away():
+    page = RunPage(
+        "r", "passed", "v", links={"dataset": Link("artifacts/a b/report.html", "artifacts/a%20b/report.html")}
+    )
+    assert '<a href="artifacts/a%20b/report.html">artifacts/a b/report.html</a>' in run_page.render(page)
 
 
 @pytest.mark.parametrize("outcome", ["passed", "done", "refused", "failed", "stopped", "unknown"])

@@ -124,6 +124,8 @@ def test_answers_on_fixed_validation_images_are_kept_and_shown(undisturbed, data
     data = ProcessedDataset(dataset)
     sample = data.split("val")[0]
     text = processor.tokenizer.decode(sample.input_ids[: int(np.argmax(sample.supervised))])
+    asked = text.partition("<start_of_turn>user\n")[2].partition("<end_of_turn>")[0].replace("<image>", "").strip()
+    assert answers[4]["question"] == asked  # no word of the template, which people would read as part of the question
     image = Image.fromarray(data.image(sample.image_index))
     inputs = processor(text=[text], images=[image], add_special_tokens=False, return_tensors="pt")
     tokens = model.generate(**inputs, max_new_tokens=32, do_sample=False)[0, inputs["input_ids"].shape[1] :]
