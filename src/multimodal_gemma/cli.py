@@ -212,9 +212,9 @@ def _preprocess(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    from multimodal_gemma.data import look, processed
+    from multimodal_gemma.data import processed, report
 
-    look.show(processed.ProcessedDataset(args.dataset), args.split, args.row)
+    report.show(processed.ProcessedDataset(args.dataset), args.split, args.row)
     return 0
 
 

@@ -8,5 +8,5 @@ raw dataset     shards (pictures by their bytes), conversations     base_models,
   |
 prepare         pixels (see pictures) and tokens, in slices     contamination: what a benchmark asks about
   |
-processed       what training reads                             statistics, report, look: what a person reads
+processed       what training reads                             statistics, report: what a person reads
 """

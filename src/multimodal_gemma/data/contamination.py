@@ -47,22 +47,14 @@ def benchmark_images(folder: Path) -> set[str]:
 
 
 def check_lookalikes(lookalikes: dict[str, str], policy: str) -> None:
-    """Refuse a dataset that holds a benchmark's picture under another name.
-
-    Args:
-        lookalikes: the benchmark image by the dataset's image.
-        policy: data.contamination.
+    """Refuse a dataset that holds a benchmark's picture under another name, given by the dataset's name of it.
 
     Raises:
-        InputError: the policy is "fail" and there is such an image.
+        InputError: the policy (data.contamination) is "fail" and there is such an image.
     """
     if lookalikes and policy == "fail":
-        listed = ", ".join(f"{name} is {found}" for name, found in sorted(lookalikes.items())[:_NAMED])
-        raise InputError(
-            f"preprocess: {len(lookalikes):,} images of the dataset show pictures of the benchmarks under other names "
-            f"({listed}), so scores would measure memory. Leave them out with data.contamination=drop, or keep them "
-            "with data.contamination=allow (such a model is never promoted)."
-        )
+        pairs = [f"{name} is {found}" for name, found in sorted(lookalikes.items())]
+        raise _refused(f"{len(pairs):,} images of the dataset show pictures of the benchmarks under other names", pairs)
 
 
 def check(
@@ -91,10 +83,13 @@ def check(
     same = {digests.get(name, name) for name in names if image_id(name) in ids}
     found = frozenset(name for name in names if digests.get(name, name) in same)
     if policy == "fail":
-        listed = ", ".join(shared[:_NAMED]) + (", …" if len(shared) > _NAMED else "")
-        raise InputError(
-            f"preprocess: {len(shared):,} of {len(own):,} images of the dataset are in the benchmarks ({listed}), "
-            "so scores would measure memory. Leave them out with data.contamination=drop, or keep them with "
-            "data.contamination=allow (such a model is never promoted)."
-        )
+        raise _refused(f"{len(shared):,} of {len(own):,} images of the dataset are in the benchmarks", shared)
     return Contamination("clean" if policy == "drop" else "allowed", shared, found, dropped=policy == "drop")
+
+
+def _refused(found: str, which: list[str]) -> InputError:
+    listed = ", ".join(which[:_NAMED]) + (", …" if len(which) > _NAMED else "")
+    return InputError(
+        f"preprocess: {found} ({listed}), so scores would measure memory. Leave them out with data.contamination=drop, "
+        "or keep them with data.contamination=allow (such a model is never promoted)."
+    )

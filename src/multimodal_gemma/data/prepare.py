@@ -224,37 +224,31 @@ def write_conversations(
         for row, (conversation, told) in enumerate(
             zip(job.conversations, tokens.records_of(slices.folder / job.name), strict=True)
         ):
-            if not _usable(conversation, told, pictures, statistics):
+            image, turns = conversation.image or "", len(conversation.turns)
+            if left := _left_out(conversation, told, pictures):
+                statistics.drop("conversation", conversation.id, image, *left)
                 continue
-            name, index, image = pictures.side(conversation, data), pictures.index(conversation), conversation.image
-            statistics.add_conversation(name, conversation, told["length"], told["supervised"], told["turns"], index)
-            identity = "" if image is None else image_id(image)
-            kept[name].append(
-                (number, row, processed.Row(conversation.id, identity, index, told["length"], conversation.set))
-            )
+            if cut := turns - told["turns"]:
+                statistics.drop("turns", conversation.id, image, "cut", f"{cut} of {turns} turns are cut from its end")
+            name, index = pictures.side(conversation, data), pictures.index(conversation)
+            length, identity = told["length"], image and image_id(image)
+            statistics.add_conversation(name, conversation, length, told["supervised"], told["turns"], index)
+            item = processed.Row(conversation.id, identity, index, length, conversation.set)
+            kept[name].append((number, row, item))
     for name, rows in kept.items():
         found = tokens.read([slices.folder / job.name for job in jobs], [place[:2] for place in rows])
         processed.write_split(slices.folder / name, [row for _, _, row in rows], found)
 
 
-def _usable(conversation: Conversation, told: dict[str, Any], pictures: Pictures, statistics: Statistics) -> bool:
-    """Tell whether a conversation is kept; record it if not, or if it is cut."""
-    image, turns = conversation.image, len(conversation.turns)
+def _left_out(conversation: Conversation, told: dict[str, Any], pictures: Pictures) -> tuple[str, str] | None:
+    """Return why a conversation is left out, as a word and in words; None if it is not."""
+    image = conversation.image
     if image in pictures.lost:
         kind, reason = pictures.lost[image]
-        statistics.drop("conversation", conversation.id, image, f"image-{kind}", reason)
-        return False
+        return f"image-{kind}", reason
     if image is not None and pictures.digests[image] not in pictures.indices:
-        reason = f"its image shows the same picture as {pictures.lookalikes[image]} of a benchmark"
-        statistics.drop("conversation", conversation.id, image, "contaminated", reason)
-        return False
-    if told["kind"]:
-        statistics.drop("conversation", conversation.id, image or "", told["kind"], told["reason"])
-        return False
-    if told["turns"] < turns:
-        reason = f"{turns - told['turns']} of {turns} turns are cut from its end"
-        statistics.drop("turns", conversation.id, image or "", "cut", reason)
-    return True
+        return "contaminated", f"its image shows the same picture as {pictures.lookalikes[image]} of a benchmark"
+    return (told["kind"], told["reason"]) if told["kind"] else None
 
 
 def check_plan(conversations: list[Conversation], pictures: Pictures, data: DataConfig) -> None:

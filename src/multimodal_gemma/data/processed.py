@@ -20,15 +20,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+from PIL import Image
 
 from multimodal_gemma import files, manifest
+from multimodal_gemma.data.arrow import Cells, Writer, open_arrow
 from multimodal_gemma.errors import InputError
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from transformers import LlavaProcessor
-
-    from multimodal_gemma.data.arrow import Cells
 
 KIND = "processed-dataset"
 SPLITS = ("train", "val")
@@ -120,11 +120,6 @@ class Split:
         return self._table.column("id").to_pylist()
 
     @functools.cached_property
-    def sets(self) -> list[str]:
-        """The sets that they come from, "" where there is only one."""
-        return self._table.column("set").to_pylist()
-
-    @functools.cached_property
     def image_ids(self) -> list[str]:
         """Their images' ids, "" for text only."""
         return self._table.column("image_id").to_pylist()
@@ -146,8 +141,6 @@ class Split:
 
     @functools.cached_property
     def _table(self) -> pa.Table:
-        from multimodal_gemma.data.arrow import open_arrow
-
         return open_arrow(self._folder / "rows.arrow")
 
 
@@ -184,11 +177,6 @@ class ProcessedDataset:
         """The placeholder in `input_ids` that an image replaces."""
         return int(self.manifest.facts["image_token_id"])
 
-    @property
-    def pad_token_id(self) -> int:
-        """What a batch is padded with on the right."""
-        return int(self.manifest.facts["pad_token_id"])
-
     def processor(self) -> LlavaProcessor:
         """Return the processor that the conversations were tokenized with."""
         from transformers import LlavaProcessor
@@ -219,10 +207,8 @@ class ProcessedDataset:
         if not 0 <= image_index < len(self._places):
             raise IndexError(f"image {image_index} of {len(self._places)}")
         number, row = self._places[image_index].tolist()
-        content = self._cells(number)[row]
+        content = self._slices[number][row]
         if self.manifest.facts["pixels"] == "jpeg":
-            from PIL import Image
-
             return np.asarray(Image.open(io.BytesIO(content.data), formats=["JPEG"]))
         return content.reshape(self.image_size, self.image_size, 3)
 
@@ -233,8 +219,6 @@ class ProcessedDataset:
 
     @functools.cached_property
     def _images(self) -> pa.Table:
-        from multimodal_gemma.data.arrow import open_arrow
-
         return open_arrow(self.folder / "images.arrow")
 
     @functools.cached_property
@@ -243,17 +227,9 @@ class ProcessedDataset:
         return np.stack([self._images.column(name).to_numpy() for name in ("slice", "row")], axis=1)
 
     @functools.cached_property
-    def _slices(self) -> list[Cells | None]:
-        return [None] * len(self.manifest.facts["slices"])
-
-    def _cells(self, number: int) -> Cells:
-        from multimodal_gemma.data.arrow import Cells, open_arrow
-
-        cells = self._slices[number]
-        if cells is None:
-            table = open_arrow(self.folder / PIXELS / self.manifest.facts["slices"][number])
-            cells = self._slices[number] = Cells(table.column("pixels"))
-        return cells
+    def _slices(self) -> list[Cells]:
+        names = self.manifest.facts["slices"]
+        return [Cells(open_arrow(self.folder / PIXELS / name).column("pixels")) for name in names]
 
 
 def write_split(folder: Path, rows: Sequence[Row], tokens: Iterable[tuple[np.ndarray, np.ndarray]]) -> None:
@@ -267,10 +243,6 @@ def write_split(folder: Path, rows: Sequence[Row], tokens: Iterable[tuple[np.nda
     Raises:
         InputError: it cannot be written, or the disk is full.
     """
-    import pyarrow as pa
-
-    from multimodal_gemma.data.arrow import Writer
-
     types = {"image_index": pa.int32(), "length": pa.int32()}
     schema = pa.schema([(field.name, types.get(field.name, pa.string())) for field in dataclasses.fields(Row)])
     with files.atomic_path(folder / "rows.arrow") as path, Writer(path, schema) as table:
@@ -294,10 +266,6 @@ def write_split(folder: Path, rows: Sequence[Row], tokens: Iterable[tuple[np.nda
 
 def write_images(folder: Path, places: Sequence[tuple[str, str, int, int]]) -> None:
     """Write images.arrow: a name of each picture, its sha256, the number of its slice and its row there."""
-    import pyarrow as pa
-
-    from multimodal_gemma.data.arrow import Writer
-
     fields = [("file_name", pa.string()), ("sha256", pa.string()), ("slice", pa.int32()), ("row", pa.int32())]
     with files.atomic_path(folder / "images.arrow") as path, Writer(path, pa.schema(fields)) as table:
         for place in places:

@@ -1,20 +1,31 @@
-"""A processed dataset as a page to look at before training on it: conversations, figures, what was left out."""
+"""A processed dataset as a person reads it: a page to look at before training on it, and any row in a terminal.
+
+What a dataset teaches is seen nowhere better than in a few of its rows, every token with whether it counts: a picture
+on its side, a mask that is off by one turn or a template of another family show at once. The page has twelve of them
+beside the figures and what was left out; `mmgemma show` prints any.
+"""
 
 from __future__ import annotations
 
 import collections
+import dataclasses
 import html
+import itertools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from PIL import Image
+
+from multimodal_gemma.errors import InputError
 from multimodal_gemma.reporting import charts
 from multimodal_gemma.reporting.page import Page, data_uri
 
 if TYPE_CHECKING:
-    import numpy as np
+    from tokenizers import Tokenizer
 
-    from multimodal_gemma.data.look import Look, Piece
+    from multimodal_gemma.data.processed import ProcessedDataset
     from multimodal_gemma.data.statistics import Statistics
 
 THUMBNAILS = 60  # about 3 KB each
@@ -22,7 +33,8 @@ CONVERSATIONS = 12
 _ANSWERS = 15
 _BARS = 30
 _TEXT = 160  # characters of a text from the data that the page shows
-
+_LEARNT, _OPEN, _CLOSE = "bold green", "⟦", "⟧"  # in a terminal; the signs where there is no colour
+_ROWS = 20  # of text that the picture takes there, two of its rows each
 
 _STYLE = """<style>
 .talk{display:grid;grid-template-columns:12rem 1fr;gap:.2rem 1rem;padding:.9rem 0;border-bottom:1px solid var(--line)}
@@ -33,6 +45,142 @@ _STYLE = """<style>
 @media (min-width:40rem){.said{max-height:22rem;overflow-y:auto}}
 @media (max-width:40rem){.talk{grid-template-columns:1fr}.talk img{max-width:14rem}}
 </style>"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """Tokens that follow each other and are of one kind.
+
+    Attributes:
+        text: as the tokenizer decodes them; of the image, how many positions it takes.
+        learnt: the model learns to predict them.
+        control: they are no text: beginnings and ends of turns, the image.
+    """
+
+    text: str
+    learnt: bool
+    control: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """One conversation to look at.
+
+    Attributes:
+        split: "train" or "val".
+        row: in it.
+        id: as published.
+        file_name: of its picture, "" for none.
+        picture: uint8 (side, side, 3) as the encoder takes it; None for none.
+        pieces: all of its tokens in their order.
+        positions: that it takes in the language model, the image expanded.
+        learnt: tokens that count.
+    """
+
+    split: str
+    row: int
+    id: str
+    file_name: str
+    picture: np.ndarray | None
+    pieces: list[Piece]
+    positions: int
+    learnt: int
+
+    @property
+    def figures(self) -> str:
+        """What it costs and teaches, in words."""
+        return f"{self.positions:,} positions, {self.learnt:,} learnt"
+
+
+def look(dataset: ProcessedDataset, tokenizer: Tokenizer, split: str, row: int) -> Look:
+    """Look at one conversation of "train" or "val", by the tokenizer of the dataset.
+
+    Raises:
+        InputError: there is no such split or row.
+    """
+    rows = dataset.split(split)
+    if not 0 <= row < len(rows):
+        raise InputError(f"show: {dataset.folder} has {len(rows):,} rows in {split}, so no row {row}. They begin at 0.")
+    sample = rows[row]
+    control = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    kinds = [
+        (bool(learnt), token in control, token == dataset.image_token_id)
+        for token, learnt in zip(sample.input_ids.tolist(), sample.supervised.tolist(), strict=True)
+    ]
+    pieces, ids = [], iter(sample.input_ids.tolist())
+    for (learnt, special, image), group in itertools.groupby(kinds):
+        text = tokenizer.decode([next(ids) for _ in group], skip_special_tokens=False)
+        pieces.append(Piece(f"[image: {dataset.image_tokens} positions]" if image else text, learnt, special))
+    index = sample.image_index
+    return Look(
+        split,
+        row,
+        sample.id,
+        dataset.file_names[index] if index >= 0 else "",
+        dataset.image(index) if index >= 0 else None,
+        pieces,
+        int(rows.lengths[row]),
+        int(sample.supervised.sum()),
+    )
+
+
+def spread(dataset: ProcessedDataset, count: int) -> list[Look]:
+    """Look at some conversations, drawn evenly over the dataset, a sixth of them held out."""
+    tokenizer = tokenizer_of(dataset)
+    held = {name: len(dataset.split(name)) for name in ("train", "val")}
+    share = {"val": min(held["val"], count // 6)}
+    share["train"] = min(held["train"], count - share["val"])
+    return [
+        look(dataset, tokenizer, name, place * held[name] // share[name])
+        for name in ("train", "val")
+        for place in range(share[name])
+    ]
+
+
+def show(dataset: ProcessedDataset, split: str, row: int) -> None:
+    """Print one conversation: picture, text, what is learnt of it.
+
+    Raises:
+        InputError: there is no such row.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    seen = look(dataset, tokenizer_of(dataset), split, row)
+    out = Console(highlight=False, soft_wrap=True)
+    coloured = out.is_terminal and out.color_system is not None
+    out.print(Text(f"{split} {row}   id {seen.id}   {seen.file_name or 'no picture'}   {seen.figures}", "bold"))
+    if coloured and seen.picture is not None:
+        out.print(_drawn(seen.picture))
+    text = Text()
+    for learnt, pieces in itertools.groupby(seen.pieces, key=lambda piece: piece.learnt):
+        signs = (_OPEN, _CLOSE) if learnt and not coloured else ("", "")
+        text.append(signs[0])
+        for piece in pieces:
+            text.append(piece.text, _LEARNT if learnt else "dim" if piece.control else "")
+        text.append(signs[1])
+    out.print(text)
+    out.print(Text("learnt: green" if coloured else f"learnt: between {_OPEN} and {_CLOSE}", "dim"))
+
+
+def tokenizer_of(dataset: ProcessedDataset) -> Tokenizer:
+    """Return the bare tokenizer: the processor around it takes seconds to import."""
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(dataset.folder / "processor" / "tokenizer.json"))
+
+
+def _drawn(picture: np.ndarray) -> Any:
+    """Return a picture as text: each place is the upper of two pixels on the lower one."""
+    from rich.text import Text
+
+    small = np.asarray(Image.fromarray(picture).resize((2 * _ROWS, 2 * _ROWS)))
+    text = Text()
+    for upper, lower in zip(small[0::2], small[1::2], strict=True):
+        for above, below in zip(upper.tolist(), lower.tolist(), strict=True):
+            text.append("▀", f"rgb({above[0]},{above[1]},{above[2]}) on rgb({below[0]},{below[1]},{below[2]})")
+        text.append("\n")
+    return text
 
 
 def page(
@@ -144,12 +292,13 @@ def _conversations(report: Page, looks: Sequence[Look]) -> None:
         "and nothing else. mmgemma show DATASET ROW prints any other.",
     )
     report.raw(_STYLE)
-    for look in looks:
-        said = "".join(_span(piece) for piece in look.pieces)
-        about = f"{look.split} {look.row:,}, id {look.id}, {look.file_name or 'no picture'}"
-        picture = "<span></span>" if look.picture is None else f"<img alt='' src='{_picture(look.picture)}'>"
+    for seen in looks:
+        said = "".join(_span(piece) for piece in seen.pieces)
+        about = f"{seen.split} {seen.row:,}, id {seen.id}, {seen.file_name or 'no picture'}"
+        uri = "" if seen.picture is None else data_uri(Image.fromarray(seen.picture))
+        picture = f"<img alt='' src='{uri}'>" if uri else "<span></span>"
         report.raw(
-            f"<div class='talk'>{picture}<div><span class='figures'>{html.escape(about)}<br>{look.figures}</span>"
+            f"<div class='talk'>{picture}<div><span class='figures'>{html.escape(about)}<br>{seen.figures}</span>"
             f"<p class='said'>{said}</p></div></div>"
         )
 
@@ -158,12 +307,6 @@ def _span(piece: Piece) -> str:
     marks = [name for name in ("learnt", "control") if getattr(piece, name)]
     text = html.escape(piece.text)
     return f"<span class='{' '.join(marks)}'>{text}</span>" if marks else text
-
-
-def _picture(pixels: np.ndarray) -> str:
-    from PIL import Image
-
-    return data_uri(Image.fromarray(pixels), max_side=224)
 
 
 def _lengths(report: Page, statistics: Statistics) -> None:
@@ -199,8 +342,6 @@ def _answers(report: Page, value: dict[str, Any], statistics: Statistics) -> Non
 
 
 def _images(report: Page, value: dict[str, Any], facts: dict[str, Any], thumbnails: Sequence[np.ndarray]) -> None:
-    from PIL import Image
-
     images = value["images"]
     if not images["count"]:
         return
@@ -226,14 +367,12 @@ def _dropped(report: Page, value: dict[str, Any]) -> None:
         else "Nothing: every conversation and every image that was given is in the dataset, whole.",
     )
     if value["dropped"]:
-        rows = [
-            (group["what"], group["kind"], group["count"], _example(group["examples"][0])) for group in value["dropped"]
-        ]
+        rows = []
+        for group in value["dropped"]:
+            first = group["examples"][0]
+            example = _short(f"{first['id']}: {first['reason']}")
+            rows.append((group["what"], group["kind"], group["count"], example))
         report.table(("what", "reason", "count", "for example"), rows)
-
-
-def _example(item: dict[str, str]) -> str:
-    return _short(f"{item['id']}: {item['reason']}")
 
 
 def _short(text: str) -> str:

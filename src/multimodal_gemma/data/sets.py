@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -22,6 +23,7 @@ from multimodal_gemma.data.work import WorkStore
 from multimodal_gemma.errors import InputError
 
 FORMAT = 2  # raised when an equal file comes to be read as other conversations
+_FILES = ("https://", "http://", "sample://")  # locations that are never folders
 _TRAIN, _OTHER = re.compile(r"(^|[/_.-])train"), re.compile(r"(^|[/_.-])(test|val|validation|dev)[/_.-]")
 
 
@@ -135,26 +137,25 @@ def read(one: Set, data: DataConfig, scratch: Path, store: WorkStore | None) -> 
 
 def is_artifact(source: Source) -> bool:
     """Return whether a location holds a finished raw dataset, e.g. a mirror."""
-    single = source.uri.lower().endswith(formats.SUFFIXES) or source.uri.startswith(
-        ("https://", "http://", "sample://")
-    )
-    if single or (isinstance(source, LocalSource) and not source.root.is_dir()):
-        return False
     try:
-        return source.exists(conversations.FILE) and source.exists(shards.NAMES)
+        return not _is_file(source) and source.exists(conversations.FILE) and source.exists(shards.NAMES)
     except Unavailable:
         return False
 
 
+def _is_file(source: Source) -> bool:
+    """Return whether a location is a file of conversations itself."""
+    if isinstance(source, LocalSource) and not source.root.is_dir():
+        return True
+    return source.uri.startswith(_FILES) or source.uri.lower().endswith(formats.SUFFIXES)
+
+
 def _files(source: Source, key: str) -> list[str | None]:
     """Return the names of a set's files, None for the one that the location itself is."""
-    web = source.uri.startswith(("https://", "http://", "sample://"))
-    if web or source.uri.lower().endswith(formats.SUFFIXES):
+    if _is_file(source):
         return [None]
     if is_artifact(source):
         return [conversations.FILE]
-    if isinstance(source, LocalSource) and not source.root.is_dir():
-        return [None]
     there = source.names()
     tables = [name for name in there if name.endswith(".parquet")]
     if tables:
@@ -165,9 +166,9 @@ def _files(source: Source, key: str) -> list[str | None]:
     single = [name for name in there if name.endswith(formats.SUFFIXES) and "/" not in name]
     if len(single) == 1:
         return [single[0]]
-    listed = ", ".join(single[:10]) + (", …" if len(single) > 10 else "")
+    listed = f" ({', '.join(single[:10])}{', …' if len(single) > 10 else ''})" if single else ""
     raise InputError(
-        f"download: {source.uri} holds {len(single)} files of conversations{f' ({listed})' if single else ''}. "
+        f"download: {source.uri} holds {len(single)} files of conversations{listed}. "
         f"Name the one that is meant in {key.partition(' ')[0]}."
     )
 
@@ -180,8 +181,7 @@ def _lines(
         stamp = one.source.fingerprint() if name is None else one.source.stamp(name) or one.source.fingerprint(name)
     except Unavailable as error:
         raise InputError(f"download: {one.source.uri} cannot be had ({error}). Check {one.key}.") from None
-    shaping = [FORMAT, one.source.uri, name, stamp, dict(data.columns), data.conversations_sha256]
-    key = files.digest_of(shaping)
+    key = files.digest_of([FORMAT, one.source.uri, name, stamp, dict(data.columns), data.conversations_sha256])
     rows = scratch / f"rows-{key}.jsonl"
     if not rows.is_file() and not (store is not None and store.get(key, rows)):
         path = fetch_file(one, name, data, scratch)
@@ -189,12 +189,10 @@ def _lines(
         try:
             with files.atomic_path(rows) as temporary, temporary.open("w", encoding="utf-8") as stream:
                 for row in formats.read(path, shown, data.columns, data.max_file_bytes):
-                    found = row.read
-                    line: dict[str, Any] = (
-                        {"fault": dataclasses.astuple(found)}
-                        if isinstance(found, formats.Fault)
-                        else conversations.to_row(found)
-                    )
+                    if isinstance(row.read, Conversation):
+                        line = conversations.to_row(row.read)
+                    else:
+                        line = {"fault": dataclasses.astuple(row.read)}
                     stream.write(json.dumps(line, ensure_ascii=False) + "\n")
         except InputError:
             path.unlink(missing_ok=True)
@@ -218,27 +216,24 @@ def fetch_file(one: Set, name: str | None, data: DataConfig, scratch: Path) -> P
 
 
 def _check(one: Set, made: Read, allowed: float) -> None:
-    faults = made.left.losses
-    if not made.left.given:
+    given, faults, way = made.left.given, made.left.losses, ""
+    if not given:
         raise InputError(f"conversations: {one.source.uri} is an empty list. Give at least one conversation.")
-    share = faults / made.left.given
-    if not faults or (made.right and share <= allowed):
-        return
-    _, entry = min(made.left.dropped.items(), key=lambda item: item[1]["examples"][0]["index"])
-    first = entry["examples"][0]
-    more = f", and {faults - 1:,} more of {made.left.given:,}" if faults > 1 else f", 1 of {made.left.given:,}"
-    kinds = ", ".join(f"{name} {found['count']:,}" for name, found in sorted(made.left.dropped.items()))
-    way = f"Correct or remove them, or leave them out with data.max_faulty_fraction={min(_up(share), 1.0):g}."
+    share = faults / given
     if not made.right:
         way = "Give one of the formats that docs/data.md lists, or name its columns with data.columns."
+    elif share > allowed:
+        enough = min(math.ceil(share * 1000) / 1000, 1.0)
+        way = f"Correct or remove them, or leave them out with data.max_faulty_fraction={enough:g}."
+    else:
+        return
+    first = min((entry["examples"][0] for entry in made.left.dropped.values()), key=lambda found: found["index"])
+    more = f", and {faults - 1:,} more of {given:,} are" if faults > 1 else f", 1 of {given:,} is"
+    kinds = ", ".join(f"{kind} {entry['count']:,}" for kind, entry in sorted(made.left.dropped.items()))
     raise InputError(
         f"conversations: conversation {first['index']} (id {first['id']}) of {one.source.uri} {first['reason']}{more} "
-        f"{'are' if faults > 1 else 'is'} faulty ({share:.2%}, allowed {allowed:.2%}). Reasons: {kinds}. {way}"
+        f"faulty ({share:.2%}, allowed {allowed:.2%}). Reasons: {kinds}. {way}"
     )
-
-
-def _up(share: float) -> float:
-    return -(-share * 1000 // 1) / 1000
 
 
 def locate(
@@ -255,30 +250,32 @@ def locate(
     """
     roots = {places.parse_root(text)[0]: opened[root_key(places.parse_root(text)[0])] for text in data.image_roots}
     several = len({one.images for one in sets}) > 1
-    renamed: dict[tuple[str, str], str] = {}
+    renamed: dict[tuple[str, str | None], str] = {}
     own: dict[str, dict[str, str]] = {}
-    wanted: dict[str, set[str]] = {}
-    by_set = _by_set(chosen, sets)
+    inside: list[Place] = []
+    by_set: dict[str, list[Conversation]] = {one.name: [] for one in sets}
+    for item in chosen:  # an artifact has sets of its own, of other names
+        by_set[item.set if item.set in by_set else sets[0].name].append(item)
     for one in sets:
         names = {item.image for item in by_set[one.name] if item.image is not None}
-        inside = set().union(*embedded[one.name].values()) if embedded[one.name] else set()
-        wanted[one.name] = names & inside
-        plain = _plain(one, names - inside, opened)
+        held = set().union(*embedded[one.name].values())
+        inside += _inside(one, embedded[one.name], names & held, data, scratch)
+        plain = _plain(one, names - held, opened)
         key = one.images or "data.images"
         if plain is not None and key not in opened:
             opened = {**opened, key: plain}
-        for prefix, there in places.sort_out(names - inside, plain, roots, key, data.max_missing_fraction).items():
+        for prefix, there in places.sort_out(names - held, plain, roots, key, data.max_missing_fraction).items():
             where = root_key(prefix) if prefix in roots else prefix or key
             for name, rest in there.items():
                 stored = rest if name.startswith("/") else name
                 stored = f"{one.name}/{stored}" if several and not prefix else stored
                 renamed[one.name, name] = stored
                 own.setdefault(where, {})[stored] = rest
-    located = []
-    for name, items in by_set.items():
-        for item in items:
-            stored = renamed.get((name, item.image or ""), item.image or "")
-            located.append(item if item.image in (None, stored) else dataclasses.replace(item, image=stored))
+    located = [
+        dataclasses.replace(item, image=renamed.get((name, item.image), item.image))
+        for name, items in by_set.items()
+        for item in items
+    ]
     found = []
     for where, there in own.items():
         pin = data.images_sha256 if where == "data.images" else ""
@@ -288,17 +285,7 @@ def locate(
             found.append(places.addresses(there, data))
         else:
             found.append(places.nowhere(there))
-    for one in sets:
-        found += _inside(one, embedded[one.name], wanted[one.name], data, scratch)
-    return located, found
-
-
-def _by_set(chosen: list[Conversation], sets: list[Set]) -> dict[str, list[Conversation]]:
-    """Return the chosen conversations by the set that the configuration names (an artifact has sets of its own)."""
-    found: dict[str, list[Conversation]] = {one.name: [] for one in sets}
-    for item in chosen:
-        found[item.set if item.set in found else sets[0].name].append(item)
-    return found
+    return located, found + inside
 
 
 def _plain(one: Set, names: set[str], opened: Mapping[str, Source]) -> Source | None:
@@ -307,13 +294,9 @@ def _plain(one: Set, names: set[str], opened: Mapping[str, Source]) -> Source | 
         return opened[one.images]
     if is_artifact(one.source):
         return one.source
-    local = isinstance(one.source, LocalSource)
-    files_here = [name for name in names if not name.startswith("https://")]
-    return LocalSource(Path("/"), "file:///") if local and files_here and all(map(_absolute, files_here)) else None
-
-
-def _absolute(name: str) -> bool:
-    return name.startswith("/")
+    here = [name.startswith("/") for name in names if not name.startswith("https://")]
+    local = isinstance(one.source, LocalSource) and here and all(here)
+    return LocalSource(Path("/"), "file:///") if local else None
 
 
 def _inside(

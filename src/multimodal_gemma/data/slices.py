@@ -50,6 +50,11 @@ class Job(abc.ABC):
     name: str
 
     @property
+    def digest(self) -> str:
+        """The digest in its name."""
+        return Path(self.name).stem
+
+    @property
     @abc.abstractmethod
     def size(self) -> int:
         """How many items it makes, for the progress line."""
@@ -118,7 +123,7 @@ class Slices:
             for job in done:
                 progress.advance(job.size)
                 if self.store is not None:
-                    kept.append(keeping.submit(self.store.put, digest_in(job.name), self.folder / job.name))
+                    kept.append(keeping.submit(self.store.put, job.digest, self.folder / job.name))
             for future in kept:
                 future.result()
 
@@ -137,7 +142,7 @@ class Slices:
         path, digest = self.folder / job.name, self.trusted.get(job.name)
         if path.is_file() and (digest is None or files.sha256_file(path) == digest):
             return True
-        return self.store is not None and self.store.get(digest_in(job.name), path)
+        return self.store is not None and self.store.get(job.digest, path)
 
     def _here(self, job: Job) -> Job:
         _make(job, self.folder / job.name, None)
@@ -167,11 +172,6 @@ class Slices:
                 told = {name: notes[name].read_text(encoding="utf-8") for name in left if notes[name].is_file()}
             suspects = ((left[name], item) for name, item in told.items() if item)
             left.update(_survivors([(job, item) for job, item in suspects if isinstance(job, DeadlyJob)], workers))
-
-
-def digest_in(name: str) -> str:
-    """Return the digest in a slice's name."""
-    return Path(name).stem
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:

@@ -1,7 +1,7 @@
 """What a dataset is like, in figures that are gathered while it is made.
 
 Everything is counted in one pass and kept small, so that the figures of 157,712 conversations cost megabytes. The
-result is plain JSON for machines; `statistics_report` draws it for people.
+result is plain JSON for machines; `report` draws it for people.
 """
 
 from __future__ import annotations
@@ -58,6 +58,16 @@ class SplitFigures:
     turns: array.array[int] = dataclasses.field(default_factory=_numbers)
     images: set[int] = dataclasses.field(default_factory=set)
     text_only: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return counts and distributions."""
+        numbers = ("text_tokens", "positions", "supervised_tokens", "turns")
+        return {
+            "conversations": len(self.turns),
+            "images": len(self.images),
+            "text_only": self.text_only,
+            **{name: distribution(getattr(self, name)) for name in numbers},
+        }
 
 
 class Statistics:
@@ -129,7 +139,7 @@ class Statistics:
         """Return every figure; equal datasets give equal figures."""
         return {
             "schema_version": SCHEMA_VERSION,
-            "splits": {name: _split(figures) for name, figures in self.splits.items()},
+            "splits": {name: figures.to_json() for name, figures in self.splits.items()},
             "answers": {
                 "count": len(self.answer_words),
                 "words": distribution(self.answer_words),
@@ -144,38 +154,31 @@ class Statistics:
             },
             "moved_images": self.moved_images,
             "near_copies": self.near_copies,
-            "sets": [
-                {
-                    "set": name,
-                    "given": told.get("given"),
-                    "not_drawn": told.get("not_drawn", 0),
-                    **{split: self._of_sets[name, split] for split in self.splits},
-                }
-                for name in sorted({*self.sets, *(name for name, _ in self._of_sets)})
-                for told in [self.sets.get(name, {})]
-            ],
+            "sets": [self._of_set(name) for name in sorted({*self.sets, *(name for name, _ in self._of_sets)})],
             "dropped": self.groups(),
         }
+
+    def _of_set(self, name: str) -> dict[str, Any]:
+        told = self.sets.get(name, {})
+        figures = {"set": name, "given": told.get("given"), "not_drawn": told.get("not_drawn", 0)}
+        return figures | {split: self._of_sets[name, split] for split in self.splits}
 
     def groups(self) -> list[dict[str, Any]]:
         """Return what was left out or cut by reason, with examples; what download left out comes first."""
         groups: dict[tuple[str, str], dict[str, Any]] = {}
+
+        def count(what: str, kind: str, number: int, examples: list[dict[str, str]]) -> None:
+            group = groups.setdefault((what, kind), {"what": what, "kind": kind, "count": 0, "examples": []})
+            group["count"] += number
+            group["examples"] += examples[: _EXAMPLES - len(group["examples"])]
+
         for _, told in sorted(self.sets.items()):
             for kind, held in told["dropped"].items():
                 examples = [{"id": one["id"], "image": "", "reason": one["reason"]} for one in held["examples"]]
-                _count(groups, ("conversation", kind), held["count"], examples)
+                count("conversation", kind, held["count"], examples)
         for item in self.dropped:
-            example = {"id": item.id, "image": item.image, "reason": item.reason}
-            _count(groups, (item.what, item.kind), 1, [example])
-        return [{"what": what, "kind": kind, **group} for (what, kind), group in sorted(groups.items())]
-
-
-def _count(
-    groups: dict[tuple[str, str], dict[str, Any]], reason: tuple[str, str], count: int, examples: list[dict[str, str]]
-) -> None:
-    group = groups.setdefault(reason, {"count": 0, "examples": []})
-    group["count"] += count
-    group["examples"] += examples[: _EXAMPLES - len(group["examples"])]
+            count(item.what, item.kind, 1, [{"id": item.id, "image": item.image, "reason": item.reason}])
+        return [group for _, group in sorted(groups.items())]
 
 
 def distribution(values: Sequence[int]) -> dict[str, Any]:
@@ -194,18 +197,6 @@ def distribution(values: Sequence[int]) -> dict[str, Any]:
         "mean": round(float(array.mean()), 4),
         **marks,
         "histogram": {"edges": [round(float(edge), 4) for edge in edges], "counts": counts.tolist()},
-    }
-
-
-def _split(figures: SplitFigures) -> dict[str, Any]:
-    return {
-        "conversations": len(figures.turns),
-        "images": len(figures.images),
-        "text_only": figures.text_only,
-        "text_tokens": distribution(figures.text_tokens),
-        "positions": distribution(figures.positions),
-        "supervised_tokens": distribution(figures.supervised_tokens),
-        "turns": distribution(figures.turns),
     }
 
 

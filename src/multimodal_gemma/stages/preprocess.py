@@ -146,12 +146,12 @@ def _make(
 
 
 def _page(dataset: ProcessedDataset, figures: Statistics, raw: Path) -> str:
-    from multimodal_gemma.data import look, report
+    from multimodal_gemma.data import report
 
     count = dataset.image_count
     pictures = [dataset.image(row) for row in range(0, count, max(-(-count // report.THUMBNAILS), 1))]
     told = files.read_json(raw / _SOURCES, "sources")["sources"] if (raw / _SOURCES).is_file() else {}
-    looks = look.spread(dataset, report.CONVERSATIONS)
+    looks = report.spread(dataset, report.CONVERSATIONS)
     return report.page(figures, dataset.manifest.facts, pictures, looks, told)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from multimodal_gemma import cli, config, files
-from multimodal_gemma.data import look
+from multimodal_gemma.data import report
 from multimodal_gemma.data.processed import ProcessedDataset
 from multimodal_gemma.stages import preprocess
 from tests.unit.data import making
@@ -30,7 +30,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> ProcessedDataset:
 
 
 def test_the_pieces_are_all_tokens_and_the_learnt_ones_are_the_answers(dataset: ProcessedDataset) -> None:
-    seen = look.look(dataset, look.tokenizer_of(dataset), "train", 0)
+    seen = report.look(dataset, report.tokenizer_of(dataset), "train", 0)
     read = "".join(piece.text for piece in seen.pieces)
     assert read.startswith("<bos><start_of_turn>user\n[image: 16 positions]\nWhat is it?<end_of_turn>\n")
     learnt = "|".join(piece.text for piece in seen.pieces if piece.learnt)
