@@ -44,57 +44,34 @@ _PUBLISHED = {  # what a location may hold, the first that is whole is taken
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PopeQuestion:
-    """Is this object in the image?
+    """Is this object in the image?"""
 
-    Attributes:
-        question_id: distinct within its setting.
-        image: file name, as in the image shards.
-        text: the question.
-        label: "yes" or "no".
-    """
-
-    question_id: int
-    image: str
-    text: str
-    label: str
+    question_id: int  # distinct within its setting
+    image: str  # file name, as in the image shards
+    text: str  # the question
+    label: str  # "yes" or "no"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class VqaQuestion:
-    """An open question with its annotators' answers.
+    """An open question with its annotators' answers."""
 
-    Attributes:
-        question_id: distinct.
-        image: file name, as in the image shards.
-        image_id: identity of the photograph, see `shards.image_id`.
-        question: the question.
-        answers: one an annotator (ten in VQA v2), as written.
-        answer_type: "yes/no", "number" or "other".
-        question_type: its first words, e.g. "how many".
-    """
-
-    question_id: int
-    image: str
-    image_id: str
-    question: str
-    answers: list[str]
-    answer_type: str
-    question_type: str
+    question_id: int  # distinct
+    image: str  # file name, as in the image shards
+    image_id: str  # identity of the photograph, see `shards.image_id`
+    question: str  # the question
+    answers: list[str]  # one an annotator (ten in VQA v2), as written
+    answer_type: str  # "yes/no", "number" or "other"
+    question_type: str  # its first words, e.g. "how many"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Described:
-    """What is in a picture, as far as people have said.
+    """What is in a picture, as far as people have said."""
 
-    Attributes:
-        image_id: identity of the photograph, see `shards.image_id`.
-        objects: categories that annotators have outlined.
-        captions: what people have written about it.
-    """
-
-    image_id: str
-    objects: tuple[str, ...]
-    captions: tuple[str, ...]
+    image_id: str  # identity of the photograph, see `shards.image_id`
+    objects: tuple[str, ...]  # categories that annotators have outlined
+    captions: tuple[str, ...]  # what people have written about it
 
 
 # From a benchmarks artifact

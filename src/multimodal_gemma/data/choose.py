@@ -36,17 +36,11 @@ _MOST = 1_000  # times a set may be learnt from in one pass
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """How much of a set is learnt from.
+    """How much of a set is learnt from."""
 
-    Attributes:
-        uri: the set.
-        count: so many of its conversations at most; None: no such limit.
-        weight: so many times its number; 0.5 draws half, 2 takes each twice.
-    """
-
-    uri: str
-    count: int | None = None
-    weight: float = 1.0
+    uri: str  # the set
+    count: int | None = None  # so many of its conversations at most; None: no such limit
+    weight: float = 1.0  # so many times its number; 0.5 draws half, 2 takes each twice
 
     @classmethod
     def parse(cls, text: str) -> Share:
@@ -70,19 +64,12 @@ class Share:
 
 @dataclasses.dataclass
 class Left:
-    """What is not learnt from one set.
+    """What is not learnt from one set."""
 
-    Attributes:
-        given: conversations and faults in the set.
-        kept: how many are learnt, each time counted.
-        not_drawn: right ones that no draw took.
-        dropped: count and examples ({"index", "id", "reason"}) by reason.
-    """
-
-    given: int = 0
-    kept: int = 0
-    not_drawn: int = 0
-    dropped: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    given: int = 0  # conversations and faults in the set
+    kept: int = 0  # how many are learnt, each time counted
+    not_drawn: int = 0  # right ones that no draw took
+    dropped: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)  # count and examples by reason
 
     def drop(self, index: int, identity: str, kind: str, reason: str) -> None:
         """Count one that is left out, and keep it if it is among the first of its kind."""

@@ -20,19 +20,12 @@ _NAMED = 5  # ids that an error lists
 
 @dataclasses.dataclass(frozen=True)
 class Contamination:
-    """What the comparison with the benchmarks found.
+    """What the comparison with the benchmarks found."""
 
-    Attributes:
-        status: "clean" (none found, or all dropped), "allowed" (kept on request) or "unknown" (no benchmarks given).
-        images: ids of the dataset's images that a benchmark asks about, ascending.
-        names: file names of those images: a photograph that has several is found under all of them.
-        dropped: whether their conversations are left out.
-    """
-
-    status: str
-    images: list[str]
-    names: frozenset[str]
-    dropped: bool
+    status: str  # "clean" (none found, or all dropped), "allowed" (kept on request) or "unknown" (no benchmarks given)
+    images: list[str]  # ids of the dataset's images that a benchmark asks about, ascending
+    names: frozenset[str]  # file names of those images: a photograph that has several is found under all of them
+    dropped: bool  # whether their conversations are left out
 
     def drops(self, conversation: Conversation) -> bool:
         """Tell whether a conversation is left out because a benchmark asks about its image."""

@@ -35,15 +35,10 @@ _DIGITS = 4_000  # of a number; Python itself refuses longer ones
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Turn:
-    """What one speaker says.
+    """What one speaker says."""
 
-    Attributes:
-        role: "user" or "assistant".
-        text: as published; `<image>` marks where the image stands.
-    """
-
-    role: Role
-    text: str
+    role: Role  # "user" or "assistant"
+    text: str  # as published; `<image>` marks where the image stands
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -43,32 +43,20 @@ _ROWS = 16  # of Parquet that are in memory at once, pictures included
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Fault:
-    """A conversation that breaks the format.
+    """A conversation that breaks the format."""
 
-    Attributes:
-        index: its place in the file.
-        id: as published, else the index.
-        kind: the reason as a word to count by, e.g. "unknown-speaker".
-        reason: the reason in words.
-    """
-
-    index: int
-    id: str
-    kind: str
-    reason: str
+    index: int  # its place in the file
+    id: str  # as published, else the index
+    kind: str  # the reason as a word to count by, e.g. "unknown-speaker"
+    reason: str  # the reason in words
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Row:
-    """What became of one published row.
+    """What became of one published row."""
 
-    Attributes:
-        read: the conversation, or why there is none.
-        picture: the image's bytes where they stand in the row itself; its name is then made of their sha256.
-    """
-
-    read: Conversation | Fault
-    picture: bytes | None = None
+    read: Conversation | Fault  # the conversation, or why there is none
+    picture: bytes | None = None  # the image's bytes where they stand in the row itself
 
 
 def read(path: Path, name: str, columns: Mapping[str, str] | None = None, max_bytes: int = 1 << 40) -> Iterator[Row]:

@@ -55,30 +55,19 @@ _BROKEN = (*_FAULTS, struct.error, zlib.error)
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What an image may cost.
+    """What an image may cost."""
 
-    Attributes:
-        max_bytes: size of the file.
-        max_pixels: width times height, as its header states and after any resizing.
-    """
-
-    max_bytes: int
-    max_pixels: int
+    max_bytes: int  # size of the file
+    max_pixels: int  # width times height, as its header states and after any resizing
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoded:
-    """An image as a person would see it.
+    """An image as a person would see it."""
 
-    Attributes:
-        image: mode RGB, upright.
-        format: Pillow's name of the file's format, e.g. "JPEG".
-        mode: Pillow's mode of the stored pixels, e.g. "CMYK".
-    """
-
-    image: Image.Image
-    format: str
-    mode: str
+    image: Image.Image  # mode RGB, upright
+    format: str  # Pillow's name of the file's format, e.g. "JPEG"
+    mode: str  # Pillow's mode of the stored pixels, e.g. "CMYK"
 
 
 def decode(content: bytes, limits: Limits) -> Decoded:

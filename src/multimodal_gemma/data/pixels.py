@@ -46,36 +46,22 @@ _SCHEMA = pa.schema(
 
 @dataclasses.dataclass(frozen=True)
 class Picturing:
-    """What decides on a picture's pixels besides its bytes.
+    """What decides on a picture's pixels besides its bytes."""
 
-    Attributes:
-        resizer: geometry of the encoder's image processor.
-        limits: what an image may cost.
-        kept: "raw", "jpeg", or "none": the thumbnail alone.
-    """
-
-    resizer: Resizer
-    limits: Limits
-    kept: str
+    resizer: Resizer  # geometry of the encoder's image processor
+    limits: Limits  # what an image may cost
+    kept: str  # "raw", "jpeg", or "none": the thumbnail alone
 
 
 @dataclasses.dataclass(frozen=True)
 class PixelJob(DeadlyJob):
-    """Makes one slice of pixels; see `slices.DeadlyJob`.
+    """Makes one slice of pixels; see `slices.DeadlyJob`."""
 
-    Attributes:
-        name: place of the slice in the dataset.
-        shard: the raw shard.
-        wanted: sha256 of the pictures to take from it, in its order.
-        picturing: how.
-        fatal: reason by sha256 of those that are not decoded.
-    """
-
-    name: str
-    shard: Path
-    wanted: tuple[str, ...]
-    picturing: Picturing
-    fatal: tuple[tuple[str, str], ...] = ()
+    name: str  # place of the slice in the dataset
+    shard: Path  # the raw shard
+    wanted: tuple[str, ...]  # sha256 of the pictures to take from it, in its order
+    picturing: Picturing  # how
+    fatal: tuple[tuple[str, str], ...] = ()  # reason by sha256 of those that are not decoded
 
     @property
     def size(self) -> int:

@@ -55,21 +55,13 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What is written of one conversation; see `Sample`.
+    """What is written of one conversation; see `Sample`."""
 
-    Attributes:
-        id: the conversation's id as published.
-        image_id: COCO's twelve digits or the name that it gives its picture, "" for text only.
-        image_index: number of its picture, -1 for text only.
-        length: of its tokens.
-        set: the set that it comes from, "" where there is only one.
-    """
-
-    id: str
-    image_id: str
-    image_index: int
-    length: int
-    set: str = ""
+    id: str  # the conversation's id as published
+    image_id: str  # COCO's twelve digits or the name that it gives its picture, "" for text only
+    image_index: int  # number of its picture, -1 for text only
+    length: int  # of its tokens
+    set: str = ""  # the set that it comes from, "" where there is only one
 
 
 class Split:

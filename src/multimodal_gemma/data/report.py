@@ -49,42 +49,25 @@ _STYLE = """<style>
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """Tokens that follow each other and are of one kind.
+    """Tokens that follow each other and are of one kind."""
 
-    Attributes:
-        text: as the tokenizer decodes them; of the image, how many positions it takes.
-        learnt: the model learns to predict them.
-        control: they are no text: beginnings and ends of turns, the image.
-    """
-
-    text: str
-    learnt: bool
-    control: bool
+    text: str  # as the tokenizer decodes them; of the image, how many positions it takes
+    learnt: bool  # the model learns to predict them
+    control: bool  # they are no text: beginnings and ends of turns, the image
 
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """One conversation to look at.
+    """One conversation to look at."""
 
-    Attributes:
-        split: "train" or "val".
-        row: in it.
-        id: as published.
-        file_name: of its picture, "" for none.
-        picture: uint8 (side, side, 3) as the encoder takes it; None for none.
-        pieces: all of its tokens in their order.
-        positions: that it takes in the language model, the image expanded.
-        learnt: tokens that count.
-    """
-
-    split: str
-    row: int
-    id: str
-    file_name: str
-    picture: np.ndarray | None
-    pieces: list[Piece]
-    positions: int
-    learnt: int
+    split: str  # "train" or "val"
+    row: int  # in it
+    id: str  # as published
+    file_name: str  # of its picture, "" for none
+    picture: np.ndarray | None  # uint8 (side, side, 3) as the encoder takes it; None for none
+    pieces: list[Piece]  # all of its tokens in their order
+    positions: int  # that it takes in the language model, the image expanded
+    learnt: int  # tokens that count
 
     @property
     def figures(self) -> str:

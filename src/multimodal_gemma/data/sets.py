@@ -29,38 +29,23 @@ _TRAIN, _OTHER = re.compile(r"(^|[/_.-])train"), re.compile(r"(^|[/_.-])(test|va
 
 @dataclasses.dataclass(frozen=True)
 class Set:
-    """One set of conversations.
+    """One set of conversations."""
 
-    Attributes:
-        name: distinct, e.g. "llava_instruct_150k".
-        key: of its source, for sentences.
-        source: where it lies.
-        share: how much of it is learnt from.
-        images: key of the source of its images; "" for none.
-    """
-
-    name: str
-    key: str
-    source: Source
-    share: Share
-    images: str
+    name: str  # distinct, e.g. "llava_instruct_150k"
+    key: str  # of its source, for sentences
+    source: Source  # where it lies
+    share: Share  # how much of it is learnt from
+    images: str  # key of the source of its images; "" for none
 
 
 @dataclasses.dataclass
 class Read:
-    """What a set holds.
+    """What a set holds."""
 
-    Attributes:
-        right: its conversations.
-        left: those that break the format.
-        embedded: names of the pictures that stand in each of its files.
-        former: sets.json where the set is a finished raw dataset.
-    """
-
-    right: list[Conversation]
-    left: Left
-    embedded: dict[str, set[str]]
-    former: dict[str, Any]
+    right: list[Conversation]  # its conversations
+    left: Left  # those that break the format
+    embedded: dict[str, set[str]]  # names of the pictures that stand in each of its files
+    former: dict[str, Any]  # sets.json where the set is a finished raw dataset
 
 
 def open_sets(data: DataConfig) -> tuple[list[Set], dict[str, Source]]:

@@ -41,13 +41,9 @@ def available_cores() -> int:
 
 
 class Job(abc.ABC):
-    """Makes one slice; picklable.
+    """Makes one slice; picklable."""
 
-    Attributes:
-        name: the slice's place in the dataset, e.g. "pixels/0a1b….arrow", by the digest of all that shapes it.
-    """
-
-    name: str
+    name: str  # the slice's place in the dataset, e.g. "pixels/0a1b….arrow", by the digest of all that shapes it
 
     @property
     def digest(self) -> str:

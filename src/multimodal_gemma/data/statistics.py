@@ -27,21 +27,13 @@ _BINS = 40
 
 @dataclasses.dataclass(frozen=True)
 class Dropped:
-    """One thing that was left out or cut; a line of dropped.jsonl.
+    """One thing that was left out or cut; a line of dropped.jsonl."""
 
-    Attributes:
-        what: "image", "conversation", or "turns" (the conversation stays, shortened).
-        id: the conversation's id, or the image's file name.
-        image: file name of the image that is concerned; "" for none.
-        kind: the reason as a word to count by.
-        reason: the reason in words.
-    """
-
-    what: str
-    id: str
-    image: str
-    kind: str
-    reason: str
+    what: str  # "image", "conversation", or "turns" (the conversation stays, shortened)
+    id: str  # the conversation's id, or the image's file name
+    image: str  # file name of the image that is concerned; "" for none
+    kind: str  # the reason as a word to count by
+    reason: str  # the reason in words
 
 
 def _numbers() -> array.array[int]:

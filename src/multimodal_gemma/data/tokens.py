@@ -46,32 +46,20 @@ _SCHEMA = pa.schema(
 
 @dataclasses.dataclass(frozen=True)
 class Tokenized:
-    """A conversation as a model reads it.
+    """A conversation as a model reads it."""
 
-    Attributes:
-        input_ids: (n,) with one placeholder where the image stands.
-        supervised: (n,) True on the tokens of answers and of their ends of turn.
-        turns: how many of the conversation's turns are in it; fewer than it has if it was cut.
-    """
-
-    input_ids: list[int]
-    supervised: list[bool]
-    turns: int
+    input_ids: list[int]  # (n,) with one placeholder where the image stands
+    supervised: list[bool]  # (n,) True on the tokens of answers and of their ends of turn
+    turns: int  # how many of the conversation's turns are in it; fewer than it has if it was cut
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """Tokenizes conversations with a saved processor; picklable, so that worker processes can share the work.
+    """Tokenizes conversations with a saved processor; picklable, so that worker processes can share the work."""
 
-    Attributes:
-        processor: folder of the saved processor.
-        digest: of that folder's files; another digest is another processor.
-        max_text_tokens: text tokens that a conversation may have; the image's positions do not count.
-    """
-
-    processor: Path
-    digest: str
-    max_text_tokens: int
+    processor: Path  # folder of the saved processor
+    digest: str  # of that folder's files; another digest is another processor
+    max_text_tokens: int  # text tokens that a conversation may have; the image's positions do not count
 
     def __call__(self, conversation: Conversation) -> Tokenized:
         """Tokenize a conversation, cut to as many whole question-answer pairs as fit.
@@ -132,17 +120,11 @@ class Tokenizer:
 
 @dataclasses.dataclass(frozen=True)
 class TokenJob(Job):
-    """Makes one slice of tokens; see `slices.Job`.
+    """Makes one slice of tokens; see `slices.Job`."""
 
-    Attributes:
-        name: place of the slice in the dataset.
-        conversations: in the order of its rows.
-        tokenizer: how.
-    """
-
-    name: str
-    conversations: Sequence[Conversation]
-    tokenizer: Tokenizer
+    name: str  # place of the slice in the dataset
+    conversations: Sequence[Conversation]  # in the order of its rows
+    tokenizer: Tokenizer  # how
 
     @property
     def size(self) -> int:
