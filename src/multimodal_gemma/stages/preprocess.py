@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from multimodal_gemma import files, locks, logs, manifest
 from multimodal_gemma.errors import InputError
@@ -18,9 +18,6 @@ from multimodal_gemma.stages.summary import Summary
 
 if TYPE_CHECKING:
     from multimodal_gemma.config import Config
-    from multimodal_gemma.config.schema import DataConfig
-    from multimodal_gemma.data.contamination import Contamination
-    from multimodal_gemma.data.prepare import Pictures
     from multimodal_gemma.data.processed import ProcessedDataset
     from multimodal_gemma.data.slices import Slices
     from multimodal_gemma.data.statistics import Statistics
@@ -40,7 +37,7 @@ _SHAPING = (
 )  # the keys of data.* that the result depends on
 _PAGE = "report.html"  # no part of the identity: its bytes vary with the version of what draws it
 _RECORD = "dropped.jsonl"
-_SOURCES, _SETS = "sources.json", "sets.json"  # of the raw dataset: where it came from, what download left out
+_SOURCES = "sources.json"  # of the raw dataset: where it came from
 _SLICES = {"pixels", "tokens", "looks"}  # what another attempt can build on
 _OWN = {*_SLICES, "processor", "train", "val", "images.arrow", _RECORD, "statistics.json", _PAGE, manifest.NAME}
 
@@ -65,6 +62,7 @@ def run(config: Config, raw: Path, models: Path, benchmarks: Path | None, output
             images are unusable, a benchmark's images are in the data, or a split comes out empty.
     """
     from multimodal_gemma.data import work
+    from multimodal_gemma.data.prepare import Preparation
     from multimodal_gemma.data.processed import KIND, ProcessedDataset
     from multimodal_gemma.data.slices import Slices
 
@@ -80,9 +78,19 @@ def run(config: Config, raw: Path, models: Path, benchmarks: Path | None, output
         return _summary(output, made, cached=True)
     slices = Slices(output, config.data.workers, work.open_store(config.data.work_uri, "slices"))
     with locks.only_writer(output, "preprocess"):
-        figures, counts, facts = _make(config.data, raw, models, benchmarks, slices)
+        preparation = Preparation(config.data, raw, benchmarks)
+        _begin(slices)
+        try:
+            facts = preparation.write(models, slices)
+        except InputError:
+            # Whole slices serve the next attempt, and the sentence may point to the record of what was left out.
+            _clear(output, {*_SLICES, _RECORD})
+            raise
+        if slices.found:
+            log.info(f"of {slices.found + slices.made:,} items {slices.found:,} were made before")
+        counts = preparation.counts()
         stated = manifest.Manifest(KIND, counts, shaping, inputs, facts, {})
-        files.write_text(output / _PAGE, _page(ProcessedDataset(output, stated), figures, raw))
+        files.write_text(output / _PAGE, _page(ProcessedDataset(output, stated), preparation.figures, raw))
         made = manifest.write(
             output, KIND, config=shaping, inputs=inputs, counts=counts, facts=facts, exclude=_PAGE.__eq__
         )
@@ -90,59 +98,6 @@ def run(config: Config, raw: Path, models: Path, benchmarks: Path | None, output
     summary = _summary(output, made, cached=False)
     summary.numbers.update(made_items=float(slices.made), found_items=float(slices.found))
     return summary
-
-
-def _make(
-    data: DataConfig, raw: Path, models: Path, benchmarks: Path | None, slices: Slices
-) -> tuple[Statistics, dict[str, int], dict[str, Any]]:
-    """Write everything but the page and the manifest; return the figures, and the manifest's counts and facts."""
-    from multimodal_gemma.data import contamination, conversations, prepare, statistics
-    from multimodal_gemma.data.shards import ImageShards
-
-    manifest.verify(raw, "raw-dataset")
-    output, figures = slices.folder, statistics.Statistics()
-    figures.sets = files.read_json(raw / _SETS, "sets") if (raw / _SETS).is_file() else {}
-    given, shards = conversations.load(raw), ImageShards(raw)
-    known = {name: shards.sha256(name) for name in shards.names()}
-    found = contamination.check(given, known, benchmarks, data.contamination)
-    kept = [conversation for conversation in given if not found.drops(conversation)]
-    names = conversations.image_names(kept)
-    pictures = prepare.named(raw, names, known)
-    prepare.check_plan(kept, pictures, data)
-    _begin(slices)
-    try:
-        processor, facts = prepare.save_processor(models, output / "processor", data.image_fit)
-        figures.image_tokens = facts["image_tokens"]
-        for conversation in given:
-            if found.drops(conversation):
-                reason = "a benchmark asks about its image"
-                figures.drop("conversation", conversation.id, conversation.image or "", "contaminated", reason)
-        prepare.make_pictures(data, raw, benchmarks, pictures, processor, slices, figures)
-        contamination.check_lookalikes(pictures.lookalikes, data.contamination)
-        prepare.check_losses(pictures, len(names), data, figures, output / _RECORD)
-        prepare.write_conversations(data, kept, pictures, slices, figures)
-        figures.write_dropped(output / _RECORD)
-        prepare.check_splits(figures, data)
-    except InputError:
-        # Whole slices serve the next attempt, and the sentence may point to the record of what was left out.
-        _clear(output, {*_SLICES, _RECORD})
-        raise
-    if slices.found:
-        logs.get("preprocess").info(f"of {slices.found + slices.made:,} items {slices.found:,} were made before")
-    kept_on_request = bool(pictures.lookalikes) and data.contamination == "allow"
-    facts |= {
-        "pixels": data.pixels,
-        "slices": pictures.slices,
-        "contamination": {
-            "status": "allowed" if kept_on_request else found.status,
-            "images": found.images,
-            "lookalikes": pictures.lookalikes,
-            "dropped": found.dropped,
-        },
-    }
-    files.write_json(output / "statistics.json", figures.to_json())
-    counts = {"conversations": len(given), **_counts(figures, found, pictures, data)}
-    return figures, counts, facts
 
 
 def _page(dataset: ProcessedDataset, figures: Statistics, raw: Path) -> str:
@@ -153,33 +108,6 @@ def _page(dataset: ProcessedDataset, figures: Statistics, raw: Path) -> str:
     told = files.read_json(raw / _SOURCES, "sources")["sources"] if (raw / _SOURCES).is_file() else {}
     looks = report.spread(dataset, report.CONVERSATIONS)
     return report.page(figures, dataset.manifest.facts, pictures, looks, told)
-
-
-def _counts(figures: Statistics, found: Contamination, pictures: Pictures, data: DataConfig) -> dict[str, int]:
-    groups = figures.groups()
-    by_reason: dict[str, int] = {}
-    for group in groups:
-        what, kind = group["what"], group["kind"]
-        name = f"dropped_{what}s_{kind}" if what != "turns" else "cut_conversations"
-        by_reason[name.replace("-", "_")] = group["count"]
-    train, validation = figures.splits["train"], figures.splits["val"]
-    return {
-        "train": len(train.turns),
-        "val": len(validation.turns),
-        "images": len(pictures.places),
-        "image_names": len(pictures.digests),
-        "near_copies": len(pictures.eldest),
-        "moved_near_copies": pictures.moved(data),
-        "moved_images": figures.moved_images,
-        "train_images": len(train.images),
-        "val_images": len(validation.images),
-        "lost_images": len(pictures.lost),
-        "contaminated_images": len(found.images),
-        "lookalike_images": len(pictures.lookalikes),
-        "dropped_conversations": sum(group["count"] for group in groups if group["what"] == "conversation"),
-        "not_drawn_conversations": sum(told["not_drawn"] for told in figures.sets.values()),
-        **dict(sorted(by_reason.items())),
-    }
 
 
 def _check_output(output: Path) -> None:

@@ -96,7 +96,7 @@ def test_an_attempt_that_was_cut_short_continues_with_its_slices(
 ) -> None:
     undisturbed = preprocess.run(settings(), raw(BEFORE), models, None, tmp_path / "undisturbed")
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(prepare, "write_conversations", _killed)
+        patch.setattr(prepare.Preparation, "_write_conversations", _killed)
         preprocess.run(settings(), raw(BEFORE), models, None, tmp_path / "out")
     assert not (tmp_path / "out" / manifest.NAME).exists()
     for name in ("pixels/x.arrow", "pixels/.y.arrow.z.tmp", "tokens/0.arrow", ".x.tmp"):
@@ -168,7 +168,7 @@ def test_the_next_pod_takes_what_the_last_one_made_from_the_store(
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
         monkeypatch.setenv("AWS_REGION", "us-east-1")
         with monkeypatch.context() as patch, pytest.raises(SystemExit):
-            patch.setattr(prepare, "write_conversations", _killed)
+            patch.setattr(prepare.Preparation, "_write_conversations", _killed)
             preprocess.run(kept, raw(40), models, None, tmp_path / "lost")
         stored = {path for path in server.files if path.startswith("/bucket/run/slices/")}
         assert len(stored) == 2 * 5  # 5 slices of 8 pictures, each with its sha256
