@@ -198,11 +198,9 @@ def read(paths: Sequence[Path], places: Sequence[tuple[int, int]]) -> Iterator[t
 
 def _flat(table: pa.Table, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the items of a column of lists one after another, and where each list begins and ends, (rows + 1,)."""
-    column = table.column(name)
-    lengths = [chunk.value_lengths().to_numpy(zero_copy_only=False) for chunk in column.chunks]
-    items = [chunk.flatten().to_numpy() for chunk in column.chunks]
-    bounds = np.cumsum(np.concatenate([[0], *lengths]), dtype=np.int64)
-    return np.concatenate(items) if items else np.empty(0, np.int32), bounds
+    lists = table.column(name).combine_chunks()
+    lengths = lists.value_lengths().to_numpy(zero_copy_only=False)
+    return lists.flatten().to_numpy(), np.cumsum(np.concatenate([[0], lengths]), dtype=np.int64)
 
 
 def digest_of_processor(folder: Path) -> str:
