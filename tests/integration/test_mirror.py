@@ -126,6 +126,8 @@ def test_a_mirror_gives_the_digests_of_the_original_places(store: str, shared: P
     for part in mirror.PARTS:
         found = download.run(mirrored, part, tmp_path / "read" / part)
         assert found.digest == manifest.read(tmp_path / "work" / part).digest
+    told = json.loads((tmp_path / "read/dataset/sources.json").read_text())["sources"]
+    assert told["data.conversations (data.images)"] == {"scheme": "file"}  # the mirror's own source, with its licence
     again = mirror.run(config, mirror.PARTS, tmp_path / "work", f"s3://{BUCKET}/one")
     assert (again.numbers["written"], again.cached) == (0, True)
 

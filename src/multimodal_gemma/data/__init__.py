@@ -2,7 +2,7 @@
 
 sets, choose    which conversations, and the split by picture   formats: every published form, read into one
 sources/        files, folders, archives, buckets and hubs      places: where the images of a set lie
-collect         the images that those conversations name        work: what is finished outlives the pod
+collect         the images that those conversations name        delivery: what is finished outlives the pod
   |
 raw dataset     shards (pictures by their bytes), conversations     base_models, benchmarks: fetched beside it
   |

@@ -25,8 +25,8 @@ from typing import Any
 from multimodal_gemma import files, logs
 from multimodal_gemma.config.schema import DataConfig
 from multimodal_gemma.data import shards
+from multimodal_gemma.data.delivery import WorkStore
 from multimodal_gemma.data.sources.base import Reader, Unavailable, Unreachable, place
-from multimodal_gemma.data.work import WorkStore
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.progress import Progress
 

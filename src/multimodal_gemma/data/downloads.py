@@ -26,15 +26,16 @@ from multimodal_gemma.data import (
     choose,
     collect,
     conversations,
+    delivery,
     places,
     sets,
     sources,
-    work,
 )
 from multimodal_gemma.data.pictures import Limits, decode, not_an_image
 from multimodal_gemma.data.sources.base import Source, Unavailable
 from multimodal_gemma.errors import InputError, Unusable
 
+SOURCES = "sources.json"  # where everything came from; no part of the artifact's identity, which is its content alone
 LOCK_SCHEMA = 1
 _SHORT = 16  # hexadecimal digits of a digest: all of a run's sources have to fit into its parameters
 _AGAIN = "mmgemma preflight --lock FILE"
@@ -88,6 +89,37 @@ class Download(abc.ABC):
     def _stamp(self, key: str, source: Source) -> str:
         return source.fingerprint()
 
+    def origins(self, scratch: Path) -> dict[str, dict[str, str]]:
+        """Return where each source is, by its configuration key.
+
+        A source that is a finished artifact, e.g. a mirror, has its own sources beside it: theirs are the revisions
+        and the licences of what was taken.
+
+        Args:
+            scratch: a folder for their lists.
+
+        Raises:
+            InputError: such a list is no whole JSON document.
+        """
+        found: dict[str, dict[str, str]] = {}
+        for number, (key, source) in enumerate(self.sources.items()):
+            found[key] = source.describe()
+            if not self._is_artifact(key, source):
+                continue
+            path = scratch / f"sources-{number}.json"
+            try:
+                source.fetch(SOURCES, path)
+            except Unavailable:  # a mirror that an earlier version made
+                continue
+            former = files.read_json(path, "sources")["sources"]
+            licences = sorted({told.get("licence", "not stated") for told in former.values()})
+            found[key]["licence"] = ", ".join(licences)
+            found.update({f"{key} ({inner})": told for inner, told in former.items()})
+        return found
+
+    def _is_artifact(self, key: str, source: Source) -> bool:
+        return key.startswith(("data.image", "benchmarks.images")) and places.is_artifact(source)
+
     @abc.abstractmethod
     def fetch(self, output: Path, scratch: Path) -> dict[str, int]:
         """Write everything but the manifest.
@@ -124,10 +156,13 @@ class Dataset(Download):
             **choose.keys(data),
         }
 
+    def _is_artifact(self, key: str, source: Source) -> bool:
+        return sets.is_artifact(source) if key.startswith("data.conversations") else super()._is_artifact(key, source)
+
     def fetch(self, output: Path, scratch: Path) -> dict[str, int]:
         """Write the conversations, what became of each set, the image shards and `missing.jsonl`."""
         data = self._data
-        rows = work.open_store(data.work_uri, "rows")
+        rows = delivery.open_store(data.work_uri, "rows")
         found = {one.name: sets.read(one, data, scratch, rows) for one in self._sets}
         left = {name: one.left for name, one in found.items()}
         right = {name: one.right for name, one in found.items()}
@@ -140,7 +175,7 @@ class Dataset(Download):
             whole = bool(one.former) and one.left.kept == one.left.given
             table |= one.former if whole else {name: dataclasses.asdict(one.left)}
         files.write_json(output / conversations.SETS, table)
-        store = work.open_store(data.work_uri, "shards")
+        store = delivery.open_store(data.work_uri, "shards")
         collected = collect.collect(places_, data, output, scratch, store, not_an_image)
         given = sum(entry["given"] for entry in table.values())
         return {"given_conversations": given, "conversations": len(chosen), **collected}
@@ -200,7 +235,7 @@ class Benchmarks(Download):
                 shutil.rmtree(output / part, ignore_errors=True)  # of an interrupted attempt
                 (scratch / part).replace(output / part)
         # No later stage looks at these images before they are scored on: each is decoded once, here.
-        store = work.open_store(self._data.work_uri, "shards")
+        store = delivery.open_store(self._data.work_uri, "shards")
         collected = collect.collect(where, self._data, output, scratch, store, self._fault)
         return {"pope_questions": len(pope), "vqa_questions": len(vqa), **collected}
 

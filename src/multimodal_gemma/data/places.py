@@ -109,13 +109,15 @@ def place_of(source: Source, key: str, own: Mapping[str, str], scratch: Path, da
         whole = functools.cache(source.fingerprint)
         opened = functools.cache(lambda: _archive(source, key, own, scratch, data, sha256))
         return Place(source.uri, own, opened, lambda _: whole())
-    if _is_artifact(source):
+    if is_artifact(source):
         artifact = _Artifact(source, scratch / f"artifact-{files.digest_of(source.uri)[:16]}")
         return Place(source.uri, own, lambda: artifact, artifact.stamp)
     return Place(source.uri, own, lambda: source, source.stamp)
 
 
-def _is_artifact(source: Source) -> bool:
+@functools.cache
+def is_artifact(source: Source) -> bool:
+    """Return whether a location holds a finished artifact with images, e.g. a mirror; asked once."""
     try:
         return not source.uri.startswith(("http://", _HTTPS, "sample://")) and source.exists(shards.NAMES)
     except Unavailable:

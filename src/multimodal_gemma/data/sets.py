@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -17,9 +18,9 @@ from multimodal_gemma.data import conversations, formats, places, shards, source
 from multimodal_gemma.data.choose import Left, Share
 from multimodal_gemma.data.collect import Place
 from multimodal_gemma.data.conversations import Conversation
+from multimodal_gemma.data.delivery import WorkStore
 from multimodal_gemma.data.sources.base import Source, Unavailable
 from multimodal_gemma.data.sources.local import LocalSource
-from multimodal_gemma.data.work import WorkStore
 from multimodal_gemma.errors import InputError
 
 FORMAT = 2  # raised when an equal file comes to be read as other conversations
@@ -120,8 +121,9 @@ def read(one: Set, data: DataConfig, scratch: Path, store: WorkStore | None) -> 
     return made
 
 
+@functools.cache
 def is_artifact(source: Source) -> bool:
-    """Return whether a location holds a finished raw dataset, e.g. a mirror."""
+    """Return whether a location holds a finished raw dataset, e.g. a mirror; asked once."""
     try:
         return not _is_file(source) and source.exists(conversations.FILE) and source.exists(shards.NAMES)
     except Unavailable:

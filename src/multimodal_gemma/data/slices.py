@@ -27,7 +27,7 @@ from multimodal_gemma.errors import InputError
 from multimodal_gemma.progress import Progress
 
 if TYPE_CHECKING:
-    from multimodal_gemma.data.work import WorkStore
+    from multimodal_gemma.data.delivery import WorkStore
 
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container (cgroup v2): microseconds of work and of time, or "max"
 _PARENT_DIED = 1  # PR_SET_PDEATHSIG of Linux' prctl

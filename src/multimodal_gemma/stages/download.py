@@ -11,19 +11,16 @@ import math
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from multimodal_gemma import files, locks, logs, manifest
 from multimodal_gemma.config.schema import Config
+from multimodal_gemma.data import collect, shards
+from multimodal_gemma.data.downloads import KINDS, SOURCES, Download
+from multimodal_gemma.data.sources.base import place
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.stages.summary import Summary
 
-if TYPE_CHECKING:
-    from multimodal_gemma.data.downloads import Download
-
-SOURCES = "sources.json"  # where everything came from; no part of the artifact's identity, which is its content alone
 _SCRATCH = ".partial"  # there from the first moment to the last: it marks a folder as this stage's own work
-_HELD = "held.jsonl"  # which images the shards hold and where each was; see data.collect
 
 
 def run(config: Config, what: str, output: Path) -> Summary:
@@ -41,8 +38,6 @@ def run(config: Config, what: str, output: Path) -> Summary:
         InputError: a source, a file or the output is at fault, or more images are missing than allowed.
         ValueError: there is no such artifact.
     """
-    from multimodal_gemma.data.downloads import KINDS
-
     if what not in KINDS:
         raise ValueError(f"{what!r} is none of {', '.join(KINDS)}")
     log = logs.get("download")
@@ -59,8 +54,7 @@ def run(config: Config, what: str, output: Path) -> Summary:
         _prepare(output, scratch, download.kind)
         try:
             counts = download.fetch(output, scratch)
-            origins = {key: source.describe() for key, source in download.sources.items()}
-            files.write_json(output / SOURCES, {"fingerprint": fingerprint, "sources": origins})
+            files.write_json(output / SOURCES, {"fingerprint": fingerprint, "sources": download.origins(scratch)})
             _check_missing(output, counts, config)
         except InputError:
             _tidy(output, scratch)
@@ -104,14 +98,11 @@ def _occupied(output: Path) -> Iterator[Path]:
 
 def _prepare(output: Path, scratch: Path, kind: str) -> None:
     """Clear away all but what an attempt can build on: what an interrupted one or a finished artifact holds."""
-    from multimodal_gemma.data.shards import PATTERN
-    from multimodal_gemma.data.sources.base import place
-
     there = output / manifest.NAME
     try:
         if there.is_file():
             manifest.read(output, kind)
-            for path in [*output.glob(PATTERN), *output.glob(_HELD)]:
+            for path in [*output.glob(shards.PATTERN), *output.glob(collect.HELD)]:
                 place(path, scratch / path.name)
             there.unlink()
         _remove(path for path in output.iterdir() if path != scratch)
@@ -136,8 +127,6 @@ def _tidy(output: Path, scratch: Path) -> None:
 
 def _check_missing(output: Path, counts: dict[str, int], config: Config) -> None:
     """Refuse an artifact that lacks a larger share of its images than `data.max_missing_fraction`."""
-    from multimodal_gemma.data.collect import MISSING
-
     lost, allowed = counts.get("missing", 0), config.data.max_missing_fraction
     asked = counts.get("names", 0) + lost
     if lost <= allowed * asked:
@@ -145,16 +134,17 @@ def _check_missing(output: Path, counts: dict[str, int], config: Config) -> None
     share = lost / asked
     step = 10.0 ** math.floor(math.log10(share))
     enough = min(round(math.ceil(share / step - 1e-9) * step, 12), 1.0)  # the next number with one significant digit
-    first = files.read_jsonl(output / MISSING, "missing images")[0]
+    first = files.read_jsonl(output / collect.MISSING, "missing images")[0]
     raise InputError(
         f"download: {lost:,} of {asked:,} images could not be had ({share:.2%}, allowed {allowed:.2%}). "
-        f"First: {first['file_name'].replace(chr(10), ' ')[:120]} ({first['reason']}). The list: {output / MISSING}. "
+        f"First: {first['file_name'].replace(chr(10), ' ')[:120]} ({first['reason']}). "
+        f"The list: {output / collect.MISSING}. "
         f"Allow more with data.max_missing_fraction={enough:g}."
     )
 
 
 def _no_content(name: str) -> bool:
-    return name in (SOURCES, _HELD) or name.startswith(f"{_SCRATCH}/")
+    return name in (SOURCES, collect.HELD) or name.startswith(f"{_SCRATCH}/")
 
 
 def _figures(counts: dict[str, int]) -> str:

@@ -61,7 +61,7 @@ def run(config: Config, raw: Path, models: Path, benchmarks: Path | None, output
         InputError: an input is unfinished or of another kind, another preprocess is at work in the folder, too many
             images are unusable, a benchmark's images are in the data, or a split comes out empty.
     """
-    from multimodal_gemma.data import work
+    from multimodal_gemma.data import delivery
     from multimodal_gemma.data.prepare import Preparation
     from multimodal_gemma.data.processed import KIND, ProcessedDataset
     from multimodal_gemma.data.slices import Slices
@@ -76,7 +76,7 @@ def run(config: Config, raw: Path, models: Path, benchmarks: Path | None, output
     if made is not None:
         log.info("%s is finished already (%s); nothing to do", output, _figures(made.counts))
         return _summary(output, made, cached=True)
-    slices = Slices(output, config.data.workers, work.open_store(config.data.work_uri, "slices"))
+    slices = Slices(output, config.data.workers, delivery.open_store(config.data.work_uri, "slices"))
     with locks.only_writer(output, "preprocess"):
         preparation = Preparation(config.data, raw, benchmarks)
         _begin(slices)

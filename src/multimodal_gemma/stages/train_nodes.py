@@ -7,7 +7,6 @@ in a folder named like its TrainJob. The stage before and the stage after see fo
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +14,8 @@ from typing import TYPE_CHECKING
 from multimodal_gemma import config as configuration
 from multimodal_gemma import logs, manifest
 from multimodal_gemma.data import delivery
+from multimodal_gemma.data.sources.base import Unavailable
+from multimodal_gemma.data.sources.s3 import S3Source
 from multimodal_gemma.errors import InputError
 
 if TYPE_CHECKING:
@@ -84,9 +85,6 @@ def read_request(place: str) -> Request:
     Raises:
         InputError: it cannot be read.
     """
-    from multimodal_gemma.data.sources.base import Unavailable
-    from multimodal_gemma.data.sources.s3 import S3Source
-
     try:
         found = json.loads(S3Source(place).read(REQUEST, 1 << 20))
         request = Request(**found)
@@ -108,11 +106,5 @@ def _send(part: str, folder: Path, work: str) -> str:
 
 
 def _put(place: str, request: Request) -> None:
-    from multimodal_gemma.data.sources.base import Unavailable
-    from multimodal_gemma.data.sources.s3 import S3Source
-
-    content = json.dumps(dataclasses.asdict(request), sort_keys=True).encode()
-    try:
-        S3Source(place).put(REQUEST, content, hashlib.sha256(content).hexdigest())
-    except Unavailable as error:
-        raise InputError(f"train: {place} cannot be written ({error}). Check AWS_ENDPOINT_URL and the keys.") from None
+    with delivery.reaching("train", place):
+        delivery.put_json(S3Source(place), REQUEST, dataclasses.asdict(request))

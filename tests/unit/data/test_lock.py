@@ -55,6 +55,24 @@ def test_what_is_locked_is_written_for_people(
     assert COMMIT in capsys.readouterr().out
 
 
+def test_what_is_made_of_an_artifact_keeps_its_revision_and_licence(server: Server, tmp_path: Path) -> None:
+    """A mirror, or a dataset that was downloaded before: its report would say "not stated" of what it states."""
+    assert run("download dataset", tmp_path / "raw") == 0
+    again = [
+        "download",
+        "dataset",
+        "--preset=sample",
+        str(tmp_path / "again"),
+        f"data.conversations={tmp_path / 'raw'}",
+    ]
+    assert cli.main([*again, "data.images="]) == 0
+    told = json.loads((tmp_path / "again/sources.json").read_text())["sources"]
+    talk = {"uri": "hf://datasets/org/talk@main/talk.json", "commit": COMMIT, "licence": "cc-by-4.0"}
+    assert told["data.conversations (data.conversations)"] == talk
+    assert told["data.conversations (data.images)"] == {"uri": "s3://bucket/images/"}
+    assert told["data.conversations"]["licence"] == "cc-by-4.0, not stated"
+
+
 def test_a_bound_download_takes_what_was_locked(server: Server, tmp_path: Path) -> None:
     assert run("preflight", "--lock", tmp_path / "lock") == 0
     assert run("download dataset", tmp_path / "raw", "--locked", tmp_path / "lock") == 0

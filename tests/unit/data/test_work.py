@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from multimodal_gemma.data import work
+from multimodal_gemma.data import delivery
 from multimodal_gemma.data.sources.web import LOOPBACK_VARIABLE
 from multimodal_gemma.errors import InputError
 from tests.unit.data.serving import Clock, Server, serve
@@ -27,7 +27,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 def test_what_was_put_is_got_on_an_empty_disk(server: Server, tmp_path: Path) -> None:
     (tmp_path / "made").write_bytes(b"pixels" * 1000)
-    first, second = (work.open_store("s3://bucket/run", "slices") for _ in range(2))
+    first, second = (delivery.open_store("s3://bucket/run", "slices") for _ in range(2))
     assert first
     assert second
     assert not second.get(KEY, tmp_path / "got")
@@ -39,7 +39,7 @@ def test_what_was_put_is_got_on_an_empty_disk(server: Server, tmp_path: Path) ->
 
 def test_other_bytes_than_were_put_are_as_good_as_none(server: Server, tmp_path: Path) -> None:
     (tmp_path / "made").write_bytes(b"pixels")
-    store = work.open_store("s3://bucket/run", "slices")
+    store = delivery.open_store("s3://bucket/run", "slices")
     assert store
     store.put(KEY, tmp_path / "made")
     server.files[f"/bucket/run/slices/{KEY}"] = b"pixelt"
@@ -49,7 +49,7 @@ def test_other_bytes_than_were_put_are_as_good_as_none(server: Server, tmp_path:
 
 def test_a_file_whose_writer_was_killed_is_not_taken(server: Server, tmp_path: Path) -> None:
     server.files[f"/bucket/run/slices/{KEY}"] = b"half"
-    store = work.open_store("s3://bucket/run", "slices")
+    store = delivery.open_store("s3://bucket/run", "slices")
     assert store
     assert not store.get(KEY, tmp_path / "got")
 
@@ -60,7 +60,7 @@ def test_a_store_that_is_down_is_said_once_and_hinders_nothing(
     Clock(monkeypatch)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     (tmp_path / "made").write_bytes(b"x")
-    store = work.open_store("s3://bucket/run", "slices")
+    store = delivery.open_store("s3://bucket/run", "slices")
     assert store
     store.put(KEY, tmp_path / "made")
     assert not store.get(KEY, tmp_path / "got")
@@ -68,6 +68,6 @@ def test_a_store_that_is_down_is_said_once_and_hinders_nothing(
 
 
 def test_no_location_is_no_store_and_another_scheme_is_a_sentence() -> None:
-    assert work.open_store("", "slices") is None
+    assert delivery.open_store("", "slices") is None
     with pytest.raises(InputError, match=r"data.work_uri=/tmp/work is no bucket. Write s3://BUCKET/PREFIX or gs://"):
-        work.open_store("/tmp/work", "slices")
+        delivery.open_store("/tmp/work", "slices")
