@@ -23,8 +23,8 @@ from multimodal_gemma.config import Config
 from multimodal_gemma.config.schema import DataConfig
 from multimodal_gemma.data import sources
 from multimodal_gemma.data.shards import ImageShards
-from multimodal_gemma.data.sources import Unavailable, s3
-from multimodal_gemma.data.sources.s3 import S3Source
+from multimodal_gemma.data.sources import Unavailable, buckets
+from multimodal_gemma.data.sources.buckets import S3Source
 from multimodal_gemma.data.sources.web import LOOPBACK_VARIABLE
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.stages import download, mirror
@@ -233,14 +233,14 @@ def test_a_large_object_goes_in_parts_and_is_checked_by_its_bytes(
     shutil.copytree(shared / "coco-sample", given)
     talk = given / "llava_instruct_sample.json"
     rows = json.loads(talk.read_text())
-    rows[0]["conversations"][0]["value"] += " word" * (s3.SINGLE_PART // 5 + 1_000_000)
+    rows[0]["conversations"][0]["value"] += " word" * (buckets.SINGLE_PART // 5 + 1_000_000)
     talk.write_text(json.dumps(rows))
     config, place = photographs(str(given)), f"s3://{BUCKET}/seven"
     first = mirror.run(config, ["dataset"], tmp_path / "work", place)
     assert first.numbers["written"] == 6
     stored = S3Source(place).stored(name)
     assert stored is not None
-    assert stored.size > s3.SINGLE_PART
+    assert stored.size > buckets.SINGLE_PART
     if "moto" in request.node.name:  # s3rver gives the object the ETag of a whole one
         assert stored.etag.strip('"').endswith("-2")
     content = (tmp_path / "work" / name).read_bytes()

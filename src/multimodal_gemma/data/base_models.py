@@ -35,87 +35,63 @@ _NEEDED = (
 )
 
 
-def fetch_model(source: Source, part: str, folder: Path) -> None:
-    """Write the stock folder of a base model.
+def fetch(source: Source, part: str, folder: Path) -> None:
+    """Write the files of a published folder that a part of the model needs.
 
     Args:
-        source: the published folder.
-        part: "vision" or "language", for messages.
+        source: for "vision" and "language" a stock model folder; for "projector" and "adapter" that of a trained
+            model, or its adapter folder.
+        part: which of the four.
         folder: where to write.
 
     Raises:
-        InputError: the folder holds no configuration or no weights in safetensors, or a file of it cannot be had.
+        InputError: the folder does not hold what is needed, or a file of it cannot be had.
     """
-    there = source.names()
-    if "config.json" not in there:
-        raise InputError(f"model.{part}: model folder {source.uri} holds no config.json. Give a stock model folder.")
-    needed = [name for name in there if any(fnmatch(name, pattern) for pattern in _NEEDED) and "/" not in name]
-    if WEIGHTS in there:
-        weights = [WEIGHTS]
-    elif INDEX in there:
-        weights = [INDEX, *_sharded(source, there, part, folder)]
+    there, name = source.names(), f"model.{part}"
+    if part == "projector":
+        needed = [file for file in PROJECTORS if file in there][:1]
+        if not needed:
+            raise InputError(
+                f"{name}: {source.uri} holds neither {' nor '.join(PROJECTORS)}. Give a trained model's folder."
+            )
+    elif part == "adapter":
+        inside = "adapter/" if f"adapter/{ADAPTER[0]}" in there else ""
+        needed = [f"{inside}{file}" for file in ADAPTER]
+        if lacking := [file for file in needed if file not in there]:
+            raise InputError(f"{name}: {source.uri} holds no {lacking[0]}. Give a trained model's folder.")
     else:
-        raise InputError(
-            f"model.{part}: model folder {source.uri} holds no safetensors weights ({WEIGHTS}). "
-            "Give a folder that does; other formats are not read."
-        )
-    _fetch(source, [*needed, *weights], part, folder)
+        if "config.json" not in there:
+            raise InputError(f"{name}: model folder {source.uri} holds no config.json. Give a stock model folder.")
+        needed = [file for file in there if any(fnmatch(file, pattern) for pattern in _NEEDED) and "/" not in file]
+        if WEIGHTS in there:
+            needed.append(WEIGHTS)
+        elif INDEX in there:
+            _fetch(source, [INDEX], name, folder)
+            needed += _sharded(source, there, name, folder)
+        else:
+            raise InputError(
+                f"{name}: model folder {source.uri} holds no safetensors weights ({WEIGHTS}). "
+                "Give a folder that does; other formats are not read."
+            )
+    _fetch(source, needed, name, folder)
 
 
-def fetch_projector(source: Source, folder: Path) -> None:
-    """Write the file that holds the projector of a trained model.
-
-    Args:
-        source: folder of a trained model.
-        folder: where to write.
-
-    Raises:
-        InputError: there is none.
-    """
-    there = source.names()
-    found = next((name for name in PROJECTORS if name in there), None)
-    if found is None:
-        raise InputError(
-            f"model.projector: {source.uri} holds neither {' nor '.join(PROJECTORS)}. Give a trained model's folder."
-        )
-    _fetch(source, [found], "projector", folder)
-
-
-def fetch_adapter(source: Source, folder: Path) -> None:
-    """Write the files that hold the adapters and the projector of a trained model.
-
-    Args:
-        source: folder of a trained model, or its adapter folder.
-        folder: where to write.
-
-    Raises:
-        InputError: one of them is not there.
-    """
-    there = source.names()
-    inside = "adapter/" if f"adapter/{ADAPTER[0]}" in there else ""
-    missing = [name for name in ADAPTER if f"{inside}{name}" not in there]
-    if missing:
-        raise InputError(f"model.adapter: {source.uri} holds no {inside}{missing[0]}. Give a trained model's folder.")
-    _fetch(source, [f"{inside}{name}" for name in ADAPTER], "adapter", folder)
-
-
-def _sharded(source: Source, there: Sequence[str], part: str, folder: Path) -> list[str]:
+def _sharded(source: Source, there: Sequence[str], name: str, folder: Path) -> list[str]:
     """Return the weight files that an index names."""
-    _fetch(source, [INDEX], part, folder)
-    index = files.read_json(folder / INDEX, f"model.{part}")
+    index = files.read_json(folder / INDEX, name)
     placed = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(placed, dict) or not placed:
-        raise InputError(f"model.{part}: {INDEX} of {source.uri} names no weights. Fetch the model again.")
-    shards = sorted({str(name) for name in placed.values()})
-    for name in shards:
-        if name not in there or not name.endswith(".safetensors"):
-            raise InputError(f"model.{part}: {source.uri} lacks {name}, which its {INDEX} names. Complete the folder.")
+        raise InputError(f"{name}: {INDEX} of {source.uri} names no weights. Fetch the model again.")
+    shards = sorted({str(file) for file in placed.values()})
+    for file in shards:
+        if file not in there or not file.endswith(".safetensors"):
+            raise InputError(f"{name}: {source.uri} lacks {file}, which its {INDEX} names. Complete the folder.")
     return shards
 
 
-def _fetch(source: Source, names: Sequence[str], part: str, folder: Path) -> None:
-    for name in names:
+def _fetch(source: Source, needed: Sequence[str], name: str, folder: Path) -> None:
+    for file in needed:
         try:
-            source.fetch(name, folder / Path(name).name)
+            source.fetch(file, folder / Path(file).name)
         except Unavailable as error:
-            raise InputError(f"model.{part}: {name} of {source.uri} cannot be had ({error}). Run again.") from None
+            raise InputError(f"{name}: {file} of {source.uri} cannot be had ({error}). Run again.") from None

@@ -19,7 +19,7 @@ from typing import Any
 from multimodal_gemma import files
 from multimodal_gemma.data.conversations import IMAGE_TAG
 from multimodal_gemma.data.shards import image_id
-from multimodal_gemma.data.sources.archive import Archive, ZipArchive
+from multimodal_gemma.data.sources.archive import Archive
 from multimodal_gemma.data.sources.base import Source, Unavailable
 from multimodal_gemma.errors import InputError
 
@@ -239,7 +239,7 @@ def fetch_vqa(source: Source, folder: Path) -> None:
             with tempfile.TemporaryDirectory(prefix="mmgemma-vqa-") as scratch:
                 packed = Path(scratch) / published
                 _fetch(source, published, packed, "vqa")
-                archive = ZipArchive(packed, f"{source.uri.rstrip('/')}/{published}")
+                archive = Archive(packed, f"{source.uri.rstrip('/')}/{published}")
                 _fetch(archive, VQA_ARCHIVES[published], folder / name, "vqa")
         else:
             _fetch(source, published, folder / name, "vqa")
@@ -281,7 +281,7 @@ def fetch_instances(source: Source, path: Path, images: Iterable[str]) -> None:
         for name in names:
             _fetch(source, name, folder / name, "instances")
         if names == [_COCO]:
-            names, packed = _COCO_FILES[0], ZipArchive(folder / _COCO, f"{source.uri.rstrip('/')}/{_COCO}")
+            names, packed = _COCO_FILES[0], Archive(folder / _COCO, f"{source.uri.rstrip('/')}/{_COCO}")
             for name in names:
                 _fetch(packed, name, folder / name, "instances")
         if names == [_MADE]:

@@ -40,6 +40,10 @@ Row = list[Any]  # of a group's record: name, stamp, sha256 and bytes of an imag
 _NONE = 200  # files of which a place gave none: it is the wrong one, and 80,000 more would fail one by one
 
 
+def _closed() -> Reader:
+    raise AssertionError("images that are only had in their order are not opened")
+
+
 @dataclasses.dataclass(frozen=True)
 class Place:
     """Images that lie together.
@@ -54,8 +58,8 @@ class Place:
 
     uri: str
     names: Mapping[str, str]
-    open: Callable[[], Reader]
-    stamp: Callable[[str], str]
+    open: Callable[[], Reader] = _closed
+    stamp: Callable[[str], str] = lambda _: ""
     stream: Callable[[], Iterator[tuple[str, bytes]]] | None = None
 
     @functools.cached_property
@@ -109,7 +113,7 @@ def collect(
     images = [(group.place.id, *image) for group in itertools.chain(*groups) for image in group.stamps.items()]
     if known := sum(held.has(*image) for image in images):
         logs.get("download").info("%s of %s images are there already", f"{known:,}", f"{len(images):,}")
-    work = _Work(held, data, scratch, store, fault, len(images))
+    work = _Collection(held, data, scratch, store, fault, Progress("download", len(images), "image"))
     with work.progress:
         for of_one_place in groups:
             work.finish(of_one_place)
@@ -187,44 +191,41 @@ class _Held:
         return path in self._unchecked
 
 
-class _Work:
-    """What is done for one place after the other, and its one line of progress."""
+@dataclasses.dataclass
+class _Collection:
+    """What is done for one place after the other, and its one line of progress; the arguments of `collect`."""
 
-    def __init__(
-        self,
-        held: _Held,
-        data: DataConfig,
-        scratch: Path,
-        store: WorkStore | None,
-        fault: Callable[[bytes], str],
-        total: int,
-    ) -> None:
-        self._held, self._data, self._scratch, self._store, self._fault = held, data, scratch, store, fault
-        self.progress = Progress("download", total, "image")
-        self.missing: list[dict[str, str]] = []
-        self._start, self._bytes = time.monotonic(), 0
+    held: _Held
+    data: DataConfig
+    scratch: Path
+    store: WorkStore | None
+    fault: Callable[[bytes], str]
+    progress: Progress
+    missing: list[dict[str, str]] = dataclasses.field(default_factory=list)
+    start: float = dataclasses.field(default_factory=time.monotonic)
+    arrived: int = 0
 
     def finish(self, groups: list[_Group]) -> None:
         """Make the file of each group of one place that is not there."""
         for group in groups:
-            path = self._scratch / f"group-{group.key}.parquet"
-            if self._held.group(group.key)[0] is None and self._store is not None and self._store.get(group.key, path):
+            path = self.scratch / f"group-{group.key}.parquet"
+            if self.held.group(group.key)[0] is None and self.store is not None and self.store.get(group.key, path):
                 rows = [[name, group.stamps[name], digest, size] for name, digest, size in shards.read_rows(path)]
-                self._held.keep(group, path, rows)
-        todo = [group for group in groups if {row[0] for row in self._held.group(group.key)[1]} != set(group.stamps)]
+                self.held.keep(group, path, rows)
+        todo = [group for group in groups if {row[0] for row in self.held.group(group.key)[1]} != set(group.stamps)]
         self._count(sum(len(group.stamps) for group in groups if group not in todo))
         contents = self._contents(todo) if todo else iter(())
         for group in todo:
-            path, rows = self._scratch / f"group-{group.key}.parquet", []
+            path, rows = self.scratch / f"group-{group.key}.parquet", []
             temporary = path.with_suffix(".new")
             shards.write_rows(temporary, self._rows(group, contents, rows))
-            if rows == self._held.group(group.key)[1]:  # what was missing is missing still
+            if rows == self.held.group(group.key)[1]:  # what was missing is missing still
                 temporary.unlink()
                 continue
             temporary.replace(path)
-            self._held.keep(group, path, rows)
-            if self._store is not None:
-                self._store.put(group.key, path)
+            self.held.keep(group, path, rows)
+            if self.store is not None:
+                self.store.put(group.key, path)
 
     def _rows(self, group: _Group, contents: Iterator[Found], rows: list[Row]) -> Iterator[shards.Row]:
         """Yield the rows of a group's file; add those of its record to `rows`, and what is missing to the list."""
@@ -242,12 +243,12 @@ class _Work:
             seen.add(digest)
 
     def _fault_of(self, content: bytes) -> str:
-        too_large = len(content) > self._data.max_image_bytes
-        return f"larger than {self._data.max_image_bytes:,} bytes" if too_large else self._fault(content)
+        too_large = len(content) > self.data.max_image_bytes
+        return f"larger than {self.data.max_image_bytes:,} bytes" if too_large else self.fault(content)
 
     def _contents(self, todo: list[_Group]) -> Iterator[Found]:
         """Yield the images of one group after the other; only those that are not held are fetched."""
-        one, held = todo[0].place, self._held
+        one, held = todo[0].place, self.held
         if one.stream is not None:
             waiting = set(todo[0].stamps)
             for name, content in one.stream():
@@ -258,21 +259,21 @@ class _Work:
             return
         images = [image for group in todo for image in group.stamps.items()]
         lacking = [(name, one.names[name]) for name, stamp in images if not held.has(one.id, name, stamp)]
-        arriving = fetch_all(one.open(), lacking, self._data) if lacking else iter(())
+        arriving = fetch_all(one.open(), lacking, self.data) if lacking else iter(())
         for name, stamp in images:
             if not held.has(one.id, name, stamp):
                 yield next(arriving)
                 continue
             try:
                 kept = held.read(one.id, name, stamp)
-                yield name, one.open().read(one.names[name], self._data.max_image_bytes) if kept is None else kept
+                yield name, one.open().read(one.names[name], self.data.max_image_bytes) if kept is None else kept
             except Unavailable as reason:  # its file is damaged, and it is not there any more
                 yield name, reason
 
     def _count(self, images: int = 1, size: int = 0) -> None:
-        self._bytes += size
-        rate = self._bytes / 1e6 / max(time.monotonic() - self._start, 1e-9)
-        figures = {"MB": f"{self._bytes / 1e6:,.0f}", "MB/s": f"{rate:,.1f}", "missing": f"{len(self.missing):,}"}
+        self.arrived += size
+        rate = self.arrived / 1e6 / max(time.monotonic() - self.start, 1e-9)
+        figures = {"MB": f"{self.arrived / 1e6:,.0f}", "MB/s": f"{rate:,.1f}", "missing": f"{len(self.missing):,}"}
         self.progress.advance(images, **figures)
 
 

@@ -24,8 +24,7 @@ from typing import Any
 
 from multimodal_gemma import files, logs, manifest
 from multimodal_gemma.data.sources.base import Unavailable, Unreachable
-from multimodal_gemma.data.sources.gcs import GcsSource
-from multimodal_gemma.data.sources.s3 import SINGLE_PART, S3Source, Stored
+from multimodal_gemma.data.sources.buckets import SINGLE_PART, BucketSource, GcsSource, S3Source, Stored
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.progress import Progress
 
@@ -207,7 +206,7 @@ def open_store(uri: str, what: str) -> WorkStore | None:
     """
     if not uri:
         return None
-    bucket: type[S3Source | GcsSource] = S3Source if uri.startswith("s3://") else GcsSource
+    bucket: type[BucketSource] = S3Source if uri.startswith("s3://") else GcsSource
     if not uri.startswith(("s3://", "gs://")):
         raise InputError(f"config: data.work_uri={uri} is no bucket. Write s3://BUCKET/PREFIX or gs://BUCKET/PREFIX.")
     return WorkStore(bucket(f"{uri.rstrip('/')}/{what}", _PATIENCE))
@@ -220,7 +219,7 @@ class WorkStore:
         source: the place.
     """
 
-    def __init__(self, source: S3Source | GcsSource) -> None:
+    def __init__(self, source: BucketSource) -> None:
         self._source = source
         self._silent = False
         self._lock = threading.Lock()

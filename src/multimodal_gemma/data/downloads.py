@@ -13,6 +13,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
+import functools
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,6 +37,7 @@ from multimodal_gemma.data.sources.base import Source, Unavailable
 from multimodal_gemma.errors import InputError, Unusable
 
 SOURCES = "sources.json"  # where everything came from; no part of the artifact's identity, which is its content alone
+_MAX_SOURCES = 1 << 20  # bytes of it
 LOCK_SCHEMA = 1
 _SHORT = 16  # hexadecimal digits of a digest: all of a run's sources have to fit into its parameters
 _AGAIN = "mmgemma preflight --lock FILE"
@@ -56,7 +58,6 @@ class Download(abc.ABC):
 
     def __init__(self, config: Config) -> None:
         self._locked = config.data.locked
-        self._stamps: dict[str, str] = {}
 
     def fingerprint(self) -> str:
         """Return a cheap identity of what the sources hold; another value means that they may have changed.
@@ -64,27 +65,19 @@ class Download(abc.ABC):
         Raises:
             InputError: a source cannot be asked, or is not what data.locked says.
         """
-        asked = self.asked()
-        _require(self._locked, asked)
-        return files.digest_of({key: list(told) for key, told in asked.items()})
+        _require(self._locked, self.asked)
+        return files.digest_of({key: list(told) for key, told in self.asked.items()})
 
+    @functools.cached_property
     def asked(self) -> dict[str, tuple[str, str]]:
-        """Return location and fingerprint of each source by its configuration key.
-
-        Raises:
-            InputError: a source cannot be asked.
-        """
-        return {key: (source.uri, self._asked(key)) for key, source in self.sources.items()}
-
-    def _asked(self, key: str) -> str:
-        """Return what a source says of itself, asked once."""
-        if key not in self._stamps:
-            source = self.sources[key]
+        """Location and fingerprint of each source by its configuration key; InputError if one cannot be asked."""
+        found = {}
+        for key, source in self.sources.items():
             try:
-                self._stamps[key] = self._stamp(key, source)
+                found[key] = source.uri, self._stamp(key, source)
             except Unavailable as error:
                 raise InputError(f"download: {source.uri} cannot be had ({error}). Check {key}.") from None
-        return self._stamps[key]
+        return found
 
     def _stamp(self, key: str, source: Source) -> str:
         return source.fingerprint()
@@ -99,7 +92,7 @@ class Download(abc.ABC):
             scratch: a folder for their lists.
 
         Raises:
-            InputError: such a list is no whole JSON document.
+            InputError: there is such a list, and it is none.
         """
         found: dict[str, dict[str, str]] = {}
         for number, (key, source) in enumerate(self.sources.items()):
@@ -108,13 +101,16 @@ class Download(abc.ABC):
                 continue
             path = scratch / f"sources-{number}.json"
             try:
-                source.fetch(SOURCES, path)
+                source.fetch(SOURCES, path, _MAX_SOURCES)
             except Unavailable:  # a mirror that an earlier version made
                 continue
-            former = files.read_json(path, "sources")["sources"]
-            licences = sorted({told.get("licence", "not stated") for told in former.values()})
-            found[key]["licence"] = ", ".join(licences)
-            found.update({f"{key} ({inner})": told for inner, told in former.items()})
+            try:
+                former = files.read_json(path, "sources")["sources"].items()
+                said = {inner: {name: str(text) for name, text in told.items()} for inner, told in former}
+            except (AttributeError, KeyError, TypeError):
+                raise InputError(f"download: {SOURCES} of {source.uri} names no sources. Make it again.") from None
+            found[key]["licence"] = ", ".join(sorted({told.get("licence", "not stated") for told in said.values()}))
+            found |= {f"{key} ({inner})": told for inner, told in said.items()}
         return found
 
     def _is_artifact(self, key: str, source: Source) -> bool:
@@ -230,10 +226,7 @@ class Benchmarks(Download):
         place, key = self.sources.get("benchmarks.images"), "benchmarks.images"
         own = places.sort_out(names, place, {}, key, 0.0).get("", {})
         where = [] if place is None else [places.place_of(place, key, own, scratch, self._data, "")]
-        for part in ("pope", "vqa", "instances"):
-            if (scratch / part).is_dir():
-                shutil.rmtree(output / part, ignore_errors=True)  # of an interrupted attempt
-                (scratch / part).replace(output / part)
+        _move(scratch, output, [part for part in ("pope", "vqa", "instances") if (scratch / part).is_dir()])
         # No later stage looks at these images before they are scored on: each is decoded once, here.
         store = delivery.open_store(self._data.work_uri, "shards")
         collected = collect.collect(where, self._data, output, scratch, store, self._fault)
@@ -284,24 +277,12 @@ class Models(Download):
         """Write `vision/`, `language/` and, if given, `projector/` and `adapter/`."""
         for key, source in self.sources.items():
             part = key.removeprefix("model.")
-            if part == "projector":
-                base_models.fetch_projector(source, scratch / part)
-            elif part == "adapter":
-                base_models.fetch_adapter(source, scratch / part)
-            else:
-                base_models.fetch_model(source, part, scratch / part)
-        for key in self.sources:
-            part = key.removeprefix("model.")
-            shutil.rmtree(output / part, ignore_errors=True)  # of an interrupted attempt
-            (scratch / part).replace(output / part)
+            base_models.fetch(source, part, scratch / part)
+        _move(scratch, output, [key.removeprefix("model.") for key in self.sources])
         return {"models": len(self.sources)}
 
 
-KINDS: dict[str, type[Dataset] | type[Benchmarks] | type[Models]] = {
-    "dataset": Dataset,
-    "benchmarks": Benchmarks,
-    "models": Models,
-}
+KINDS: dict[str, type[Download]] = {"dataset": Dataset, "benchmarks": Benchmarks, "models": Models}
 
 
 def write_lock(path: Path, downloads: Iterable[Download]) -> list[str]:
@@ -319,7 +300,7 @@ def write_lock(path: Path, downloads: Iterable[Download]) -> list[str]:
     """
     held: dict[str, dict[str, Any]] = {}
     for download in downloads:
-        for key, (uri, fingerprint) in download.asked().items():
+        for key, (uri, fingerprint) in download.asked.items():
             source = download.sources[key]
             told = source.describe()
             told.pop("uri", None)
@@ -366,6 +347,12 @@ def _require(locked: Sequence[str], asked: Mapping[str, tuple[str, str]]) -> Non
 
 def _entry(key: str, uri: str, fingerprint: str) -> str:
     return f"k{files.digest_of([key, uri])[:_SHORT]}-{str(fingerprint)[:_SHORT]}"  # begins as no number does
+
+
+def _move(scratch: Path, output: Path, parts: Iterable[str]) -> None:
+    for part in parts:
+        shutil.rmtree(output / part, ignore_errors=True)  # of an interrupted attempt
+        (scratch / part).replace(output / part)
 
 
 @contextlib.contextmanager

@@ -10,14 +10,14 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from multimodal_gemma import files
 from multimodal_gemma.config.schema import DataConfig
 from multimodal_gemma.data import shards
 from multimodal_gemma.data.collect import Place
-from multimodal_gemma.data.sources.archive import COMPRESSED, SUFFIXES, Archive, TarArchive, ZipArchive, unpack
+from multimodal_gemma.data.sources.archive import COMPRESSED, SUFFIXES, Archive, unpack
 from multimodal_gemma.data.sources.base import Reader, Source, Unavailable, Unreachable
 from multimodal_gemma.data.sources.local import LocalSource
 from multimodal_gemma.data.sources.web import WebSource
@@ -126,19 +126,12 @@ def is_artifact(source: Source) -> bool:
 
 def addresses(own: Mapping[str, str], data: DataConfig) -> Place:
     """Return the place of images that are named by their https address."""
-    return Place(_HTTPS, own, lambda: _Addresses(data), lambda _: "")
+    return Place(_HTTPS, own, lambda: _Addresses(data))
 
 
 def nowhere(own: Mapping[str, str]) -> Place:
     """Return the place of images that have none: each is missing."""
-
-    def refused() -> Iterator[tuple[str, bytes]]:
-        yield from ()
-
-    def unopened() -> Reader:
-        raise AssertionError("a place without a source is only streamed")
-
-    return Place("", own, unopened, lambda _: "", refused)
+    return Place("", own, stream=lambda: iter(()))
 
 
 class _Addresses(Reader):
@@ -216,24 +209,22 @@ class _Artifact(Reader):
 def _archive(source: Source, key: str, own: Mapping[str, str], scratch: Path, data: DataConfig, sha256: str) -> Archive:
     """Open an archive where it lies on this machine, else fetch it whole, unless an interrupted attempt has."""
     uri = source.uri
-    path = scratch / f"archive-{files.digest_of([uri, source.fingerprint()])[:16]}"
-    plain = path.with_suffix(".plain")
-    here = isinstance(source, LocalSource) and source.root.is_file()
-    if isinstance(source, LocalSource) and here:
-        path = source.root
+    fetched = scratch / f"archive-{files.digest_of([uri, source.fingerprint()])[:16]}"
+    here = source.root if isinstance(source, LocalSource) and source.root.is_file() else None
+    path, plain = here or fetched, fetched.with_suffix(".plain")
+    if here:
         if not os.access(path, os.R_OK):
             raise InputError(f"download: {path} may not be read. Check its permissions.")
         _check_sha256(path, uri, sha256, key)
     elif not path.is_file() and not plain.is_file():
         fetch_pinned(source, None, path, data.max_file_bytes, sha256, key)
     try:
-        archive: Archive
-        if uri.lower().endswith(COMPRESSED):
-            if not plain.is_file():
-                unpack(path, uri, plain, data.max_file_bytes)
-            archive = TarArchive(plain, uri)
-        else:
-            archive = (ZipArchive if uri.lower().endswith(".zip") else TarArchive)(path, uri)
+        packed = uri.lower().endswith(COMPRESSED)
+        if packed and not plain.is_file():
+            unpack(path, uri, plain, data.max_file_bytes)
+            if not here:
+                path.unlink()
+        archive = Archive(plain if packed else path, uri)
     except InputError:
         if not here:
             path.unlink(missing_ok=True)  # the next attempt fetches it again

@@ -17,7 +17,7 @@ import functools
 import itertools
 import re
 import threading
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -184,17 +184,13 @@ class ImageShards:
     Args:
         place: the folder that holds `images-*.parquet`, or none of them; or the shards themselves.
 
-    Attributes:
-        paths: the shards, ascending.
-
     Raises:
         InputError: a shard cannot be read.
     """
 
     def __init__(self, place: Path | Sequence[Path]) -> None:
         self._folder = place if isinstance(place, Path) else None
-        self.paths = sorted(place.glob(PATTERN)) if isinstance(place, Path) else [*place]
-        self._shards = [_open(path) for path in self.paths]
+        self._shards = [_open(path) for path in (sorted(place.glob(PATTERN)) if isinstance(place, Path) else place)]
         self._held: tuple[tuple[int, int], Any] | None = None  # the row group read last: neighbours ask for it again
         self._lock = threading.Lock()  # a ParquetFile asked by two threads at once crashes the process
 
@@ -267,26 +263,11 @@ class ImageShards:
         content: bytes = held[1][row].as_py()
         return content
 
-    def iterate(self, wanted: Container[str] | None = None) -> Iterator[tuple[str, bytes]]:
-        """Yield (file_name, bytes) of every picture once, one row group in memory at a time.
-
-        Args:
-            wanted: names under which pictures are stored; others are left out. None: all pictures.
-        """
-        groups: dict[tuple[int, int], list[tuple[str, int]]] = {}
-        for name, _, shard, group, row in self._rows:
-            if wanted is None or name in wanted:
-                groups.setdefault((shard, group), []).append((name, row))
-        for (shard, group), rows in groups.items():
-            with self._lock:
-                contents = self._contents(shard, group)
-            yield from ((name, contents[row].as_py()) for name, row in rows)
-
     def _contents(self, shard: int, group: int) -> Any:
         return self._shards[shard].read_row_group(group, columns=["bytes"]).column(0)
 
     def digests(self) -> Iterator[tuple[str, str]]:
-        """Yield (file_name, sha256) of every picture in the order of `iterate`, as the shards state them."""
+        """Yield (file_name, sha256) of every picture, as the shards state them."""
         yield from ((name, digest) for name, digest, *_ in self._rows)
 
 

@@ -40,8 +40,8 @@ def publish(folder: Path, location: str, *, private: bool = True) -> str:
 
     Args:
         folder: a finished export.
-        location: see `check`. Endpoint and credentials of a store come from the environment (see data/sources/s3.py),
-            the token of a hub is HF_TOKEN, or the one that `hf auth login` keeps.
+        location: see `check`. Endpoint and credentials of a store come from the environment (see
+            data/sources/buckets.py), the token of a hub is HF_TOKEN, or the one that `hf auth login` keeps.
         private: of a repository that is made on a hub.
 
     Returns:
@@ -69,11 +69,11 @@ def _to_s3(folder: Path, made: manifest.Manifest, location: str) -> str:
     import urllib3
     from minio.error import MinioException
 
-    from multimodal_gemma.data.sources import s3
+    from multimodal_gemma.data.sources import buckets
 
     bucket, _, prefix = location.removeprefix("s3://").partition("/")
     base = "/".join(part for part in (prefix.strip("/"), made.digest) if part)
-    client = s3.client()
+    client = buckets.s3_client()
     sent = 0
     try:
         with Progress("publish", len(made.files) + 1, "file") as progress:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from multimodal_gemma import files, locks, logs, manifest
@@ -105,17 +105,13 @@ def _prepare(output: Path, scratch: Path, kind: str) -> None:
             for path in [*output.glob(shards.PATTERN), *output.glob(collect.HELD)]:
                 place(path, scratch / path.name)
             there.unlink()
-        _remove(path for path in output.iterdir() if path != scratch)
+        for path in [path for path in output.iterdir() if path != scratch]:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
     except OSError as error:
         raise files.unwritable(output, error) from error
-
-
-def _remove(paths: Iterable[Path]) -> None:
-    for path in list(paths):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
 
 
 def _tidy(output: Path, scratch: Path) -> None:

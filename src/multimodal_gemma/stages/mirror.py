@@ -15,7 +15,7 @@ from pathlib import Path
 from multimodal_gemma import files, logs, manifest
 from multimodal_gemma.config.schema import Config
 from multimodal_gemma.data import delivery, downloads
-from multimodal_gemma.data.sources.s3 import S3Source
+from multimodal_gemma.data.sources.buckets import S3Source
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.progress import Progress
 from multimodal_gemma.stages import download

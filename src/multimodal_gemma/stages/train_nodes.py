@@ -15,7 +15,7 @@ from multimodal_gemma import config as configuration
 from multimodal_gemma import logs, manifest
 from multimodal_gemma.data import delivery
 from multimodal_gemma.data.sources.base import Unavailable
-from multimodal_gemma.data.sources.s3 import S3Source
+from multimodal_gemma.data.sources.buckets import S3Source
 from multimodal_gemma.errors import InputError
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from multimodal_gemma import logs, manifest
-from multimodal_gemma.data.sources import s3
+from multimodal_gemma.data.sources import buckets
 from multimodal_gemma.errors import InputError
 
 _MANIFEST = re.compile(rf"(step-\d{{8}})/{re.escape(manifest.NAME)}")
@@ -36,7 +36,7 @@ class CheckpointStore:
         if split.scheme != "s3" or not split.netloc:
             raise InputError(f"config: training.checkpoint_uri={uri} is no place in a store. Write s3://BUCKET/PREFIX.")
         self.uri, self._bucket, self._prefix = uri, split.netloc, split.path.strip("/")
-        self._client = s3.client()
+        self._client = buckets.s3_client()
 
     def restore(self, folder: Path) -> None:
         """Fetch every whole checkpoint into an empty folder.

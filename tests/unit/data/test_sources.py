@@ -17,7 +17,7 @@ from multimodal_gemma.data import places, sources
 from multimodal_gemma.data.collect import fetch_all
 from multimodal_gemma.data.downloads import KINDS
 from multimodal_gemma.data.sources import Source, Unavailable
-from multimodal_gemma.data.sources.archive import ZipArchive
+from multimodal_gemma.data.sources.archive import Archive
 from multimodal_gemma.data.sources.web import LOOPBACK_VARIABLE, PrivateAddressError, check_public
 from multimodal_gemma.errors import InputError
 from tests.unit.data.serving import COMMIT, Clock, Server, serve
@@ -450,13 +450,13 @@ def test_what_the_store_refuses_is_a_sentence(code: str, said: str, s3: Server) 
 # Archives
 
 
-def zipped(path: Path, members: dict[str, bytes], mode: int = stat.S_IFREG | 0o644) -> ZipArchive:
+def zipped(path: Path, members: dict[str, bytes], mode: int = stat.S_IFREG | 0o644) -> Archive:
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in members.items():
             member = zipfile.ZipInfo(name)
             member.external_attr = mode << 16
             archive.writestr(member, content)
-    return ZipArchive(path, path.as_uri())
+    return Archive(path, path.as_uri())
 
 
 def test_a_member_is_found_by_its_path_or_the_end_of_it(tmp_path: Path) -> None:
@@ -486,7 +486,7 @@ def test_half_an_archive_is_a_sentence(tmp_path: Path) -> None:
     zipped(tmp_path / "a.zip", {"a.jpg": os.urandom(1000)})
     (tmp_path / "b.zip").write_bytes((tmp_path / "a.zip").read_bytes()[:700])
     with pytest.raises(InputError, match="no whole zip archive"):
-        ZipArchive(tmp_path / "b.zip", "https://host/b.zip")
+        Archive(tmp_path / "b.zip", "https://host/b.zip")
 
 
 def test_one_object_that_may_not_be_read_is_missing(s3: Server) -> None:

@@ -14,7 +14,7 @@ from multimodal_gemma.config.schema import DataConfig
 from multimodal_gemma.data import sources
 from multimodal_gemma.data.sources import Unavailable, archive, retrying, transfer
 from multimodal_gemma.data.sources.base import copy
-from multimodal_gemma.data.sources.s3 import S3Source
+from multimodal_gemma.data.sources.buckets import S3Source
 from multimodal_gemma.data.sources.web import LOOPBACK_VARIABLE
 from multimodal_gemma.errors import InputError
 from tests.unit.data.serving import Clock, Server, serve

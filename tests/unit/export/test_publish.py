@@ -11,7 +11,7 @@ import yaml
 
 from multimodal_gemma import cli, files, manifest
 from multimodal_gemma.config.schema import Config
-from multimodal_gemma.data.sources import s3
+from multimodal_gemma.data.sources import buckets
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.export import publish
 from multimodal_gemma.registry.resolve import resolve_model
@@ -37,7 +37,7 @@ def environment(store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     values = {"AWS_ENDPOINT_URL": store, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
     for name, value in {**values, "AWS_REGION": "us-east-1", "MMGEMMA_CACHE": str(tmp_path / "cache")}.items():
         monkeypatch.setenv(name, value)
-    client = s3.client()
+    client = buckets.s3_client()
     if not client.bucket_exists("models"):
         client.make_bucket("models")
     monkeypatch.setattr(publish.verify, "run", lambda _: None)  # tests/unit/export/test_verify.py has it
@@ -55,7 +55,7 @@ def export(tmp_path: Path) -> Path:
 
 
 def objects() -> dict[str, str]:
-    found = s3.client().list_objects("models", recursive=True)
+    found = buckets.s3_client().list_objects("models", recursive=True)
     return {item.object_name: item.last_modified for item in found}
 
 
@@ -74,7 +74,7 @@ def test_publishing_again_sends_nothing_and_mends_what_was_damaged(export: Path)
     assert publish.publish(export, "s3://models") == place
     assert before.items() <= objects().items()
     key = f"{manifest.read(export).digest}/model/model.safetensors"
-    s3.client().fput_object("models", key, __file__)
+    buckets.s3_client().fput_object("models", key, __file__)
     with pytest.raises(InputError, match=r"model/model\.safetensors of s3://\S+ differs from its sha256"):
         resolve_model(place, Config())
     publish.publish(export, "s3://models")
@@ -83,7 +83,7 @@ def test_publishing_again_sends_nothing_and_mends_what_was_damaged(export: Path)
 
 def test_a_half_published_model_is_refused(export: Path) -> None:
     place = publish.publish(export, "s3://models")
-    s3.client().remove_object("models", f"{manifest.read(export).digest}/model/model.safetensors")
+    buckets.s3_client().remove_object("models", f"{manifest.read(export).digest}/model/model.safetensors")
     with pytest.raises(InputError, match=r"lacks model/model\.safetensors"):
         resolve_model(place, Config())
 
@@ -131,7 +131,7 @@ def test_the_cluster_serves_the_model_folder_of_what_was_published(export: Path)
     service = yaml.safe_load((manifests / "inference-service.yaml").read_text())
     served = service["spec"]["predictor"]["model"]["storageUri"]
     prefix, _, inside = served.partition("/DIGEST/")
-    client = s3.client()
+    client = buckets.s3_client()
     bucket = prefix.removeprefix("s3://").partition("/")[0]
     if not client.bucket_exists(bucket):
         client.make_bucket(bucket)

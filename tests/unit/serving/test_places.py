@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from multimodal_gemma import cli
-from multimodal_gemma.data.sources import s3
+from multimodal_gemma.data.sources import buckets
 from tests.unit.data.serving import Server, serve
 from tests.unit.evaluation import tiny
 from tests.unit.registry import artifacts
@@ -73,7 +73,7 @@ def test_an_object_store_is_asked_like_its_folder(
         values = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
         for name, value in {**values, "AWS_REGION": "us-east-1"}.items():
             monkeypatch.setenv(name, value)
-        client = s3.client()
+        client = buckets.s3_client()
         client.make_bucket("models")
         for path in babbler.iterdir():
             client.fput_object("models", f"ours/{path.name}", str(path))

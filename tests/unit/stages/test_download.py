@@ -66,7 +66,7 @@ def test_the_images_that_are_named_and_no_others_are_in_the_dataset(photographs:
     named = conversations.image_names(conversations.load(output))
     shards = ImageShards(output)
     assert shards.names() == named
-    assert all(content == (photographs / "train2017" / name).read_bytes() for name, content in shards.iterate())
+    assert all(shards.read(name) == (photographs / "train2017" / name).read_bytes() for name in shards.names())
     published = json.loads((photographs / "llava_instruct_sample.json").read_text())
     kept = [json.loads(line) for line in (output / "conversations.jsonl").read_text().splitlines()]
     assert [(row["id"], row["image"], row["conversations"]) for row in kept] == [
@@ -275,7 +275,7 @@ def test_the_generated_sample_is_downloaded_like_any_other(tmp_path: Path) -> No
     assert download.run(config, "dataset", tmp_path / "raw").cached
     summary = download.run(config, "benchmarks", tmp_path / "benchmarks")
     assert summary.numbers["images"] == 4
-    trained = {name for name, _ in ImageShards(tmp_path / "raw").iterate()}
+    trained = set(ImageShards(tmp_path / "raw").names())
     assert trained.isdisjoint(ImageShards(tmp_path / "benchmarks").names())
 
 

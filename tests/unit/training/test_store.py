@@ -26,9 +26,9 @@ def bucket(monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("AWS_REGION", "us-east-1")
-    from multimodal_gemma.data.sources import s3
+    from multimodal_gemma.data.sources import buckets
 
-    client = s3.client()
+    client = buckets.s3_client()
     client.make_bucket("spot")
     yield client
     server.stop()

@@ -205,7 +205,7 @@ def _login(needs: Needs) -> Finding:
 def _writable(place: str) -> Finding:
     """Write an empty object, as the run will write whole checkpoints: a wrong key, a missing bucket, a full store."""
     from multimodal_gemma.data.sources.base import Unavailable
-    from multimodal_gemma.data.sources.s3 import S3Source
+    from multimodal_gemma.data.sources.buckets import S3Source
 
     check = f"login {place}"
     try:

@@ -34,7 +34,7 @@ def open(uri: str, data: DataConfig, part: str = "", patience: float = LIMIT) ->
     if not separator:
         raise InputError(f"download: {uri!r} is no location. Write one as {_examples()}.")
     if scheme == "sample":
-        from multimodal_gemma.data.sources.sample import open_sample
+        from multimodal_gemma.data.sources.local import open_sample
 
         return open_sample(uri, data.sample, part)
     if scheme == "file":
@@ -50,11 +50,11 @@ def open(uri: str, data: DataConfig, part: str = "", patience: float = LIMIT) ->
 
         return WebSource(uri, data.allowed_hosts, patience)
     if scheme == "s3":
-        from multimodal_gemma.data.sources.s3 import S3Source
+        from multimodal_gemma.data.sources.buckets import S3Source
 
         return S3Source(uri, patience)
     if scheme == "gs":
-        from multimodal_gemma.data.sources.gcs import GcsSource
+        from multimodal_gemma.data.sources.buckets import GcsSource
 
         return GcsSource(uri, patience)
     raise InputError(f"download: {uri} has the unknown scheme {scheme}://. Write a location as {_examples()}.")

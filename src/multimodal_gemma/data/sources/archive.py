@@ -6,7 +6,7 @@ that holds a link, or a member whose name points outside, was not made for readi
 
 from __future__ import annotations
 
-import abc
+import functools
 import gzip
 import os
 import stat
@@ -14,8 +14,8 @@ import tarfile
 import zipfile
 import zlib
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
-from typing import Generic, TypeVar
 
 from multimodal_gemma import files
 from multimodal_gemma.data.sources.base import Reader, Unavailable, check_size, safe_name
@@ -34,7 +34,6 @@ _BROKEN = (  # what zipfile, tarfile and gzip raise
     RuntimeError,
     ValueError,
 )
-Member = TypeVar("Member")
 
 
 def unpack(path: Path, uri: str, plain: Path, max_bytes: int) -> None:
@@ -76,18 +75,53 @@ def _not_whole(path: Path, uri: str, kind: str, error: Exception | str) -> Input
     return InputError(f"download: {uri} is no whole {kind} ({error}). Fetch it again.")
 
 
-class Archive(Reader, Generic[Member]):
-    """The members of an archive.
+class Archive(Reader):
+    """The members of a zip archive or a plain tar archive.
 
     A name is found as the member's path or as its end, so that `000000033471.jpg` finds `train2017/000000033471.jpg`.
+
+    Args:
+        path: the archive on this machine.
+        uri: where it came from; its end tells the kind.
+
+    Raises:
+        InputError: it is no whole archive, or holds a link or a name that points outside.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, path: Path, uri: str) -> None:
         super().__init__(uri)
-        self._members: dict[str, Member] = {}
+        self._members: dict[str, tuple[int, Callable[[], bytes]]] = {}  # size, and what reads it
         self._by_ending: dict[str, list[str]] = defaultdict(list)  # last part of the path: members
+        is_zip = uri.lower().endswith(".zip")
+        try:
+            (self._open_zip if is_zip else self._open_tar)(path)
+        except _BROKEN as error:
+            raise _not_whole(path, uri, "zip archive" if is_zip else "tar archive", error) from None
 
-    def _add(self, stored: str, member: Member, *, link: bool, folder: bool) -> None:
+    def _open_zip(self, path: Path) -> None:
+        archive = zipfile.ZipFile(path)
+
+        def content(member: zipfile.ZipInfo) -> bytes:
+            with archive.open(member) as stream:
+                return stream.read(member.file_size + 1)
+
+        for member in archive.infolist():
+            link = stat.S_ISLNK(member.external_attr >> 16)
+            reading = functools.partial(content, member)
+            self._add(member.orig_filename, member.file_size, reading, link=link, folder=member.is_dir())
+
+    def _open_tar(self, path: Path) -> None:
+        with tarfile.open(path, "r:") as archive:
+            members = archive.getmembers()
+        if members and members[-1].offset_data + members[-1].size > path.stat().st_size:
+            raise tarfile.TarError("its end is absent")
+        self._file = path.open("rb")  # read by position: threads that read at once share no offset
+        for member in members:
+            plain = (member.isreg() and member.sparse is None) or member.isdir()
+            reading = functools.partial(os.pread, self._file.fileno(), member.size, member.offset_data)
+            self._add(member.name, member.size, reading, link=not plain, folder=member.isdir())
+
+    def _add(self, stored: str, size: int, reading: Callable[[], bytes], *, link: bool, folder: bool) -> None:
         if link:
             raise InputError(f"download: {self.uri} holds the link {stored!r}. Archive it without links.")
         try:
@@ -97,23 +131,15 @@ class Archive(Reader, Generic[Member]):
                 f"download: {self.uri} holds {stored!r}, a name that points outside. Archive it again."
             ) from None
         if not folder:
-            self._members[name] = member
+            self._members[name] = size, reading
             self._by_ending[name.rpartition("/")[2]].append(name)
-
-    @abc.abstractmethod
-    def _size(self, member: Member) -> int: ...
-
-    @abc.abstractmethod
-    def _content(self, member: Member, max_bytes: int) -> bytes:
-        """Return the bytes of a member, at most `max_bytes` of them."""
 
     def read(self, name: str, max_bytes: int | None) -> bytes:
         """Return the bytes of one member, see `Reader.read`; without a limit, as many as the archive states."""
-        member = self._members[self._find(name)]
-        size = self._size(member)
+        size, reading = self._members[self._find(name)]
         check_size(size, max_bytes)
         try:
-            content = self._content(member, size + 1)
+            content = reading()
         except _BROKEN as error:
             raise Unavailable(f"its member of the archive is broken ({error})") from None
         check_size(len(content), size)
@@ -144,57 +170,3 @@ class Archive(Reader, Generic[Member]):
         if len(found) == 1:
             return found[0]
         raise Unavailable(f"the archive holds {len(found)} members of that name" if found else "not in the archive")
-
-
-class ZipArchive(Archive[zipfile.ZipInfo]):
-    """The members of a zip archive.
-
-    Args:
-        path: the archive on this machine.
-        uri: where it came from.
-
-    Raises:
-        InputError: it is no whole archive, or holds a link or a name that points outside.
-    """
-
-    def __init__(self, path: Path, uri: str) -> None:
-        super().__init__(uri)
-        try:
-            self._archive = zipfile.ZipFile(path)
-        except _BROKEN as error:
-            raise _not_whole(path, uri, "zip archive", error) from None
-        for member in self._archive.infolist():
-            link = stat.S_ISLNK(member.external_attr >> 16)
-            self._add(member.orig_filename, member, link=link, folder=member.is_dir())
-
-    def _size(self, member: zipfile.ZipInfo) -> int:
-        return member.file_size
-
-    def _content(self, member: zipfile.ZipInfo, max_bytes: int) -> bytes:
-        with self._archive.open(member) as stream:
-            return stream.read(max_bytes)
-
-
-class TarArchive(Archive[tarfile.TarInfo]):
-    """The members of a plain tar archive, see `ZipArchive`."""
-
-    def __init__(self, path: Path, uri: str) -> None:
-        super().__init__(uri)
-        try:
-            self._archive = tarfile.open(path, "r:")  # noqa: SIM115 - its file is read as long as the archive lives
-            members = self._archive.getmembers()
-        except _BROKEN as error:
-            raise _not_whole(path, uri, "tar archive", error) from None
-        if members and members[-1].offset_data + members[-1].size > path.stat().st_size:
-            raise _not_whole(path, uri, "tar archive", "its end is absent")
-        for member in members:
-            plain = (member.isreg() and member.sparse is None) or member.isdir()
-            self._add(member.name, member, link=not plain, folder=member.isdir())
-        self._file = os.open(path, os.O_RDONLY)
-
-    def _size(self, member: tarfile.TarInfo) -> int:
-        return member.size
-
-    def _content(self, member: tarfile.TarInfo, max_bytes: int) -> bytes:
-        # By position: threads that read at once share no offset.
-        return os.pread(self._file, min(member.size, max_bytes), member.offset_data)

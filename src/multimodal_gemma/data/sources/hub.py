@@ -6,24 +6,25 @@ HF_TOKEN opens gated repositories, and the library's own cache resumes what was 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from multimodal_gemma import files
 from multimodal_gemma.data.sources import retrying
-from multimodal_gemma.data.sources.base import Source, Unavailable, Unreachable, check_size, place, safe_name
+from multimodal_gemma.data.sources.base import Unavailable, Unreachable, check_size, place, safe_name
+from multimodal_gemma.data.sources.transfer import RemoteSource
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.progress import BYTES, Progress
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-T = TypeVar("T")
 _LOCATION = re.compile(  # a revision as the file system of huggingface_hub reads it
     r"hf://(?P<kind>datasets/|models/)?(?P<repo>(?!datasets/|models/|spaces/)[\w.-]+/[\w.-]+)"
     r"(?:@(?P<revision>refs/pr/\d+|refs/convert/\w+|[^/]+))?(?:/(?P<path>.*))?"
@@ -32,21 +33,20 @@ _TOKEN = "the environment variable HF_TOKEN (on a cluster the key token of the S
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-class HubSource(Source):
+class HubSource(RemoteSource):
     """A repository, a folder in it, or one file of it.
 
     Args:
         uri: the location; without a revision it is the branch main.
         require_commit: refuse a branch or tag, which may name something else tomorrow.
-        patience: seconds without progress after which the hub is down.
+        patience: see `RemoteSource`.
 
     Raises:
         InputError: the location is malformed, or names no commit where one is demanded.
     """
 
     def __init__(self, uri: str, *, require_commit: bool = False, patience: float = retrying.LIMIT) -> None:
-        super().__init__(uri)
-        self._patience = retrying.Patience(uri, patience)
+        super().__init__(uri, patience)
         found = _LOCATION.fullmatch(uri)
         if found is None:
             raise InputError(
@@ -55,6 +55,7 @@ class HubSource(Source):
             )
         self._type = "dataset" if found["kind"] == "datasets/" else "model"
         self._repo, self._path = found["repo"], (found["path"] or "").strip("/")
+        self._prefix = f"{self._path}/" if self._path else ""
         self._revision = unquote(found["revision"] or "main")  # a branch with a slash is written with %2F
         if require_commit and not _COMMIT.fullmatch(self._revision):
             raise InputError(
@@ -64,15 +65,11 @@ class HubSource(Source):
 
     def read(self, name: str, max_bytes: int) -> bytes:
         """Return the bytes of one file, see `Source.read`."""
-        path = self._cached(name, one_of_many=True)
-        check_size(path.stat().st_size, max_bytes)
-        return path.read_bytes()
+        return self._cached(name, max_bytes, one_of_many=True).read_bytes()
 
     def fetch(self, name: str | None, destination: Path, max_bytes: int | None = None) -> None:
         """Write one file, linked to the hub's cache where that works; see `Source.fetch`."""
-        path = self._cached(name)
-        check_size(path.stat().st_size, max_bytes)
-        place(path, destination)
+        place(self._cached(name, max_bytes), destination)
 
     def exists(self, name: str) -> bool:
         """Return whether the repository holds that file at the resolved commit."""
@@ -80,8 +77,7 @@ class HubSource(Source):
 
     def names(self) -> list[str]:
         """Return every file below the location at the resolved commit."""
-        prefix = f"{self._path}/" if self._path else ""
-        return [path.removeprefix(prefix) for path in self._listing if path.startswith(prefix)]
+        return [path.removeprefix(self._prefix) for path in self._listing if path.startswith(self._prefix)]
 
     def fingerprint(self, *names: str) -> str:
         """Return a digest of repository, path and commit."""
@@ -89,16 +85,15 @@ class HubSource(Source):
 
     def stamp(self, name: str) -> str:
         """Return the identity of a file's content, which stays from commit to commit."""
-        prefix = f"{self._path}/" if self._path else ""
-        return self._listing.get(f"{prefix}{name}", ("", 0))[0]
+        return self._listing.get(f"{self._prefix}{name}", ("", 0))[0]
 
     def facts(self) -> dict[str, str]:
         """Return size and sha256 of each file; of a small one, which the hub keeps in git, git's own digest."""
-        own = {
-            path: told for path, told in self._listing.items() if f"{path}/".startswith(f"{self._path}/".lstrip("/"))
+        return {
+            path: f"{size} bytes, {'sha256' if len(known) == 64 else 'git'} {known}"
+            for path, (known, size) in self._listing.items()
+            if f"{path}/".startswith(self._prefix)
         }
-        kinds = {64: "sha256"}
-        return {path: f"{size} bytes, {kinds.get(len(known), 'git')} {known}" for path, (known, size) in own.items()}
 
     def describe(self) -> dict[str, str]:
         """Return the location, the commit that it resolved to and the licence that its card states."""
@@ -107,7 +102,7 @@ class HubSource(Source):
     @functools.cached_property
     def _licence(self) -> str:
         try:
-            found = self._ask(lambda: self._api.repo_info(self._repo, repo_type=self._type, revision=self.commit))
+            found = self._ask(lambda: self._info(self.commit))
         except Unavailable:
             return ""
         licence = (getattr(found, "card_data", None) or {}).get("license") or ""
@@ -123,26 +118,24 @@ class HubSource(Source):
         """The commit that the revision names; asked once."""
         if _COMMIT.fullmatch(self._revision):
             return self._revision
+        return str(self._told(lambda: self._info(self._revision)).sha)
+
+    def _info(self, revision: str) -> Any:
+        return self._api.repo_info(self._repo, repo_type=self._type, revision=revision)
+
+    def _told(self, question: Callable[[], Any]) -> Any:
         try:
-            found = self._ask(lambda: self._api.repo_info(self._repo, repo_type=self._type, revision=self._revision))
+            return self._ask(question)
         except Unavailable as error:
             raise InputError(f"download: {self.uri}: {error}. Check the name and the connection.") from None
-        return str(found.sha)
 
     @functools.cached_property
     def _listing(self) -> dict[str, tuple[str, int]]:
         """Every file of the commit, with the identity of its content and its size."""
         from huggingface_hub.hf_api import RepoFile
 
-        def ask() -> list[Any]:
-            return list(
-                self._api.list_repo_tree(self._repo, repo_type=self._type, revision=self.commit, recursive=True)
-            )
-
-        try:
-            found = self._ask(ask)
-        except Unavailable as error:
-            raise InputError(f"download: {self.uri}: {error}. Check the name and the connection.") from None
+        tree = functools.partial(self._api.list_repo_tree, self._repo, repo_type=self._type, revision=self.commit)
+        found = self._told(lambda: list(tree(recursive=True)))
         whole = (item for item in found if isinstance(item, RepoFile))
         return {
             item.path: (item.lfs.sha256 if item.lfs else item.blob_id, item.size)
@@ -155,25 +148,24 @@ class HubSource(Source):
 
         return HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
 
-    def _cached(self, name: str | None, *, one_of_many: bool = False) -> Path:
-        path = "/".join(part for part in (self._path, safe_name(name) if name is not None else "") if part)
+    def _cached(self, name: str | None, max_bytes: int | None, *, one_of_many: bool = False) -> Path:
+        path = self._path if name is None else f"{self._prefix}{safe_name(name)}"
         if not path:
             raise InputError(f"download: {self.uri} names a repository, not a file in it. Append /FILE.")
         fetch = functools.partial(
             self._api.hf_hub_download, self._repo, path, repo_type=self._type, revision=self.commit,
             tqdm_class=_bar(self._patience),
         )  # fmt: skip
-        return Path(self._ask(fetch, one_of_many=one_of_many))
+        cached = Path(self._ask(fetch, one_of_many=one_of_many))
+        check_size(cached.stat().st_size, max_bytes)
+        return cached
 
-    def _ask(self, question: Callable[[], T], *, one_of_many: bool = False) -> T:
-        """Return the hub's answer, asked again when it is busy; turn its refusals into sentences."""
-        return self._patience.call(lambda: self._ask_once(question), one_of_many=one_of_many)
-
-    def _ask_once(self, question: Callable[[], T]) -> T:
+    @contextlib.contextmanager
+    def _spoken(self) -> Iterator[None]:
         from huggingface_hub import errors
 
         try:
-            return question()
+            yield
         except errors.GatedRepoError:
             raise InputError(
                 f"download: {self._repo} is gated. Accept its licence at {self._page}, then give an access token in "

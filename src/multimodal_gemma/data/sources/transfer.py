@@ -16,7 +16,7 @@ import io
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Protocol, Self, TypeVar
+from typing import BinaryIO, Protocol, Self, TypeVar
 
 from multimodal_gemma import files
 from multimodal_gemma.data.sources import retrying
@@ -59,11 +59,6 @@ class Part:
     sha256: str = ""
 
 
-Ask = Callable[[int, str], contextlib.AbstractContextManager[Part]]
-"""Asks for a file from a position on, given the identity of the bytes before it. A server that holds another file by
-now, or knows no ranges, answers with the whole of it."""
-
-
 class RemoteSource(Source):
     """A place that is reached over a network.
 
@@ -77,6 +72,23 @@ class RemoteSource(Source):
         self._patience = retrying.Patience(uri, patience)
 
     @abc.abstractmethod
+    def _spoken(self) -> contextlib.AbstractContextManager[None]:
+        """Turn what the place refuses into reasons and sentences."""
+
+    def _ask(self, question: Callable[[], T], *, one_of_many: bool = False) -> T:
+        """Return the answer to a question, asked again while the place is busy."""
+
+        def attempt() -> T:
+            with self._spoken():
+                return question()
+
+        return self._patience.call(attempt, one_of_many=one_of_many)
+
+
+class StreamedSource(RemoteSource):
+    """A place whose files come as streams that begin where they are asked to."""
+
+    @abc.abstractmethod
     def _path(self, name: str | None) -> str:
         """Return where a file under the location lies, or the one that the location itself is.
 
@@ -87,16 +99,54 @@ class RemoteSource(Source):
 
     @abc.abstractmethod
     def _part(self, path: str, start: int, identity: str) -> contextlib.AbstractContextManager[Part]:
-        """Ask for a file, see `Ask`."""
+        """Ask for a file from a position on, given the identity of the bytes before it.
+
+        A server that holds another file by now, or knows no ranges, answers with the whole of it.
+        """
 
     def read(self, name: str, max_bytes: int) -> bytes:
         """Return the bytes of one file, see `Source.read`."""
-        return to_memory(functools.partial(self._part, self._path(name)), max_bytes, self._patience)
+        return self._bytes(self._path(name), max_bytes)
+
+    def _bytes(self, path: str, max_bytes: int) -> bytes:
+        with io.BytesIO() as sink:
+            identity, meter = _Identity(), Meter(self._patience)
+            attempt = functools.partial(self._attempt, path, sink, identity, max_bytes, meter)
+            self._patience.call(attempt, one_of_many=True)
+            content = sink.getvalue()
+        if identity.sha256 and files.sha256_bytes(content) != identity.sha256:
+            raise Unavailable(_DIFFERS)
+        return content
 
     def fetch(self, name: str | None, destination: Path, max_bytes: int | None = None) -> None:
-        """Write one file, see `Source.fetch`."""
+        """Write one file, see `Source.fetch`; what has arrived stays in `NAME.part` for the next call or process."""
         path = self._path(name)
-        to_file(functools.partial(self._part, path), destination, max_bytes, self._patience, PurePosixPath(path).name)
+        part, record = part_of(destination), destination.with_name(f"{destination.name}.part.json")
+        identity, shown = _Identity(record), PurePosixPath(path).name
+        try:
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            if not identity.value:
+                part.unlink(missing_ok=True)
+            with (
+                part.open("r+b" if part.is_file() else "w+b") as sink,
+                Meter(self._patience, "download", shown) as meter,
+            ):
+                sink.seek(0, io.SEEK_END)
+                try:
+                    self._patience.call(lambda: self._attempt(path, sink, identity, max_bytes, meter))
+                    sink.flush()
+                    if identity.sha256 and files.sha256_file(part) != identity.sha256:
+                        raise Unavailable(_DIFFERS)
+                except Unavailable as error:
+                    if not isinstance(error, Unreachable):
+                        part.unlink(missing_ok=True)
+                        record.unlink(missing_ok=True)
+                    raise
+            with files.atomic_path(destination) as temporary:
+                part.replace(temporary)
+            record.unlink(missing_ok=True)
+        except OSError as error:
+            raise files.unwritable(destination, error) from error
 
     def digest(self, name: str) -> str:
         """Return the sha256 of a file's bytes, read to their end and kept nowhere.
@@ -105,108 +155,37 @@ class RemoteSource(Source):
             Unavailable: it cannot be had.
         """
         path = self._path(name)
-        return to_digest(functools.partial(self._part, path), self._patience, PurePosixPath(path).name)
+        with Meter(self._patience, "read back", PurePosixPath(path).name) as meter:
 
-    def _ask(self, question: Callable[[], T]) -> T:
-        """Return the answer to a question that costs little, asked again while the place is busy."""
+            def attempt() -> str:
+                digest = hashlib.sha256()
+                with meter.counting(), self._part(path, 0, "") as part:
+                    meter.begin(0, part.total)
+                    for piece in _paced(part.stream, meter):
+                        digest.update(piece)
+                    meter.check_whole(part.total)
+                return digest.hexdigest()
 
-        def attempt() -> T:
-            with self._spoken():
-                return question()
+            return self._patience.call(attempt)
 
-        return self._patience.call(attempt)
-
-    def _send(self, name: str, content: bytes | Path, write: Callable[[Any, int], None]) -> None:
-        """Have `write` send bytes of a known size, read from a stream; begun again while the place is busy."""
-        size = content.stat().st_size if isinstance(content, Path) else len(content)
-        with _Meter(self._patience, "upload", name) as meter:
-
-            def attempt() -> None:
-                meter.begin(0, size)
-                with content.open("rb") if isinstance(content, Path) else io.BytesIO(content) as stream:
-                    write(_Counted(stream, meter), size)
-
-            self._ask(attempt)
-
-    @abc.abstractmethod
-    def _spoken(self) -> contextlib.AbstractContextManager[None]:
-        """Turn what the place refuses into reasons and sentences."""
-
-
-def to_memory(ask: Ask, max_bytes: int, patience: retrying.Patience) -> bytes:
-    """Return a file's bytes.
-
-    Args:
-        ask: asks the server.
-        max_bytes: a larger file is not read to its end.
-        patience: of the place; the file is one of many.
-
-    Raises:
-        Unavailable: it is larger, or cannot be had.
-    """
-    with io.BytesIO() as sink:
-        identity, meter = _Identity(), _Meter(patience)
-        patience.call(lambda: _attempt(ask, sink, identity, max_bytes, meter), one_of_many=True)
-        content = sink.getvalue()
-    if identity.sha256 and hashlib.sha256(content).hexdigest() != identity.sha256:
-        raise Unavailable(_DIFFERS)
-    return content
-
-
-def to_digest(ask: Ask, patience: retrying.Patience, name: str) -> str:
-    """Return the sha256 of a file's bytes, see `RemoteSource.digest`."""
-    with _Meter(patience, "read back", name) as meter:
-
-        def attempt() -> str:
-            digest = hashlib.sha256()
-            with meter.counting(), ask(0, "") as part:
-                meter.begin(0, part.total)
-                for piece in _paced(part.stream, meter):
-                    digest.update(piece)
-                meter.check_whole(part.total)
-            return digest.hexdigest()
-
-        return patience.call(attempt)
-
-
-def to_file(ask: Ask, destination: Path, max_bytes: int | None, patience: retrying.Patience, name: str) -> None:
-    """Write a file, continuing what an earlier call left beside `destination` when its process was killed.
-
-    Args:
-        ask: asks the server.
-        destination: appears whole or not at all.
-        max_bytes: a larger file is refused; None takes any.
-        patience: of the place.
-        name: of the file there, for the progress line.
-
-    Raises:
-        Unavailable: it is larger, or cannot be had; what has arrived stays in `NAME.part` for the next call.
-        InputError: the place cannot be written, or the disk is full.
-    """
-    part, record = part_of(destination), destination.with_name(f"{destination.name}.part.json")
-    identity = _Identity(record)
-    try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        if not identity.value:
-            part.unlink(missing_ok=True)
-        with part.open("r+b" if part.is_file() else "w+b") as sink, _Meter(patience, "download", name) as meter:
-            sink.seek(0, io.SEEK_END)
-            try:
-                patience.call(lambda: _attempt(ask, sink, identity, max_bytes, meter))
-                sink.flush()
-                if identity.sha256 and files.sha256_file(part) != identity.sha256:
-                    raise Unavailable(_DIFFERS)
-            except Unreachable:
-                raise
-            except Unavailable:
-                part.unlink(missing_ok=True)
-                record.unlink(missing_ok=True)
-                raise
-        with files.atomic_path(destination) as temporary:
-            part.replace(temporary)
-        record.unlink(missing_ok=True)
-    except OSError as error:
-        raise files.unwritable(destination, error) from error
+    def _attempt(self, path: str, sink: BinaryIO, identity: _Identity, max_bytes: int | None, meter: Meter) -> None:
+        """Write what is lacking of a file behind what has arrived of it."""
+        # The last byte is asked for again: a range that begins at the end of a complete file would be refused.
+        held = max(sink.tell() - 1, 0) if identity.value else 0
+        with meter.counting(), self._part(path, held, identity.value if held else "") as part:
+            if part.start not in (0, held):
+                raise Unavailable("the server answers with another part of the file")
+            sink.seek(part.start)
+            sink.truncate()
+            sink.flush()
+            meter.begin(part.start, part.total)
+            identity.set(part.identity)
+            identity.sha256 = part.sha256
+            check_size(part.total or 0, max_bytes)
+            for piece in _paced(part.stream, meter):
+                sink.write(piece)
+                check_size(meter.position, max_bytes)
+            meter.check_whole(part.total)
 
 
 def part_of(destination: Path) -> Path:
@@ -233,7 +212,7 @@ class _Slow(retrying.Transient):
     """The connection trickles: what it gives is no progress."""
 
 
-class _Meter:
+class Meter:
     """How far a file has got over all attempts: progress is what no attempt had before.
 
     Args:
@@ -291,39 +270,7 @@ class _Meter:
             raise retrying.Transient("the connection broke")
 
 
-class _Counted:
-    """A stream that is read to be sent."""
-
-    def __init__(self, stream: BinaryIO, meter: _Meter) -> None:
-        self._stream, self._meter = stream, meter
-
-    def read(self, size: int = -1) -> bytes:
-        piece = self._stream.read(size)
-        self._meter.add(len(piece))
-        self._meter.keep()
-        return piece
-
-
-def _attempt(ask: Ask, sink: BinaryIO, identity: _Identity, max_bytes: int | None, meter: _Meter) -> None:
-    # The last byte is asked for again: a range that begins at the end of a complete file would be refused.
-    held = max(sink.tell() - 1, 0) if identity.value else 0
-    with meter.counting(), ask(held, identity.value if held else "") as part:
-        if part.start not in (0, held):
-            raise Unavailable("the server answers with another part of the file")
-        sink.seek(part.start)
-        sink.truncate()
-        sink.flush()
-        meter.begin(part.start, part.total)
-        identity.set(part.identity)
-        identity.sha256 = part.sha256
-        check_size(part.total or 0, max_bytes)
-        for piece in _paced(part.stream, meter):
-            sink.write(piece)
-            check_size(meter.position, max_bytes)
-        meter.check_whole(part.total)
-
-
-def _paced(stream: Stream, meter: _Meter) -> Iterator[bytes]:
+def _paced(stream: Stream, meter: Meter) -> Iterator[bytes]:
     since, arrived = time.monotonic(), 0
     while piece := stream.read1(_CHUNK):
         meter.add(len(piece))

@@ -36,13 +36,13 @@ _CONNECTIONS = 64  # kept alive in the pool
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
 
 
-class WebSource(transfer.RemoteSource):
+class WebSource(transfer.StreamedSource):
     """A file, or a base that file names are appended to, on a web server.
 
     Args:
         uri: the location; whether it ends with "/" does not matter when names are appended.
         allowed_hosts: hosts that may be asked.
-        patience: seconds without progress after which the server is down.
+        patience: see `RemoteSource`.
 
     Raises:
         InputError: no https://, or a host that is not listed.
@@ -60,7 +60,7 @@ class WebSource(transfer.RemoteSource):
 
     def read_address(self, url: str, max_bytes: int) -> bytes:
         """Return the bytes of a file by its whole address, see `Source.read`."""
-        return transfer.to_memory(functools.partial(self._part, url), max_bytes, self._patience)
+        return self._bytes(url, max_bytes)
 
     def exists(self, name: str) -> bool:
         """Ask the server for the header of one file."""

@@ -1,20 +1,24 @@
-"""Objects of S3 or a store that speaks like it (MinIO, SeaweedFS): `s3://bucket/prefix`.
+"""Objects in buckets: `s3://bucket/prefix` (S3, MinIO, SeaweedFS and what speaks like them), `gs://bucket/prefix`.
 
-Endpoint and credentials come from the environment, where a cluster mounts them from a Secret: AWS_ENDPOINT_URL,
+Of S3, endpoint and credentials come from the environment, where a cluster mounts them from a Secret: AWS_ENDPOINT_URL,
 AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION. Without a key, AWS_PROFILE names one of
 ~/.aws/credentials, and a pod's web identity or role is used where the cloud says so (AWS_WEB_IDENTITY_TOKEN_FILE,
-AWS_CONTAINER_CREDENTIALS_FULL_URI or _RELATIVE_URI); else the store is asked anonymously.
+AWS_CONTAINER_CREDENTIALS_FULL_URI or _RELATIVE_URI); else the store is asked anonymously. Of Google Cloud Storage they
+are the cloud's own chain: GOOGLE_APPLICATION_CREDENTIALS, else the service account that the pod or machine runs as;
+STORAGE_EMULATOR_HOST names a store that speaks like it.
 """
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import dataclasses
 import functools
+import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from multimodal_gemma import files
@@ -35,6 +39,93 @@ _CHANGED = ("PreconditionFailed", "InvalidRange")  # another object than the one
 _ABSENT = ("NoSuchKey", "NoSuchObject", "ResourceNotFound")
 _DENIED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken")
 _BUSY = ("SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "XMinioServerNotInitialized")
+_RETRY_SECONDS = 20.0  # of the library's own retries, which would go on for 15 minutes
+_GCS_REFUSED = ("UNAUTHENTICATED", "PERMISSION_DENIED", "Could not create a OAuth2 access token", "credentials")
+
+
+class BucketSource(transfer.StreamedSource):
+    """A prefix of a bucket, or one object; what tells an object from a later one is its stamp in the listing."""
+
+    stamped_by = "ETag"
+
+    @abc.abstractmethod
+    def _write(self, path: str, stream: Any, size: int, sha256: str) -> None:
+        """Write an object, with the sha256 as its metadata."""
+
+    @abc.abstractmethod
+    def _stamp_of(self, path: str | None) -> str:
+        """Return an object's stamp, "" if the store does not have it; None: the one that the location may be."""
+
+    @abc.abstractmethod
+    def _list(self) -> dict[str, str]:
+        """Return the stamp of every object below the prefix."""
+
+    def put(self, name: str, content: bytes | Path, sha256: str) -> None:
+        """Write an object with its sha256 beside it.
+
+        Args:
+            name: of the object, below the prefix.
+            content: its bytes, or the file that holds them.
+            sha256: hexadecimal, kept as the object's metadata.
+
+        Raises:
+            Unavailable: it cannot be written.
+            InputError: the store refuses.
+        """
+        path = self._path(name)
+        size = content.stat().st_size if isinstance(content, Path) else len(content)
+        with transfer.Meter(self._patience, "upload", name) as meter:
+
+            def attempt() -> None:
+                meter.begin(0, size)
+                with content.open("rb") if isinstance(content, Path) else io.BytesIO(content) as stream:
+                    self._write(path, _Counted(stream, meter), size, sha256)
+
+            self._ask(attempt)
+
+    def exists(self, name: str) -> bool:
+        """Return whether the store has that object."""
+        return bool(self._stamp_of(self._path(name)))
+
+    def names(self) -> list[str]:
+        """Return every object below the prefix."""
+        return sorted(self._listing)
+
+    def stamp(self, name: str) -> str:
+        """Return an object's stamp, "" if there is none of that name."""
+        return self._listing.get(name, "")
+
+    def fingerprint(self, *names: str) -> str:
+        """Return a digest of the objects' stamps."""
+        if names:
+            return files.digest_of([[name, self._stamp_of(self._path(name))] for name in names])
+        return files.digest_of([self.uri, self._stamp_of(None) or sorted(self._listing.items())])
+
+    def facts(self) -> dict[str, str]:
+        """Return the stamps below the prefix, or of the one object."""
+        single = self._stamp_of(None)
+        found = {"": single} if single else self._listing
+        return {name: f"{self.stamped_by} {stamp}" for name, stamp in sorted(found.items())}
+
+    @functools.cached_property
+    def _listing(self) -> dict[str, str]:
+        try:
+            return self._list()
+        except Unavailable as error:
+            raise InputError(f"download: {self.uri} cannot be listed ({error}). Check the location.") from None
+
+
+class _Counted:
+    """A stream that is read to be sent."""
+
+    def __init__(self, stream: BinaryIO, meter: transfer.Meter) -> None:
+        self._stream, self._meter = stream, meter
+
+    def read(self, size: int = -1) -> bytes:
+        piece = self._stream.read(size)
+        self._meter.add(len(piece))
+        self._meter.keep()
+        return piece
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +143,7 @@ class Stored:
     sha256: str
 
 
-class S3Source(transfer.RemoteSource):
+class S3Source(BucketSource):
     """A prefix, or one object, of a bucket.
 
     Args:
@@ -67,21 +158,13 @@ class S3Source(transfer.RemoteSource):
         super().__init__(uri, patience)
         self._bucket, _, prefix = uri.removeprefix("s3://").partition("/")
         self._prefix = prefix.strip("/")
-        self._client = client()
+        self._client = s3_client()
         from minio.helpers import check_bucket_name
 
         try:
             check_bucket_name(self._bucket)
         except ValueError:
             raise InputError(f"download: {uri} names no bucket. Write s3://BUCKET/PREFIX.") from None
-
-    def exists(self, name: str) -> bool:
-        """Return whether the store has that object."""
-        return bool(self._etag(self._path(name)))
-
-    def names(self) -> list[str]:
-        """Return every object below the prefix."""
-        return [name for name, _ in self._listing]
 
     def stored(self, name: str) -> Stored | None:
         """Return what the store knows of an object, None if it does not have it."""
@@ -96,56 +179,24 @@ class S3Source(transfer.RemoteSource):
         found = self._ask(lambda: list(self._client.list_objects(self._bucket, prefix=prefix, recursive=True)))
         return {item.object_name.removeprefix(prefix): Stored(int(item.size), str(item.etag), "") for item in found}
 
-    def put(self, name: str, content: bytes | Path, sha256: str) -> None:
-        """Write an object with its sha256 beside it.
-
-        Args:
-            name: of the object, below the prefix.
-            content: its bytes, or the file that holds them.
-            sha256: hexadecimal, kept as the object's metadata and compared whenever the object is read.
-
-        Raises:
-            Unavailable: it cannot be written.
-            InputError: the store refuses.
-        """
-
-        def write(stream: Any, size: int) -> None:
-            part = 0 if size <= SINGLE_PART else SINGLE_PART
-            self._client.put_object(
-                self._bucket, self._path(name), stream, size, metadata={SHA256: sha256}, part_size=part
-            )
-
-        self._send(name, content, write)
-
-    def fingerprint(self, *names: str) -> str:
-        """Return a digest of the objects' ETags."""
-        if names:
-            return files.digest_of([[name, self._etag(self._path(name))] for name in names])
-        single = self._etag(self._prefix) if self._prefix and not self.uri.endswith("/") else ""
-        return files.digest_of([self.uri, single or self._listing])
-
-    def stamp(self, name: str) -> str:
-        """Return an object's ETag, "" if there is none of that name."""
-        return self._etags.get(name, "")
-
-    @functools.cached_property
-    def _etags(self) -> dict[str, str]:
-        return dict(self._listing)
-
-    def facts(self) -> dict[str, str]:
-        """Return the ETags below the prefix, or of the one object."""
-        single = self._etag(self._prefix) if self._prefix and not self.uri.endswith("/") else ""
-        return {"": f"ETag {single}"} if single else {name: f"ETag {tag}" for name, tag in self._listing}
-
     def _path(self, name: str | None) -> str:
         key = "/".join(part for part in (self._prefix, "" if name is None else safe_name(name)) if part)
         if not key:
             raise InputError(f"download: {self.uri} names a bucket, not an object in it. Append /OBJECT.")
         return key
 
-    def _etag(self, key: str) -> str:
-        """Return an object's ETag, "" if the store does not have it."""
-        found = self._stat(key)
+    def _write(self, path: str, stream: Any, size: int, sha256: str) -> None:
+        part = 0 if size <= SINGLE_PART else SINGLE_PART
+        self._client.put_object(self._bucket, path, stream, size, metadata={SHA256: sha256}, part_size=part)
+
+    def _list(self) -> dict[str, str]:
+        return {name: found.etag for name, found in self.stored_all().items()}
+
+    def _stamp_of(self, path: str | None) -> str:
+        """Return an object's ETag."""
+        if path is None and (self.uri.endswith("/") or not self._prefix):
+            return ""
+        found = self._stat(path or self._prefix)
         return str(found.etag) if found is not None else ""
 
     def _stat(self, key: str) -> Any:
@@ -155,13 +206,6 @@ class S3Source(transfer.RemoteSource):
             raise
         except Unavailable:
             return None
-
-    @functools.cached_property
-    def _listing(self) -> list[tuple[str, str]]:
-        try:
-            return sorted((name, found.etag) for name, found in self.stored_all().items())
-        except Unavailable as error:
-            raise InputError(f"download: {self.uri} cannot be listed ({error}). Check AWS_ENDPOINT_URL.") from None
 
     @contextlib.contextmanager
     def _part(self, path: str, start: int, identity: str) -> Iterator[transfer.Part]:
@@ -225,7 +269,7 @@ def _s3_error() -> type[Any]:
     return S3Error
 
 
-def client() -> Any:
+def s3_client() -> Any:
     """Return a connection pool to the store that the environment names.
 
     Raises:
@@ -261,3 +305,91 @@ def client() -> Any:
         region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or None,
         http_client=pool,
     )
+
+
+class GcsSource(BucketSource):
+    """A prefix, or one object, of a bucket.
+
+    Args:
+        uri: `gs://bucket/prefix`.
+        patience: seconds without progress after which the store is down.
+
+    Raises:
+        InputError: the location names no bucket.
+    """
+
+    stamped_by = "size and time"
+
+    def __init__(self, uri: str, patience: float = retrying.LIMIT) -> None:
+        super().__init__(uri, patience)
+        bucket, _, prefix = uri.removeprefix("gs://").partition("/")
+        if not bucket:
+            raise InputError(f"download: {uri} names no bucket. Write gs://BUCKET/PREFIX.")
+        self._root = f"{bucket}/{prefix.strip('/')}".rstrip("/")
+
+    @functools.cached_property
+    def _files(self) -> Any:
+        from datetime import timedelta
+
+        from pyarrow.fs import GcsFileSystem
+
+        limit = timedelta(seconds=_RETRY_SECONDS)
+        emulator = os.environ.get("STORAGE_EMULATOR_HOST", "")
+        if not emulator:
+            return GcsFileSystem(retry_time_limit=limit)
+        scheme, _, host = emulator.rpartition("://")
+        return GcsFileSystem(anonymous=True, scheme=scheme or "http", endpoint_override=host, retry_time_limit=limit)
+
+    def _path(self, name: str | None) -> str:
+        return self._root if name is None else f"{self._root}/{safe_name(name)}"
+
+    def _write(self, path: str, stream: Any, size: int, sha256: str) -> None:
+        with self._files.open_output_stream(path, metadata={"sha256": sha256}) as sink:
+            while piece := stream.read(1 << 22):
+                sink.write(piece)
+
+    def _list(self) -> dict[str, str]:
+        from pyarrow.fs import FileSelector
+
+        wanted = FileSelector(self._root, recursive=True, allow_not_found=True)
+        found = self._ask(lambda: self._files.get_file_info(wanted))
+        return {info.path.removeprefix(f"{self._root}/"): _gcs_stamp(info) for info in found if info.is_file}
+
+    def _stamp_of(self, path: str | None) -> str:
+        if path is None and (self.uri.endswith("/") or "/" not in self._root):
+            return ""
+        info = self._ask(lambda: self._files.get_file_info(path or self._root))
+        return _gcs_stamp(info) if info.is_file else ""
+
+    @contextlib.contextmanager
+    def _part(self, path: str, start: int, identity: str) -> Iterator[transfer.Part]:
+        """Yield an object's bytes from `start` on, from its beginning if it is another one by now."""
+        with self._spoken():
+            info = self._files.get_file_info(path)
+            if not info.is_file:
+                raise Unavailable("no such object")
+            now = _gcs_stamp(info)
+            begin = start if now == identity else 0
+            with self._files.open_input_file(path) as stream:
+                stream.seek(begin)
+                yield transfer.Part(stream, begin, info.size, now)
+
+    @contextlib.contextmanager
+    def _spoken(self) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise Unavailable("no such object") from None
+        except OSError as error:
+            said = str(error)
+            if any(word in said for word in _GCS_REFUSED):
+                raise InputError(
+                    f"download: the store refuses {self.uri} ({said.splitlines()[0][:160]}). Check "
+                    "GOOGLE_APPLICATION_CREDENTIALS, or the service account that this runs as and what it may do."
+                ) from None
+            raise retrying.Transient("the store does not answer") from None
+
+
+def _gcs_stamp(info: Any) -> str:
+    """Return an object's size and time of writing: the listing has no ETag."""
+    return f"{info.size}-{info.mtime_ns}"
