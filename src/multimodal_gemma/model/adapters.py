@@ -130,13 +130,10 @@ def start_adapter(peft_model: PeftModel, folder: Path, model: ModelConfig) -> No
         )
     weights = load_file(folder / "adapter_model.safetensors")
     own = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
-    shapes, wanted = ({name: tuple(weight.shape) for name, weight in of.items()} for of in (weights, own))
-    different = sorted(name for name in shapes.keys() | wanted.keys() if shapes.get(name) != wanted.get(name))
-    if different:
+    if different := _differences(weights, own):
         raise InputError(
             f"model.adapter: {len(different)} of its weights do not fit this language model and model.lora.targets, "
-            f"first {different[0]} ({shapes.get(different[0], 'none')} there, {wanted.get(different[0], 'none')} "
-            "here). Give an adapter of the same model and layers."
+            f"first {different[0]}. Give an adapter of the same model and layers."
         )
     set_peft_model_state_dict(peft_model, weights)
 
@@ -163,18 +160,23 @@ def restore(llava: LlavaForConditionalGeneration, weights: dict[str, Tensor]) ->
         InputError: names or shapes differ.
     """
     own = trained_weights(llava)
-    different = sorted(
-        name
-        for name in own.keys() | weights.keys()
-        if name not in own or name not in weights or own[name].shape != weights[name].shape
-    )
-    if different:
+    if different := _differences(weights, own):
         raise InputError(
             f"train: the saved weights do not fit this model: {len(different)} differ, first {different[0]}. "
             "Delete the checkpoints and train again."
         )
     for name, weight in own.items():
         weight.copy_(weights[name])
+
+
+def _differences(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> list[str]:
+    """Say which weights are missing on one side or have another shape."""
+    one, two = ({name: tuple(weight.shape) for name, weight in of.items()} for of in (theirs, ours))
+    return [
+        f"{name} ({one.get(name, 'none')} there, {two.get(name, 'none')} here)"
+        for name in sorted(one.keys() | two.keys())
+        if one.get(name) != two.get(name)
+    ]
 
 
 def save_adapter(llava: LlavaForConditionalGeneration, peft_model: PeftModel | None, folder: Path) -> None:

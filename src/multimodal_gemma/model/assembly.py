@@ -39,13 +39,6 @@ from multimodal_gemma.model.processor import end_of_turn
 if TYPE_CHECKING:
     from multimodal_gemma.config.schema import ModelConfig
 
-_VISION = {
-    "clip": CLIPVisionModel,
-    "clip_vision_model": CLIPVisionModel,
-    "siglip": SiglipVisionModel,
-    "siglip_vision_model": SiglipVisionModel,
-}
-
 _BLOCK = 64  # weights that share a scale, as QLoRA has it; the scales themselves are quantised once more
 _PROJECTOR_FILES = ("projector.safetensors", "adapter/projector.safetensors", "model.safetensors")
 
@@ -59,8 +52,8 @@ def load_vision(folder: Path) -> PreTrainedModel:
     Raises:
         InputError: the folder is missing, of another kind, without weights or with only a part of them.
     """
-    facts = folders.vision_facts(folder)
-    return _load(_VISION[facts.model_type], folder, "vision")
+    kind = CLIPVisionModel if folders.vision_facts(folder).has_cls else SiglipVisionModel
+    return _load(kind, folder, "vision")
 
 
 def load_language(folder: Path) -> PreTrainedModel:

@@ -97,16 +97,24 @@ class Family:
     end_of_turn: str
 
 
-def _template(start: str, question: str, answer_start: str, answer: str, answer_end: str) -> str:
-    return _TEMPLATE.format(
-        content=_CONTENT,
-        start=start,
-        roles=_ROLES,
-        question=question,
-        answer_start=answer_start,
-        answer=answer,
-        answer_end=answer_end,
-    )
+# By family: the tokens that tell it, what opens a text, a question and an answer, what ends a turn and what follows it.
+_FAMILIES = {
+    "gemma": (
+        ("<start_of_turn>", "<end_of_turn>"),
+        (_BOS, r"<start_of_turn>user\n", r"<start_of_turn>model\n", "<end_of_turn>", r"\n"),
+    ),
+    "chatml": (
+        ("<|im_start|>", "<|im_end|>"),
+        ("", r"<|im_start|>user\n", r"<|im_start|>assistant\n", "<|im_end|>", r"\n"),
+    ),
+    "llama-3": (
+        ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+        (
+            *(_BOS, r"<|start_header_id|>user<|end_header_id|>\n\n"),
+            *(r"<|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>", ""),
+        ),
+    ),
+}
 
 
 def family_of(vocabulary: Iterable[str], *, eos_token: str, starts_with_bos: bool) -> Family:
@@ -121,34 +129,21 @@ def family_of(vocabulary: Iterable[str], *, eos_token: str, starts_with_bos: boo
         Gemma turns, ChatML (Qwen, SmolLM), Llama-3 headers, or the plain USER/ASSISTANT form of LLaVA-1.5.
     """
     tokens = set(vocabulary)
-    if {"<start_of_turn>", "<end_of_turn>"} <= tokens:
-        template = _template(
-            start=_BOS,
-            question=r"'<start_of_turn>user\n' + content(message, system.text) + '<end_of_turn>\n'",
-            answer_start=r"'<start_of_turn>model\n'",
-            answer="content(message) + '<end_of_turn>'",
-            answer_end=r"'\n'",
-        )
-        return Family("gemma", template, "<end_of_turn>")
-    if {"<|im_start|>", "<|im_end|>"} <= tokens:
-        template = _template(
-            start="",
-            question=r"'<|im_start|>user\n' + content(message, system.text) + '<|im_end|>\n'",
-            answer_start=r"'<|im_start|>assistant\n'",
-            answer="content(message) + '<|im_end|>'",
-            answer_end=r"'\n'",
-        )
-        return Family("chatml", template, "<|im_end|>")
-    if {"<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"} <= tokens:
-        template = _template(
-            start=_BOS,
-            question=r"'<|start_header_id|>user<|end_header_id|>\n\n' + content(message, system.text) + '<|eot_id|>'",
-            answer_start=r"'<|start_header_id|>assistant<|end_header_id|>\n\n'",
-            answer="content(message) + '<|eot_id|>'",
-            answer_end="''",
-        )
-        return Family("llama-3", template, "<|eot_id|>")
-    template = _template(
+    for name, (marks, (start, question, answer, end, after)) in _FAMILIES.items():
+        if tokens.issuperset(marks):
+            template = _TEMPLATE.format(
+                content=_CONTENT,
+                roles=_ROLES,
+                start=start,
+                question=f"'{question}' + content(message, system.text) + '{end}{after}'",
+                answer_start=f"'{answer}'",
+                answer=f"content(message) + '{end}'",
+                answer_end=f"'{after}'",
+            )
+            return Family(name, template, end)
+    template = _TEMPLATE.format(
+        content=_CONTENT,
+        roles=_ROLES,
         start=_BOS if starts_with_bos else "",
         question="'USER: ' + content(message, system.text) + ' '",
         answer_start="'ASSISTANT:'",

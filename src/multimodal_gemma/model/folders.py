@@ -24,17 +24,13 @@ class VisionFacts:
     """The figures of a vision encoder that decide how many tokens an image becomes.
 
     Attributes:
-        model_type: the checkpoint's, e.g. "clip" (whole) or "clip_vision_model" (vision half).
         image_size: side of its square input, pixels.
         patch_size: side of a patch, pixels.
-        width: length of a patch's feature.
         has_cls: a class token stands before the patch tokens (CLIP), and Llava drops it.
     """
 
-    model_type: str
     image_size: int
     patch_size: int
-    width: int
     has_cls: bool
 
     @property
@@ -103,7 +99,7 @@ def vision_facts(folder: Path) -> VisionFacts:
 
     whole = AutoConfig.for_model(**config)
     vision = getattr(whole, "vision_config", whole)
-    return VisionFacts(kind, vision.image_size, vision.patch_size, vision.hidden_size, _WITH_CLS[kind])
+    return VisionFacts(vision.image_size, vision.patch_size, _WITH_CLS[kind])
 
 
 @contextlib.contextmanager
