@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from multimodal_gemma import config
 from multimodal_gemma.config.schema import DataConfig
@@ -18,6 +19,7 @@ from multimodal_gemma.data.collect import fetch_all
 from multimodal_gemma.data.downloads import KINDS
 from multimodal_gemma.data.sources import Source, Unavailable
 from multimodal_gemma.data.sources.archive import Archive
+from multimodal_gemma.data.sources.buckets import GcsSource
 from multimodal_gemma.data.sources.web import LOOPBACK_VARIABLE, PrivateAddressError, check_public
 from multimodal_gemma.errors import InputError
 from tests.unit.data.serving import COMMIT, Clock, Server, serve
@@ -445,6 +447,34 @@ def test_what_the_store_refuses_is_a_sentence(code: str, said: str, s3: Server) 
     s3.errors["/bucket/prefix/a.jpg"] = code
     with pytest.raises(InputError, match=said):
         sources.open("s3://bucket/prefix", DATA).read("a.jpg", LIMIT)
+
+
+def test_objects_of_gs_are_written_listed_and_read_as_those_of_s3(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a folder in the place of the store: all of ours but the library's own talk with Google."""
+    (tmp_path / "bucket" / "set").mkdir(parents=True)
+    monkeypatch.setattr(GcsSource, "_files", SubTreeFileSystem(str(tmp_path), LocalFileSystem()))
+    first = sources.open("gs://bucket/set/", DATA)
+    assert isinstance(first, GcsSource)
+    first.put("a.jpg", b"first", "")
+    first.put("b.jpg", b"second", "")
+    before = first.fingerprint()
+    assert first.names() == ["a.jpg", "b.jpg"]
+    assert first.stamp("a.jpg").startswith("5-")
+    assert first.facts()["b.jpg"].startswith("size and time 6-")
+    assert (first.exists("a.jpg"), first.exists("c.jpg")) == (True, False)
+    first.put("a.jpg", b"other bytes", "")
+    again = sources.open("gs://bucket/set/", DATA)
+    assert again.read("a.jpg", LIMIT) == b"other bytes"
+    assert again.fingerprint() != before
+    assert again.fingerprint("b.jpg") == first.fingerprint("b.jpg")
+    again.fetch("b.jpg", tmp_path / "b.jpg")
+    assert (tmp_path / "b.jpg").read_bytes() == b"second"
+    with pytest.raises(Unavailable, match="no such object"):
+        again.read("c.jpg", LIMIT)
+    with pytest.raises(Unavailable, match="larger than 3 bytes"):
+        again.read("a.jpg", 3)
 
 
 # Archives

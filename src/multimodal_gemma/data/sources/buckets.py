@@ -112,7 +112,9 @@ class BucketSource(transfer.StreamedSource):
         try:
             return self._list()
         except Unavailable as error:
-            raise InputError(f"download: {self.uri} cannot be listed ({error}). Check the location.") from None
+            raise InputError(
+                f"download: {self.uri} cannot be listed ({error}). Check the location, and for s3:// AWS_ENDPOINT_URL."
+            ) from None
 
 
 class _Counted:
