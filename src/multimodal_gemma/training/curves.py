@@ -181,7 +181,7 @@ def page(
 
 
 def _answers(view: Page, samples: Sequence[Mapping[str, Any]], image: Callable[[int], Any]) -> None:
-    """Show what was answered about each validation image, from the first time it was asked to the last."""
+    """Show what was answered about each validation image, from before the first step to the last validation."""
     from PIL import Image
 
     from multimodal_gemma.reporting.page import GalleryItem
@@ -193,8 +193,9 @@ def _answers(view: Page, samples: Sequence[Mapping[str, Any]], image: Callable[[
         asked.setdefault((row["image_index"], row["question"]), []).append(row)
     items = []
     for (index, question), answers in asked.items():
-        lines = [(f"step {row['step']:,}: {row['answer']}", "") for row in answers if row["step"] in shown]
+        said = {row["step"]: row["answer"] for row in answers if row["step"] in shown}
+        lines = [(f"step {step:,}: {text}" if step else f"before training: {text}", "") for step, text in said.items()]
         lines.append((f"expected: {answers[0]['expected']}", "good"))
         items.append(GalleryItem(Image.fromarray(image(index)), question, lines))
-    view.section("Answers", "The same validation images at the first, a middle and the last validation.")
+    view.section("Answers", "The same validation images before training, at a middle and at the last validation.")
     view.gallery(items)

@@ -167,7 +167,7 @@ class Trainer:
         """
         self._resume()
         if self.leads and self.job.samples is not None:
-            self.job.samples.forget_after(self.state.step)
+            self.job.samples.begin(self.state.step)
         curves = Curves(self.job.folder / "curves.jsonl", resume_at=self.state.step) if self.leads else None
         if curves is not None and self.job.reporter is not None:
             self.job.reporter.begin(curves.rows, self.steps)

@@ -42,7 +42,7 @@ class _Asked:
 
 
 class Samples:
-    """Asks the same first questions of the same validation images at every validation.
+    """Asks the same first questions of the same validation images before the first step and at every validation.
 
     Args:
         dataset: has the images and questions.
@@ -73,10 +73,12 @@ class Samples:
         self._asked = [self._question(sample) for sample in self._samples]
         self._composer = Composer(self._asked, dataset.image_tokens, dataset.image_token_id)
 
-    def forget_after(self, step: int) -> None:
-        """Drop the answers that came after a checkpoint: a resumed run gives them again."""
+    def begin(self, step: int) -> None:
+        """Drop the answers that came after a checkpoint, which a resumed run gives again; at step 0 ask the start."""
         kept = files.read_jsonl(self._path, "samples") if self._path.is_file() else []
-        files.write_jsonl(self._path, [row for row in kept if row["step"] <= step])
+        files.write_jsonl(self._path, [row for row in kept if row["step"] <= step] if step else [])
+        if not step:
+            self.ask(0)
 
     @torch.no_grad()
     def ask(self, step: int) -> None:
