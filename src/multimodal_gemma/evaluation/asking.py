@@ -114,21 +114,11 @@ def require_images(asked: Mapping[str, Sequence[str]], shards: ImageShards) -> N
 
 def ask(
     asked: Mapping[str, Sequence[str]], shards: ImageShards, limits: Limits, generator: Generator, store: AnswerStore
-) -> dict[str, dict[str, Answer]]:
-    """Answer all questions about all images.
-
-    Args:
-        asked: distinct questions by image file name.
-        shards: the images.
-        limits: what an image may cost to decode.
-        generator: answers in the order in which it is asked.
-        store: keeps the answers; an image all of whose questions it knows is not asked about again.
-
-    Returns:
-        Answers by image and question, with those of the store.
+) -> None:
+    """Answer all distinct questions, by image file name, that the store does not know, and keep the answers in it.
 
     Raises:
-        InputError: an image cannot be decoded.
+        InputError: an image cannot be decoded, or an answer not kept.
     """
     left = [image for image, texts in asked.items() if not {*texts} <= store.answers.get(image, {}).keys()]
     total = sum(map(len, asked.values()))
@@ -138,7 +128,6 @@ def ask(
         for name, answers in zip(left, generator.answer(pictures), strict=True):
             store.add(name, dict(zip(asked[name], answers, strict=True)))
             progress.advance(len(answers))
-    return store.answers
 
 
 def decoded(names: Sequence[str], shards: ImageShards, limits: Limits) -> Iterator[tuple[str, Image]]:

@@ -83,15 +83,8 @@ _ANIMALS = ("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "
 # Two words that name nothing of the second or first alone.
 _NO_OBJECTS = ("home plate", "license plate", "train track", "train station", "bus stop", "bus station")
 _IRREGULAR = {
-    "men": "man",
-    "women": "woman",
-    "children": "child",
-    "policemen": "policeman",
-    "firemen": "fireman",
-    "geese": "goose",
-    "calves": "calf",
-    "knives": "knife",
-    "mice": "mouse",
+    **{"men": "man", "women": "woman", "children": "child", "policemen": "policeman", "firemen": "fireman"},
+    **{"geese": "goose", "calves": "calf", "knives": "knife", "mice": "mouse"},
 }
 
 
@@ -115,9 +108,8 @@ class Finder:
         names = list(categories)
         self._means: dict[str, str | None] = dict.fromkeys(_NO_OBJECTS)
         for name in names:
-            phrases = [part.split() for part in _SYNONYMS.get(name, "").split(",")]
-            words = [phrases[0], *([" ".join(phrase)] for phrase in phrases[1:])]
-            self._means |= {word: name for group in words for word in group}
+            words, *phrases = _SYNONYMS.get(name, "").split(",")
+            self._means |= dict.fromkeys([*words.split(), *phrases], name)
         for animal in _ANIMALS:
             if animal in names:
                 self._means |= {f"{age} {animal}": animal for age in ("baby", "adult")}
@@ -125,7 +117,6 @@ class Finder:
             if category in names:
                 self._means[f"passenger {vehicle}"] = category
         self._means |= {name: name for name in names}  # a category's own name is nothing else
-        self._categories = frozenset(names)
 
     def mentions(self, text: str) -> list[Mention]:
         """Return what a text names, in its order; two words that belong together come before one."""
@@ -144,10 +135,6 @@ class Finder:
             else:
                 place += 1
         return found
-
-    def objects(self, texts: Iterable[str]) -> set[str]:
-        """Return the categories that some texts name."""
-        return {mention.object for text in texts for mention in self.mentions(text)}
 
     def _key(self, words: Sequence[str]) -> str | None:
         """Return what is known of some words as they stand, else with the last one in the singular."""
@@ -170,33 +157,17 @@ def _singulars(word: str) -> tuple[str, ...]:
 def rows(
     described: Mapping[str, Described], categories: Sequence[str], said: Mapping[str, str], prompt: str
 ) -> list[Row]:
-    """Return a row a description.
+    """Return a row for each picture, by file name, of which it is known what is in it and what was `said` of it.
 
-    Keys: benchmark ("chair"), image, image_id, question, caption, truth (the categories that are there), mentions
-    ([start, end, category, whether it is there] each, in the order of the text).
-
-    Args:
-        described: what is in each picture, by file name.
-        categories: all there are.
-        said: the description of each picture.
-        prompt: what was asked for.
+    Keys: benchmark ("chair"), image, image_id, question (the prompt), caption, truth (the categories that are there),
+    mentions ([start, end, category, whether it is there] each, in the order of the text).
     """
-    finder = Finder(categories)
-    found = []
+    finder, found = Finder(categories), []
     for image, known in described.items():
-        truth = set(known.objects) | finder.objects(known.captions)
+        truth = set(known.objects) | {one.object for text in known.captions for one in finder.mentions(text)}
         named = [[one.start, one.end, one.object, one.object in truth] for one in finder.mentions(said[image])]
-        found.append(
-            {
-                "benchmark": "chair",
-                "image": image,
-                "image_id": known.image_id,
-                "question": prompt,
-                "caption": said[image],
-                "truth": sorted(truth),
-                "mentions": named,
-            }
-        )
+        shown = {"benchmark": "chair", "image": image, "image_id": known.image_id, "question": prompt}
+        found.append({**shown, "caption": said[image], "truth": sorted(truth), "mentions": named})
     return found
 
 
@@ -205,10 +176,6 @@ def score(rows: Sequence[Row], confidence: float) -> dict[str, Any]:
 
     Each share is {"value", "interval"}, clustered by image: `chair_i`, `chair_s` and `recall` (of the objects that are
     there, the share that is named); value and interval are None where nothing can be counted.
-
-    Args:
-        rows: what `rows` made.
-        confidence: probability that the intervals cover.
     """
     mentioned = [(row["image_id"], not there) for row in rows for _, _, _, there in row["mentions"]]
     told = [(row["image_id"], not all(there for *_, there in row["mentions"])) for row in rows]

@@ -36,8 +36,10 @@ def check(folder: Path) -> Any:
     Raises:
         InputError: it lacks config, weights, processor, chat template or image token, or holds another kind of model.
     """
-    from transformers import AutoConfig
+    from transformers import AutoConfig, AutoProcessor
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    from multimodal_gemma.model.folders import quiet
 
     if not (folder / "config.json").is_file():
         raise InputError(f"model: {folder} has no config.json. Give the folder of an image-text-to-text model.")
@@ -52,21 +54,6 @@ def check(folder: Path) -> Any:
         )
     if not any((folder / name).is_file() for name in _WEIGHTS):
         raise InputError(f"model: {folder} holds no weights (model.safetensors). Fetch or train the model again.")
-    processor = load_processor(folder)
-    _check_processor(folder, processor, config)
-    return processor
-
-
-def load_processor(folder: Path) -> Any:
-    """Return the stock processor of a folder.
-
-    Raises:
-        InputError: there is none that takes images and text.
-    """
-    from transformers import AutoProcessor
-
-    from multimodal_gemma.model.folders import quiet
-
     try:
         with quiet():
             processor = AutoProcessor.from_pretrained(folder)
@@ -77,6 +64,23 @@ def load_processor(folder: Path) -> Any:
         raise InputError(
             f"model: {folder} has no processor for images and text (preprocessor_config.json or processor_config.json "
             "beside the tokenizer's files). Fetch the folder whole."
+        )
+    if not getattr(processor, "chat_template", None):
+        raise InputError(
+            f"model: {folder} has no chat template (chat_template.jinja), so how to ask it is unknown. "
+            "Add the template that the model was trained with."
+        )
+    image_token = getattr(processor, "image_token", None)
+    configured = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
+    if image_token is None and configured is None:
+        raise InputError(f"model: {folder} defines no image token, neither its processor nor its configuration.")
+    if image_token is None or config.model_type != "llava":
+        return processor
+    known = processor.tokenizer.convert_tokens_to_ids(image_token)
+    if known != configured or known == processor.tokenizer.unk_token_id:
+        raise InputError(
+            f"model: {folder} has no usable image token: {image_token!r} is {known} to its tokenizer and {configured} "
+            "in config.json. Save the model together with the processor that it was trained with."
         )
     return processor
 
@@ -137,26 +141,6 @@ def threads_for(model: Any) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _check_processor(folder: Path, processor: Any, config: Any) -> None:
-    if not getattr(processor, "chat_template", None):
-        raise InputError(
-            f"model: {folder} has no chat template (chat_template.jinja), so how to ask it is unknown. "
-            "Add the template that the model was trained with."
-        )
-    image_token = getattr(processor, "image_token", None)
-    configured = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
-    if image_token is None and configured is None:
-        raise InputError(f"model: {folder} defines no image token, neither its processor nor its configuration.")
-    if image_token is None or config.model_type != "llava":
-        return
-    known = processor.tokenizer.convert_tokens_to_ids(image_token)
-    if known != configured or known == processor.tokenizer.unk_token_id:
-        raise InputError(
-            f"model: {folder} has no usable image token: {image_token!r} is {known} to its tokenizer and {configured} "
-            "in config.json. Save the model together with the processor that it was trained with."
-        )
 
 
 def _first_line(error: Exception) -> str:

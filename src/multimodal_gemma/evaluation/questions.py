@@ -115,8 +115,7 @@ def contamination(model: Path, dataset: Path | None, images: Iterable[str], poli
         policy: data.contamination; "allow" records hits, anything else refuses them.
 
     Returns:
-        `status`: "clean"; "unknown" (nothing states the training images); "allowed" (there are hits, which the policy
-        lets pass); and `images`, the ids of the hits.
+        `status`: "clean", "allowed" or "unknown" (nothing states the training images); `images`: the ids of the hits.
 
     Raises:
         InputError: a training image is in the benchmark; the sentence lists the ids.
@@ -221,6 +220,28 @@ def difference(paired: Sequence[tuple[Row, Row]], *, confidence: float = 0.95) -
         confidence=confidence,
         weights=[1 / sizes[ours["benchmark"]] for ours, _ in paired],
     )
+
+
+def compare(ours: Iterable[Row], theirs: Iterable[Row], *, confidence: float) -> dict[str, dict[str, Any]]:
+    """Compare two evaluations on the very same questions.
+
+    Returns:
+        By `pope_accuracy` and `vqa_accuracy`, where asked: `ours` and `theirs`, their `difference` with its `interval`
+        (see `difference`), and how many `questions` about how many `images` were asked.
+    """
+    both, found = pairs(ours, theirs), {}
+    for benchmark in ("pope", "vqa"):
+        if asked := [pair for pair in both if of(pair[:1], benchmark)]:
+            against = difference(asked, confidence=confidence)
+            found[f"{benchmark}_accuracy"] = {
+                "ours": sum(row["score"] for row, _ in asked) / len(asked),
+                "theirs": sum(row["score"] for _, row in asked) / len(asked),
+                "difference": against.mean,
+                "interval": list(against.interval or ()),
+                "questions": len(asked),
+                "images": against.clusters,
+            }
+    return found
 
 
 def _key(one: Row) -> tuple[str, int, str, str]:

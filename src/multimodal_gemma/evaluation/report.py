@@ -39,11 +39,11 @@ def render(
     """Return the page, self-contained and below 3 MB.
 
     Args:
-        rows: scored rows of all questions.
-        captions: descriptions with the objects that they name, see `chair.rows`.
+        rows: see `questions.rows`.
+        captions: see `chair.rows`.
         metrics: what metrics.json holds.
         shards: the benchmark's images.
-        confidence: of the intervals, for their caption.
+        confidence: of the intervals.
         model: what the scored model is called.
         date: when it was scored, as text.
     """

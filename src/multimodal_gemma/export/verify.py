@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 REFERENCES, SCRIPT = "references", "verify.py"
+ROUNDING = 0.3  # of the logits' standard deviation: what eight bits may cost
 _PROMPTS = (
     {"picture": True, "text": "Describe the image concisely.", "max_new_tokens": 24},
     {"picture": True, "text": "Is there a ball in the image?", "max_new_tokens": 8},
@@ -41,12 +42,37 @@ def record(model: Path, output: Path, dtype: str) -> None:
     with files.atomic_path(folder / "picture.png") as temporary:
         _picture().save(temporary, format="PNG")
     files.write_json(folder / "prompts.json", _PROMPTS)
-    keep(folder, "model", model, dtype)
+    _keep(folder, "model", model, dtype)
     with files.atomic_path(output / SCRIPT) as temporary:
         shutil.copyfile(verifier.__file__, temporary)
 
 
-def keep(references: Path, part: str, model: Path, dtype: str | None = None) -> list[dict[str, Any]]:
+def record_int8(output: Path) -> dict[str, Any]:
+    """Record in references/ what an export's int8/ answers.
+
+    Returns:
+        How far that is from the trained model: `logit_difference` (standard deviations of the trained model's logits),
+        `same_answers` and `prompts`.
+
+    Raises:
+        InputError: it differs by more than rounding can.
+    """
+    from safetensors.torch import load_file
+
+    references = output / REFERENCES
+    found = _keep(references, "int8", output / "int8")
+    trained, logits = files.read_json(references / "model.json", "export"), load_file(references / "model.safetensors")
+    furthest = max(verifier.difference(row["logits"], logits[str(number)]) for number, row in enumerate(found))
+    if not furthest <= ROUNDING:  # NaN is no small difference
+        raise InputError(
+            f"export: the logits of int8/ differ from the trained model's by {furthest:.2g} standard deviations, more "
+            f"than the {ROUNDING:g} that rounding may cost. Leave int8 out of export.formats."
+        )
+    same = sum(row["tokens"] == wanted["tokens"] for row, wanted in zip(found, trained, strict=True))
+    return {"logit_difference": furthest, "same_answers": same, "prompts": len(found)}
+
+
+def _keep(references: Path, part: str, model: Path, dtype: str | None = None) -> list[dict[str, Any]]:
     """Write what a model answers to the prompts of references/ beside them, for a part of the export; return it."""
     from safetensors.torch import save_file
 

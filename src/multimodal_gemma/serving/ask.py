@@ -26,17 +26,14 @@ _SIDE = 320  # pixels of a picture on the page
 _SKIPPED = 20  # reasons that are listed on the page
 
 
-def run(config: Config, location: str, picture: str, question: str) -> str:
-    """Ask a model about one picture; the answer goes to standard output as it is generated.
+def run(config: Config, location: str, picture: str, question: str) -> None:
+    """Ask a model about one picture, and print the answer as it is generated.
 
     Args:
         config: sections serving, evaluation (device and precision), data (limits of a picture) and registry.
         location: the model: a folder, models:/NAME@ALIAS, s3://, or a name on the hub.
         picture: path of a file, or an https:// address.
         question: what is asked.
-
-    Returns:
-        The answer.
 
     Raises:
         InputError: picture, question or model cannot be used.
@@ -47,13 +44,11 @@ def run(config: Config, location: str, picture: str, question: str) -> str:
     from multimodal_gemma.serving.assistant import Assistant, Sampling
 
     sampling = Sampling(config.serving.max_new_tokens, config.serving.temperature, config.serving.top_p)
-    answer = ""
+    begun = False
     for piece in Assistant.load(location, config).stream(seen.image, question, sampling):
-        piece = piece if answer else piece.lstrip()
-        answer += piece
-        print(piece, end="", flush=True)  # noqa: T201
+        print(piece if begun else piece.lstrip(), end="", flush=True)  # noqa: T201
+        begun = begun or bool(piece.strip())
     print()  # noqa: T201
-    return answer.strip()
 
 
 def describe(config: Config, location: str, folder: Path, output: Path, *, question: str) -> list[dict[str, Any]]:

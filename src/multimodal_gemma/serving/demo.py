@@ -55,7 +55,24 @@ def run(config: Config, location: str, *, host: str, port: int, examples: Path |
     assistant = Assistant.load(location, config)
     with tempfile.TemporaryDirectory() as folder:
         shown = _given(examples, config) if examples else _drawn(Path(folder))
-        launch(build(assistant, config, shown, name=location), config, host=host, port=port, wait=True)
+        page = build(assistant, config, shown, name=location)
+        page.queue(max_size=config.serving.queue, default_concurrency_limit=1)
+        try:
+            _, url, _ = page.launch(
+                server_name=host,
+                server_port=port or None,
+                max_file_size=config.data.max_image_bytes,
+                prevent_thread_lock=True,
+                quiet=True,
+                share=False,
+                ssr_mode=False,
+                css=_LOOKS,
+                footer_links=[],
+            )
+        except OSError as error:
+            raise InputError(f"demo: cannot listen on {host}:{port} ({error}). Choose another --port.") from None
+        logs.get("demo").info("open %s in a browser; Ctrl+C ends it", url)
+        page.block_thread()
 
 
 def build(assistant: Assistant, config: Config, examples: Sequence[tuple[Path, str]], *, name: str) -> Any:
@@ -116,40 +133,6 @@ def build(assistant: Assistant, config: Config, examples: Sequence[tuple[Path, s
         save_history=False,
         delete_cache=(_KEPT, _KEPT),
     )
-
-
-def launch(page: Any, config: Config, *, host: str, port: int, wait: bool) -> str:
-    """Serve a page and return its address.
-
-    Args:
-        page: from `build`.
-        config: sections serving (queue) and data (largest upload).
-        host: address to listen on.
-        port: 0 takes a free one.
-        wait: return only when interrupted.
-
-    Raises:
-        InputError: the port is taken.
-    """
-    page.queue(max_size=config.serving.queue, default_concurrency_limit=1)
-    try:
-        _, url, _ = page.launch(
-            server_name=host,
-            server_port=port or None,
-            max_file_size=config.data.max_image_bytes,
-            prevent_thread_lock=True,
-            quiet=True,
-            share=False,
-            ssr_mode=False,
-            css=_LOOKS,
-            footer_links=[],
-        )
-    except OSError as error:
-        raise InputError(f"demo: cannot listen on {host}:{port} ({error}). Choose another --port.") from None
-    logs.get("demo").info("open %s in a browser; Ctrl+C ends it", url)
-    if wait:
-        page.block_thread()
-    return str(url)
 
 
 def _answer(

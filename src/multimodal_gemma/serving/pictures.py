@@ -70,12 +70,7 @@ def from_file(path: Path, data: DataConfig, *, name: str = "") -> Picture:
 
 
 def from_bytes(content: bytes, name: str, data: DataConfig) -> Picture:
-    """Read a picture from the bytes of a file.
-
-    Args:
-        content: the file.
-        name: what to call it in a message.
-        data: states the largest file and the most pixels.
+    """Read a picture from the bytes of a file that messages call `name`.
 
     Raises:
         InputError: it is no usable picture; the sentence says why.

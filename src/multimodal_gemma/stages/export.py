@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from multimodal_gemma import files, locks, logs, manifest
 from multimodal_gemma.errors import InputError
-from multimodal_gemma.export import card, int8, publish, space, verify, weights
+from multimodal_gemma.export import card, publish, space, verify, weights
 from multimodal_gemma.stages.summary import Summary
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ def run(
             in the folder, or what was written does not answer as the trained model.
     """
     options = config.export
-    if int8.FOLDER in options.formats:
-        int8.require()
+    if weights.INT8 in options.formats:
+        weights.require_torchao()
     publish.check(options.publish)
     made = manifest.read(model, "model")
     scored = manifest.read(evaluation, "evaluation")
@@ -61,7 +61,7 @@ def run(
     registered = _registered(registration, inputs)
     if registration is not None:
         inputs["registration"] = manifest.read(registration).digest
-    if benchmarks is not None and int8.FOLDER in options.formats:
+    if benchmarks is not None and weights.INT8 in options.formats:
         inputs["benchmarks"] = manifest.read(benchmarks, "benchmarks").digest
     shaping = dataclasses.asdict(options)
     shaping["terms"] = files.sha256_file(Path(options.terms)) if Path(options.terms).is_file() else ""
@@ -81,7 +81,7 @@ def run(
         settings = files.read_json(model / _SETTINGS, "model") if (model / _SETTINGS).is_file() else {}
         _copy(made, model, output, settings, with_adapter=_ADAPTER in options.formats)
         verify.record(model, output, options.dtype)
-        in_8_bits = _write_int8(config, output, benchmarks, evaluation) if int8.FOLDER in options.formats else {}
+        in_8_bits = _write_int8(config, output, benchmarks, evaluation) if weights.INT8 in options.formats else {}
         story = card.Story(
             name=section["name"],
             version=str(registered.get("version", "")),
@@ -109,7 +109,7 @@ def run(
         verify.run(output)
         for folder in (output, *(path for path in output.rglob("*") if path.is_dir())):
             folder.chmod(0o755)  # a server runs as another user than the one who exported
-        counts, facts = {"parameters": parameters}, {int8.FOLDER: in_8_bits} if in_8_bits else {}
+        counts, facts = {"parameters": parameters}, {weights.INT8: in_8_bits} if in_8_bits else {}
         written = manifest.write(output, KIND, config=section, inputs=inputs, counts=counts, facts=facts)
     summary = _summary(config, output, written)
     _log.info(f"{output}: {parameters:,} parameters in {options.dtype}, {summary.numbers['megabytes']:.0f} MB")
@@ -146,17 +146,17 @@ def _terms(config: Config, story: card.Story) -> str:
 
 def _write_int8(config: Config, output: Path, benchmarks: Path | None, evaluation: Path) -> dict[str, Any]:
     """Write int8/, and say how it differs from the trained model: in logits, answers and, with benchmarks, scores."""
-    int8.write(output / _MODEL, output / int8.FOLDER)
-    found = int8.record(output)
+    weights.write_int8(output / _MODEL, output / weights.INT8)
+    found = verify.record_int8(output)
     if benchmarks is None:
         return found
     from multimodal_gemma.evaluation import questions
     from multimodal_gemma.stages import evaluate
 
     with tempfile.TemporaryDirectory() as scratch:
-        evaluate.run(config, output / int8.FOLDER, benchmarks, Path(scratch))
+        evaluate.run(config, output / weights.INT8, benchmarks, Path(scratch))
         rows = questions.read_rows(Path(scratch)), questions.read_rows(evaluation)
-    return {**found, "scores": int8.compare(*rows, confidence=config.evaluation.confidence)}
+    return {**found, "scores": questions.compare(*rows, confidence=config.evaluation.confidence)}
 
 
 def _registered(registration: Path | None, inputs: dict[str, str]) -> dict[str, Any]:
@@ -182,7 +182,7 @@ def _clear(output: Path) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
         (output / manifest.NAME).unlink(missing_ok=True)
-        for name in (_MODEL, _ADAPTER, int8.FOLDER, space.FOLDER, verify.REFERENCES, Path(publish.HUB_CARD).parts[0]):
+        for name in (_MODEL, _ADAPTER, weights.INT8, space.FOLDER, verify.REFERENCES, Path(publish.HUB_CARD).parts[0]):
             if (output / name).is_dir():
                 shutil.rmtree(output / name)
     except OSError as error:

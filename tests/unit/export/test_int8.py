@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from multimodal_gemma import manifest
 from multimodal_gemma.config.schema import Config
 from multimodal_gemma.errors import InputError
-from multimodal_gemma.export import int8, verifier, verify
+from multimodal_gemma.export import verifier, verify, weights
 from multimodal_gemma.stages import evaluate, export
 from tests.unit.evaluation import benchmark_folder
 from tests.unit.registry import artifacts
@@ -109,24 +109,24 @@ def test_the_card_states_the_difference_that_evaluation_itself_measures(
 ) -> None:
     folder, benchmarks, evaluation = made
     told = manifest.read(folder, "export").facts["int8"]
-    assert told["logit_difference"] < int8.LIMIT
+    assert told["logit_difference"] < verify.ROUNDING
     whole = evaluate.run(settings(), folder / "int8", benchmarks, tmp_path / "own").numbers
     trained = evaluate.run(settings(), folder.parent / "model", benchmarks, evaluation).numbers
     for name, images in (("pope_accuracy", 4), ("vqa_accuracy", 4)):
         row = told["scores"][name]
-        assert row["int8"] == pytest.approx(whole[name])
-        assert row["trained"] == pytest.approx(trained[name])
+        assert row["ours"] == pytest.approx(whole[name])
+        assert row["theirs"] == pytest.approx(trained[name])
         assert row["difference"] == pytest.approx(whole[name] - trained[name])
         assert row["interval"][0] <= row["difference"] <= row["interval"][1]
         assert row["images"] == images
         assert (
-            f"| {row['trained']:.3f} | {row['int8']:.3f} | {row['difference']:+.3f} ["
+            f"| {row['theirs']:.3f} | {row['ours']:.3f} | {row['difference']:+.3f} ["
             in (folder / "README.md").read_text()
         )
 
 
 def test_the_same_model_makes_the_same_bytes(made: tuple[Path, Path, Path], tmp_path: Path) -> None:
-    int8.write(made[0] / "model", tmp_path / "again")
+    weights.write_int8(made[0] / "model", tmp_path / "again")
     for path in (made[0] / "int8").iterdir():
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
 
@@ -136,7 +136,7 @@ def test_what_differs_by_more_than_rounding_is_not_shipped(made: tuple[Path, Pat
     path = folder / verify.REFERENCES / "model.safetensors"
     save_file({name: value.flip(0).contiguous() for name, value in load_file(path).items()}, path)
     with pytest.raises(InputError, match="Leave int8 out"):
-        int8.record(folder)
+        verify.record_int8(folder)
 
 
 def test_without_torchao_it_is_refused_before_anything_is_written(
