@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from multimodal_gemma import logs
 from multimodal_gemma.config.flat import flatten
 from multimodal_gemma.manifest import Manifest
+from multimodal_gemma.reporting.run_page import SETTINGS
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,6 +27,7 @@ _DIGEST_LENGTH = 36
 _BATCH = 100
 TABLE = "evaluation/predictions_table.json"  # artifact of a run
 _TABLE_COLUMNS = ("benchmark", "question_id", "image", "question", "prediction", "score", "p_yes")
+_SPACE = "\N{NO-BREAK SPACE}"
 _PRIVATE = ("registry.tracking_uri",)  # may hold a password
 # Tags from the environment that images and pipelines set.
 _FROM_ENVIRONMENT = {"mmgemma.image": "MMGEMMA_IMAGE", "mmgemma.pipeline_digest": "MMGEMMA_PIPELINE_DIGEST"}
@@ -152,10 +154,11 @@ def metrics(
 
 
 def scores_markdown(metrics: Mapping[str, Any]) -> str:
-    """Return the scores of a metrics.json as a Markdown table, each beside what a constant answer would score."""
-    called = metrics["names"]
-    rows = ["| questions | accuracy | interval | majority answer | F1 |", "| --- | ---: | ---: | ---: | ---: |"]
-    for setting, score in (metrics.get("pope") or {}).items():
+    """Return the scores of a metrics.json as a Markdown table, each beside what the majority answer would score."""
+    called, pope = metrics["names"], metrics.get("pope") or {}
+    rows = ["| questions | accuracy | interval | majority answer | F1 |"]
+    for setting in (name for name in SETTINGS if name in pope):
+        score = pope[setting]
         constant = max(score["tp"] + score["fn"], score["tn"] + score["fp"]) / max(score["count"], 1)
         head = f"| {called['pope']}, {setting} | {score['accuracy']:.3f} | {_interval(score)} "
         rows.append(f"{head}| {constant:.3f} | {score['f1']:.3f} |")
@@ -167,7 +170,9 @@ def scores_markdown(metrics: Mapping[str, Any]) -> str:
         named = f"{told['mentions_per_caption']:.1f} a description"
         head = f"| objects invented (CHAIRi, lower is better; {named}) | {told['chair_i']['value']:.3f} "
         rows.append(f"{head}| {_interval(told['chair_i'])} | | |")
-    return "\n".join(rows)
+    # MLflow's pages set no space between cells, and trim every space but this one.
+    head, *told_rows = [row.replace(" |", f" {_SPACE}|") for row in rows]
+    return "\n".join([head, "| --- | ---: | ---: | ---: | ---: |", *told_rows])
 
 
 def _interval(score: Mapping[str, Any]) -> str:

@@ -36,3 +36,13 @@ def test_a_package_inside_a_foreign_checkout_claims_no_commit(monkeypatch: pytes
     assert record.git_commit() == ""
     monkeypatch.setenv("MMGEMMA_GIT_COMMIT", "a" * 40)
     assert record.git_commit() == "a" * 40
+
+
+def test_the_table_of_scores_keeps_its_cells_apart_and_goes_from_the_easiest_to_the_hardest():
+    """MLflow's pages draw cells without any space between them: "0.949-0.9800.500" was seen."""
+    score = {"accuracy": 0.968, "interval": [0.949, 0.98], "f1": 0.97, "tp": 5, "fp": 0, "tn": 5, "fn": 0, "count": 10}
+    pope = dict.fromkeys(("adversarial", "popular", "random"), score)  # as metrics.json, whose keys are sorted
+    lines = record.scores_markdown({"names": {"pope": "POPE"}, "pope": pope}).split("\n")
+    assert lines[1].replace(" ", "") == "|---|---:|---:|---:|---:|"
+    assert [line.split()[2] for line in lines[2:]] == ["random", "popular", "adversarial"]
+    assert all("0.949-0.980 \N{NO-BREAK SPACE}| 0.500 \N{NO-BREAK SPACE}|" in line for line in lines[2:])
