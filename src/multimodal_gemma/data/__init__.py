@@ -6,7 +6,7 @@ collect         the images that those conversations name        delivery: what i
   |
 raw dataset     shards (pictures by their bytes), conversations     base_models, benchmarks: fetched beside it
   |
-prepare         pixels (see pictures) and tokens, in slices     contamination: what a benchmark asks about
+prepare         pixels (of pictures) and tokens, arrow slices   contamination: what a benchmark asks about
   |
 processed       what training reads                             statistics, report: what a person reads
 """

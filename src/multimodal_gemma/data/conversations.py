@@ -43,19 +43,12 @@ class Turn:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Conversation:
-    """One training sample.
+    """One training sample."""
 
-    Attributes:
-        id: as published; several conversations may share one.
-        image: a name of the image in the shards; None: text only.
-        turns: user and assistant by turns, the user first. With an image exactly one user turn holds `<image>`, once.
-        set: name of the set that it comes from.
-    """
-
-    id: str
-    image: str | None
-    turns: list[Turn]
-    set: str = ""
+    id: str  # as published; several conversations may share one
+    image: str | None  # a name of the image in the shards; None: text only
+    turns: list[Turn]  # user and assistant by turns, the user first; with an image one user turn holds `<image>`, once
+    set: str = ""  # name of the set that it comes from
 
 
 class Absurd:

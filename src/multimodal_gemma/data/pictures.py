@@ -162,20 +162,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 @dataclasses.dataclass(frozen=True)
 class Resizer:
-    """A stock image processor's geometry.
+    """A stock image processor's geometry."""
 
-    Attributes:
-        side: of the square that comes out, pixels.
-        shortest_edge: length that the short side is brought to before the middle is cut out; None squeezes the
-            whole picture into the square.
-        resample: Pillow's filter, e.g. 3 (bicubic).
-        border: colour that the picture is padded with to a square before all that; None: it is not.
-    """
-
-    side: int
-    shortest_edge: int | None
-    resample: int
-    border: tuple[int, int, int] | None = None
+    side: int  # of the square that comes out, pixels
+    shortest_edge: int | None  # length of the short side before the middle is cut out; None squeezes the picture
+    resample: int  # Pillow's filter, e.g. 3 (bicubic).
+    border: tuple[int, int, int] | None = None  # colour of the padding that first makes it a square; None: none
 
     def __call__(self, image: Image.Image, limits: Limits) -> np.ndarray:
         """Return uint8 (side, side, 3).

@@ -37,20 +37,12 @@ PIXELS = "pixels"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sample:
-    """One conversation, tokenized.
+    """One conversation, tokenized."""
 
-    Attributes:
-        id: the conversation's id as published; not necessarily unique.
-        image_index: number of its picture, -1 for text only.
-        input_ids: int32 (n,), with one image placeholder where `image_index` >= 0;
-            a batch repeats it `image_tokens` times.
-        supervised: bool (n,), True where the model learns to predict the token.
-    """
-
-    id: str
-    image_index: int
-    input_ids: np.ndarray
-    supervised: np.ndarray
+    id: str  # the conversation's id as published; not necessarily unique
+    image_index: int  # number of its picture, -1 for text only
+    input_ids: np.ndarray  # int32 (n,), with one placeholder for the image, which a batch repeats `image_tokens` times
+    supervised: np.ndarray  # bool (n,), True where the model learns to predict the token
 
 
 @dataclasses.dataclass(frozen=True)

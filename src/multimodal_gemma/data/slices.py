@@ -74,23 +74,14 @@ class DeadlyJob(Job):
 
 @dataclasses.dataclass
 class Slices:
-    """Makes the slices of one dataset's folder, or finds them.
+    """Makes the slices of one dataset's folder, or finds them; what differs from a trusted sha256 is made again."""
 
-    Attributes:
-        folder: the dataset's.
-        workers: processes; None: one a core.
-        store: where else slices may lie, and where new ones are kept as well.
-        trusted: sha256 by place of what a finished dataset left in the folder; a file that differs is made again.
-        made: items that were made.
-        found: items that lay there, or in the store.
-    """
-
-    folder: Path
-    workers: int | None = None
-    store: WorkStore | None = None
-    trusted: dict[str, str] = dataclasses.field(default_factory=dict)
-    made: int = 0
-    found: int = 0
+    folder: Path  # the dataset's
+    workers: int | None = None  # processes; None: one a core
+    store: WorkStore | None = None  # where else slices may lie, and where new ones are kept as well
+    trusted: dict[str, str] = dataclasses.field(default_factory=dict)  # sha256 by name, of a finished dataset
+    made: int = 0  # items that were made
+    found: int = 0  # items that lay there, or in the store
 
     def ensure(self, place: str, jobs: Sequence[Job], unit: str, *, at_once: int = 0) -> None:
         """Have these slices in a folder of the dataset, and nothing else.
