@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers import StoppingCriteriaList, TextIteratorStreamer
 
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.evaluation import loading
@@ -65,37 +65,50 @@ class Assistant:
         settings = config.evaluation
         return cls(*loading.load(folder, device=settings.device, precision=settings.precision), config.serving)
 
-    def stream(
-        self,
-        image: Image,
-        question: str,
-        sampling: Sampling,
-        *,
-        history: Sequence[Turn] = (),
-        stop: threading.Event | None = None,
-    ) -> Iterator[str]:
+    def stream(self, image: Image, question: str, sampling: Sampling, *, history: Sequence[Turn] = ()) -> Iterator[str]:
         """Yield an answer piece by piece as it is generated.
 
-        A second caller waits until the first answer is finished. Closing the iterator, or setting `stop`, ends the
-        answer after the next token.
+        A second caller waits until the first answer is finished. Closing the iterator ends the answer after the next
+        token.
 
         Args:
             image: what is asked about.
             question: text without special tokens.
             sampling: how the answer is drawn.
             history: earlier questions about this picture and their answers, oldest first.
-            stop: ends the answer early when set.
 
         Raises:
             InputError: the question is empty, too long, or holds a token that the model reserves.
         """
         self.check(question)
-        stop = stop or threading.Event()
+        tokenizer, stop = self._processor.tokenizer, threading.Event()
+        streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p} if sampling.temperature > 0 else {}
+        failed: list[BaseException] = []
+
+        def stopped(ids: torch.Tensor, *_: Any) -> torch.Tensor:
+            return torch.full((len(ids),), stop.is_set(), device=ids.device)
+
+        def generate(inputs: Any) -> None:
+            try:
+                with torch.inference_mode():
+                    self._model.generate(
+                        **inputs,
+                        **drawn,
+                        do_sample=bool(drawn),
+                        max_new_tokens=sampling.max_new_tokens,
+                        eos_token_id=self._stops,
+                        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self._stops[0],
+                        streamer=streamer,
+                        stopping_criteria=StoppingCriteriaList([stopped]),
+                    )
+            except BaseException as error:  # noqa: BLE001  # handed to the thread that waits, which raises it
+                failed.append(error)
+                streamer.end()
+
         with self._one_at_a_time, loading.threads_for(self._model):
             inputs = self._inputs(image, question, history, sampling.max_new_tokens)
-            streamer = TextIteratorStreamer(self._processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-            failed: list[BaseException] = []
-            worker = threading.Thread(target=self._generate, args=(inputs, sampling, streamer, stop, failed))
+            worker = threading.Thread(target=generate, args=(inputs,))
             worker.start()
             try:
                 yield from (piece for piece in streamer if piece)
@@ -156,42 +169,6 @@ class Assistant:
             messages += [_said("user", asked)] if messages else self._prompter.messages(asked)
             messages += [_said("assistant", answer)] if answer else []
         return messages
-
-    def _generate(
-        self,
-        inputs: Any,
-        sampling: Sampling,
-        streamer: TextIteratorStreamer,
-        stop: threading.Event,
-        failed: list[BaseException],
-    ) -> None:
-        tokenizer = self._processor.tokenizer
-        drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p} if sampling.temperature > 0 else {}
-        try:
-            with torch.inference_mode():
-                self._model.generate(
-                    **inputs,
-                    **drawn,
-                    do_sample=bool(drawn),
-                    max_new_tokens=sampling.max_new_tokens,
-                    eos_token_id=self._stops,
-                    pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self._stops[0],
-                    streamer=streamer,
-                    stopping_criteria=StoppingCriteriaList([_Stopped(stop)]),
-                )
-        except BaseException as error:  # noqa: BLE001  # handed to the thread that waits, which raises it
-            failed.append(error)
-            streamer.end()
-
-
-class _Stopped(StoppingCriteria):
-    """Ends an answer when somebody does not want more of it."""
-
-    def __init__(self, stop: threading.Event) -> None:
-        self._stop = stop
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
-        return torch.full((input_ids.shape[0],), self._stop.is_set(), device=input_ids.device)
 
 
 def _said(role: str, text: str) -> dict[str, Any]:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from multimodal_gemma.config.schema import Config, DataConfig
 
+_PATIENCE = 20.0  # seconds that somebody waits for a picture from a server that does not answer
+
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
@@ -75,6 +77,8 @@ def from_bytes(content: bytes, name: str, data: DataConfig) -> Picture:
     Raises:
         InputError: it is no usable picture; the sentence says why.
     """
+    from PIL import Image as opener
+
     from multimodal_gemma.data.pictures import FORMATS, Limits, decode
 
     if _is_svg(content):
@@ -83,17 +87,10 @@ def from_bytes(content: bytes, name: str, data: DataConfig) -> Picture:
         decoded = decode(content, Limits(data.max_image_bytes, data.max_image_pixels))
     except Unusable as error:
         raise _refused(name, error.reason) from None
-    frames = _frames(content, FORMATS)
+    with opener.open(io.BytesIO(content), formats=FORMATS) as opened:
+        frames = int(getattr(opened, "n_frames", 1))
     note = f"{name} is an animation of {frames} frames; only the first one is looked at." if frames > 1 else ""
     return Picture(decoded.image, note)
-
-
-def _frames(content: bytes, formats: tuple[str, ...]) -> int:
-    """Return how many pictures a file holds that was decoded before."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(content), formats=formats) as opened:
-        return int(getattr(opened, "n_frames", 1))
 
 
 def _is_svg(content: bytes) -> bool:
@@ -103,9 +100,6 @@ def _is_svg(content: bytes) -> bool:
 
 def _refused(name: str, reason: str) -> InputError:
     return InputError(f"picture: {name} cannot be used: {reason}.")
-
-
-_PATIENCE = 20.0  # seconds that somebody waits for a picture from a server that does not answer
 
 
 def _download(location: str, data: DataConfig) -> bytes:
