@@ -64,6 +64,20 @@ def in_turn(folder: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
+def held(folder: Path) -> bool:
+    """Return whether a process holds a folder by `only_writer`; False on a file system without locks."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _take(descriptor: int, folder: Path, stage: str) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

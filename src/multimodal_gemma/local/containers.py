@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 import yaml
 
+from multimodal_gemma.config import Config
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.local import process
 from multimodal_gemma.local.results import Record
@@ -75,13 +76,7 @@ class Containers:
                 )
 
     def launch(self, image: str, command: list[str], environment: dict[str, str], record: Record) -> int:
-        """Run a component's command in a container of its image.
-
-        Args:
-            image: the component's.
-            command: the component's.
-            environment: variables that the task sets.
-            record: whose log takes the container's standard output and standard error.
+        """Run a component's command in a container of its image, and log what it says.
 
         Returns:
             The container's exit code; 128 + n if signal n ended it; 125 if the engine started no container.
@@ -116,10 +111,13 @@ def images(compiled: Path) -> list[str]:
     return sorted({executor["container"]["image"] for executor in executors.values()})
 
 
-def local_paths(locations: Iterable[str]) -> list[Path]:
-    """Return the files and folders of this machine that `file://` locations name, as far as they exist."""
-    paths = [Path(unquote(urlsplit(uri).path)) for uri in locations if uri.startswith("file://")]
-    return sorted({path for path in paths if path.exists()})
+def local_paths(config: Config) -> list[Path]:
+    """Return the files and folders of this machine that a configuration names by `file://`, as far as they exist."""
+    sections = (config.data, config.benchmarks, config.model)
+    values = [value for section in sections for value in vars(section).values()]
+    locations = [one for value in values for one in (value if isinstance(value, list) else [value])]
+    named = [uri for uri in locations if isinstance(uri, str) and uri.startswith("file://")]
+    return sorted({path for uri in named if (path := Path(unquote(urlsplit(uri).path))).exists()})
 
 
 def _docker(*arguments: str, timeout: float | None = None) -> subprocess.CompletedProcess[str]:

@@ -34,13 +34,9 @@ _KEPT = f"""exec 3<&0 </dev/null
 
 
 def launch(image: str, command: list[str], environment: dict[str, str], record: Record) -> int:
-    """Run a component's command with this interpreter, in place of its image's.
+    """Run a component's command with this interpreter, in place of its image's, and log what it says.
 
-    Args:
-        image: the image that the command was meant for; as it is not used, it is not passed on as a fact about the run.
-        command: the component's command; `python3` in it becomes this interpreter.
-        environment: variables that the task sets.
-        record: whose log takes the process's standard output and standard error.
+    As the image is not used, it is not passed on as a fact about the run.
 
     Returns:
         The exit code; 128 + n if signal n ended it.

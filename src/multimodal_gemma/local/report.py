@@ -1,4 +1,4 @@
-"""report.html of a run: what ran, what came of it, and the pictures behind the numbers, on one page."""
+"""report.html of a run: what ran, what came of it, pictures behind the numbers, and the way to each stage's page."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from multimodal_gemma.reporting.run_page import RunPage, Step
 from multimodal_gemma.stages import run_report
 
 _EXAMPLES = 12
-_TYPES = 12  # of questions, the commonest ones
 _ANSWERS = ("yes", "no")
 _SHOWN = ("model", "export")  # folders that people go to
 _COMPARISON = "comparison with the champion"
@@ -42,17 +41,7 @@ def render(
     folder: Path,
     mlflow_uri: str,
 ) -> str:
-    """Return the page.
-
-    Args:
-        status: "succeeded", "failed" or "interrupted".
-        records: the tasks of the run.
-        tasks: the graph that they belong to.
-        results: what the finished ones have shown; sections without results are left out.
-        config: the whole configuration.
-        folder: of the run.
-        mlflow_uri: where its MLflow run is.
-    """
+    """Return the page of a run: "succeeded", "failed" or "interrupted"; sections without results are left out."""
     steps = [_step(record) for record in records.values()]
     failed = next((record for record in records.values() if record.status == "failed"), None)
     outcome, verdict, reason = _judge(status, failed, results)
@@ -117,13 +106,9 @@ def _judge(status: str, failed: Record | None, results: Results) -> tuple[str, s
         return "failed", f"{failed.name} failed.", failed.sentence or f"It ended with exit code {failed.exit_code}."
     if status == "interrupted":
         return "stopped", "The run was interrupted.", ""
-    registered = results.registration
-    if not registered:
+    if not (registered := results.registration):
         return "done", "The run succeeded.", ""
-    version = f"version {registered['version']} of {registered['name']}"
-    if registered["gate"] == "passed":
-        return "passed", f"The model passed the gate: {version} is {registered.get('alias') or 'registered'}.", ""
-    return "refused", f"The gate refused the model: {version} is no champion.", run_page.refusals(registered["rules"])
+    return run_page.judged(*(registered[key] for key in ("name", "version", "alias", "rules")))
 
 
 def _commands(results: Results, mlflow_uri: str) -> dict[str, str]:
@@ -149,7 +134,7 @@ def _details(results: Results, config: Config) -> Page:
 
 
 def _scores(page: Page, results: Results) -> None:
-    if not results.metrics:
+    if not results.pope:
         return
     page.section("Scores in pictures", "Rows are the truth, columns what the model answered.")
     page.figures(
@@ -158,38 +143,16 @@ def _scores(page: Page, results: Results) -> None:
             for name, score in results.pope.items()
         ]
     )
-    for title, key in (("answer type", "by_answer_type"), ("question type", "by_question_type")):
-        types = sorted((results.vqa.get(key) or {}).items(), key=lambda item: -item[1]["count"])[:_TYPES]
-        if types:
-            chart = charts.bars(
-                [f"{name} ({entry['count']:,})" for name, entry in types],
-                [entry["accuracy"] for _, entry in types],
-                "VQA accuracy",
-                intervals=[entry["interval"] for _, entry in types],
-                baselines=[entry["majority_baseline"] for _, entry in types],
-            )
-            page.figure(
-                chart,
-                f"Open questions by {title}, with their number; the tick is what the majority answer of its type gets.",
-            )
 
 
 def _curves(page: Page, results: Results) -> None:
     model = results.folders.get("model")
     if model is None or not (model / "curves.jsonl").is_file():
         return
-    from multimodal_gemma.training.curves import smoothed
+    from multimodal_gemma.training import curves
 
-    rows = files.read_jsonl(model / "curves.jsonl", "curves")
-    steps = [row["step"] for row in rows]
-    series = {"training (smoothed)": (steps, smoothed([row["loss"] for row in rows]))}
-    validated = [(row["step"], row["validation_loss"]) for row in rows if "validation_loss" in row]
-    if validated:
-        series["validation"] = ([step for step, _ in validated], [loss for _, loss in validated])
-    page.section(
-        "Training", "Both losses fall together while the model learns; validation that turns up again is memorising."
-    )
-    page.figure(charts.lines(series, "step", "loss (nats a token)"))
+    page.section("Training", curves.LOSSES)
+    page.figure(curves.losses(files.read_jsonl(model / "curves.jsonl", "curves")))
 
 
 def _examples(page: Page, results: Results) -> None:
@@ -227,16 +190,6 @@ def _dataset(page: Page, results: Results) -> None:
         f"Split by image, so no image of the validation split was trained on. Left out or shortened: {dropped:,}.",
     )
     page.table(("split", "conversations", "images", "text only", "text tokens", "supervised tokens"), rows)
-    if value["dropped"]:
-        page.table(
-            ("what", "why", "count"), [(group["what"], group["kind"], group["count"]) for group in value["dropped"]]
-        )
-    frequent = value["answers"]["most_frequent"][:12]
-    if frequent:
-        page.figure(
-            charts.bars([text for text, _ in frequent], [count for _, count in frequent], "answers"),
-            "The most frequent answers.",
-        )
 
 
 def _decision(page: Page, results: Results) -> None:

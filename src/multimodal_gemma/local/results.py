@@ -1,7 +1,6 @@
 """What is known about a run: its folder, how each task went, what they have shown, and summary.json for machines.
 
-A run's folder belongs to one process at a time. It states what was asked for, so that the same command continues an
-interrupted run.
+A run's folder states what was asked for, so that the same command continues an interrupted run.
 """
 
 from __future__ import annotations
@@ -9,23 +8,19 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import fcntl
 import itertools
 import json
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from multimodal_gemma import files
-from multimodal_gemma.errors import InputError
-from multimodal_gemma.reporting.run_page import SETTINGS, refusals
+from multimodal_gemma import files, locks
+from multimodal_gemma.reporting.run_page import NAMES, SETTINGS, refusals
 from multimodal_gemma.stages.component import ERROR_MARK
 
 SUMMARY = "summary.json"  # of a run that has ended
 _ASKED = "run.json"  # what was asked for: preset, overrides and the digest of the compiled pipeline
-_LOCK = ".lock"
 _LATEST = "latest"
 Status = Literal["waiting", "succeeded", "reused", "failed", "skipped"]
 _KEPT = 50  # lines
@@ -92,7 +87,7 @@ class Results:
         """Why the gate refused the version; "" if it did not."""
         if self.registration.get("gate", "passed") == "passed":
             return ""
-        return refusals(self.registration.get("rules", []))
+        return refusals(self.registration.get("rules", [])).replace("\n", " ")
 
     @property
     def pope(self) -> dict[str, dict[str, Any]]:
@@ -108,7 +103,7 @@ class Results:
     @property
     def names(self) -> dict[str, str]:
         """What the questions of "pope" and "vqa" are called."""
-        return dict(self.metrics.get("names") or {"pope": "POPE-format questions", "vqa": "VQA-format questions"})
+        return NAMES | (self.metrics.get("names") or {})
 
 
 def gather(records: dict[str, Record]) -> Results:
@@ -191,14 +186,7 @@ def state(folder: Path) -> str:
     stated = _read(folder / SUMMARY)
     if stated is not None:
         return str(stated.get("status", "interrupted"))
-    try:
-        with (folder / _LOCK).open("r") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return "running"
-    except OSError:
-        pass
-    return "interrupted"
+    return "running" if locks.held(folder) else "interrupted"
 
 
 def begin(folder: Path, asked: dict[str, Any]) -> None:
@@ -213,33 +201,6 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
-
-
-@contextlib.contextmanager
-def occupied(folder: Path) -> Iterator[None]:
-    """Hold a run's folder; it is created if need be, and free again when the block (or the process) ends.
-
-    Raises:
-        InputError: another run is using it, or it cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / _LOCK).open("a+")
-    except OSError as error:
-        raise files.unwritable(folder, error) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            owner = lock.read().strip() or "another process"
-            raise InputError(
-                f"run: {folder} is in use by another run ({owner}). Wait until it ends, or choose another --run-dir."
-            ) from None
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} since {time.strftime('%H:%M:%S')}\n")
-        lock.flush()
-        yield
 
 
 def point_latest(runs: Path, folder: Path) -> None:

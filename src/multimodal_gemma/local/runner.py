@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from multimodal_gemma import config as configuration
-from multimodal_gemma import files
+from multimodal_gemma import files, locks
 from multimodal_gemma.config import Config
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.local import graph, process, results
@@ -78,7 +78,7 @@ def run(
 
     launch: Launcher = process.launch if runner == "subprocess" else _in_containers(config, compiled, [runs, folder])
     terminal = Terminal(_command(preset, overrides, runs, folder, runner))
-    with results.occupied(folder), _environment(config, runs, compiled) as mlflow_uri:
+    with locks.only_writer(folder, "run"), _environment(config, runs, compiled) as mlflow_uri:
         results.begin(folder, asked)
         results.point_latest(runs, folder)
         terminal.started(folder, preset, continued=again is not None and run_dir is None)
@@ -105,9 +105,7 @@ def _in_containers(config: Config, compiled: Path, writable: list[Path]) -> Laun
     """Return what runs a task in a container of its image, once all images are on this machine."""
     from multimodal_gemma.local import containers
 
-    sections = (config.data, config.benchmarks, config.model)
-    locations = [value for section in sections for value in vars(section).values() if isinstance(value, str)]
-    made = containers.Containers(writable, containers.local_paths(locations))
+    made = containers.Containers(writable, containers.local_paths(config))
     made.require(containers.images(compiled))
     return made.launch
 

@@ -16,44 +16,28 @@ from multimodal_gemma import files
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.evaluation import questions, report
 from multimodal_gemma.evaluation.questions import Row
-from multimodal_gemma.registry import gate, versions
+from multimodal_gemma.registry import gate, server, versions
 from multimodal_gemma.reporting.page import Page
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import FileInfo
 
+    from multimodal_gemma.config.schema import Config
     from multimodal_gemma.data.shards import ImageShards
+    from multimodal_gemma.registry.register import Candidate
 
 PREDICTIONS = "evaluation/predictions.jsonl"  # artifact of a run
 _MOST = 20  # questions shown on either side
 _SMALLEST_SHARE = 0.5  # of the candidate's questions; with fewer in common, hardly anything could be found worse
 
 
-def against(
-    client: MlflowClient,
-    name: str,
-    version: str,
-    candidate: Sequence[Row],
-    metrics: Sequence[str],
-    confidence: float,
-    benchmarks: str,
-    shards: ImageShards | None = None,
-) -> gate.Champion:
-    """Return the paired differences to a version of the model.
+def against(client: MlflowClient, config: Config, candidate: Candidate, version: str) -> gate.Champion:
+    """Return the champion `version` with its paired differences, or with the reason why there can be none."""
+    from multimodal_gemma.data.shards import ImageShards
 
-    Args:
-        client: MLflow's.
-        name: the registered model.
-        version: the champion's number.
-        candidate: rows of the candidate's predictions.jsonl.
-        metrics: what to compare; see `gate.check`.
-        confidence: of the intervals.
-        benchmarks: digest of what the candidate was scored on.
-        shards: its images, for the page; None: without pictures.
-
-    Returns:
-        The champion with differences, or with the reason why there can be none.
-    """
+    name, confidence = config.registry.name, config.evaluation.confidence
+    answers = questions.read_rows(candidate.evaluation)
     rows, problem = _predictions(client, name, version)
     if problem:
         return gate.Champion(
@@ -61,8 +45,8 @@ def against(
             problem=f"{problem}, so nothing shows that this version is not worse; promote it by hand if it is right",
         )
     differences = {}
-    for metric in metrics:
-        ours = questions.of(candidate, gate.benchmark(metric))
+    for metric in config.registry.compared:
+        ours = questions.of(answers, gate.benchmark(metric))
         common = questions.pairs(ours, rows)
         if not ours:
             continue
@@ -75,11 +59,12 @@ def against(
         found = questions.difference(common, confidence=confidence)
         assert found.interval is not None
         differences[metric] = gate.Difference(found.mean, *found.interval, len(common))
-    page = render(name, version, questions.pairs(candidate, rows), confidence=confidence, shards=shards)
-    return gate.Champion(version, differences, best(client, name, version, benchmarks), page=page)
+    shards = ImageShards(candidate.benchmarks) if candidate.benchmarks is not None else None
+    page = render(name, version, questions.pairs(answers, rows), confidence=confidence, shards=shards)
+    return gate.Champion(version, differences, _best(client, name, version, candidate.benchmarks_digest), page=page)
 
 
-def best(client: MlflowClient, name: str, champion: str, benchmarks: str) -> dict[str, gate.Best]:
+def _best(client: MlflowClient, name: str, champion: str, benchmarks: str) -> dict[str, gate.Best]:
     """Return the highest score by metric of the champion and those before it, as far as they answered the same.
 
     A version that a person promoted against the gate's word ends the search: that level was accepted.
@@ -100,18 +85,13 @@ def best(client: MlflowClient, name: str, champion: str, benchmarks: str) -> dic
 
 def _predictions(client: MlflowClient, name: str, version: str) -> tuple[list[Row], str]:
     """Return the rows that a version was scored by, or why they cannot be had."""
-    from mlflow.exceptions import MlflowException
-
     champion = client.get_model_version(name, version)
     tags: Mapping[str, str] = champion.tags
     run = f"the predictions of version {version} (run {champion.run_id or 'unknown'})"
     # Only what is known to be absent is gone. A server that fails for a moment must not cost a candidate its promotion.
-    try:
+    listed: list[FileInfo] = []
+    with server.tolerating(server.ABSENT):
         listed = client.list_artifacts(champion.run_id, PREDICTIONS.partition("/")[0]) if champion.run_id else []
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        listed = []
     if PREDICTIONS not in (entry.path for entry in listed):
         return [], f"{run} are gone"
     with tempfile.TemporaryDirectory() as scratch:
@@ -139,17 +119,7 @@ def render(
     """Return comparison.html: candidate and champion, benchmark by benchmark, with the questions that changed sides.
 
     It is made when a model is registered and not when it is evaluated: what an evaluation says must not depend on who
-    happens to be champion at that moment.
-
-    Args:
-        name: the registered model.
-        version: the champion's number.
-        pairs: rows of the candidate and of the champion.
-        confidence: of the paired intervals.
-        shards: the benchmark's images; without them the page has no pictures.
-
-    Returns:
-        HTML, self-contained; "" if they have no question in common.
+    happens to be champion at that moment. Without a question in common it is "", without images it has no pictures.
     """
     if not pairs:
         return ""
@@ -162,18 +132,10 @@ def render(
         low, high = found.interval or (-1.0, 1.0)
         if high < 0 or low > 0:
             (worse if high < 0 else better).append(report.called(benchmark))
-        rows.append(
-            (
-                report.called(benchmark),
-                f"{sum(ours['score'] for ours, _ in here) / len(here):.1%}",
-                f"{sum(theirs['score'] for _, theirs in here) / len(here):.1%}",
-                f"{100 * found.mean:+.1f}",
-                f"{100 * low:+.1f} to {100 * high:+.1f}",
-                sum(ours["score"] > theirs["score"] for ours, theirs in here),
-                sum(ours["score"] < theirs["score"] for ours, theirs in here),
-                len(here),
-            )
-        )
+        means = [f"{sum(pair[side]['score'] for pair in here) / len(here):.1%}" for side in (0, 1)]
+        points = (f"{100 * found.mean:+.1f}", f"{100 * low:+.1f} to {100 * high:+.1f}")
+        won, lost = (sum(sign * (ours["score"] - theirs["score"]) > 0 for ours, theirs in here) for sign in (1, -1))
+        rows.append((report.called(benchmark), *means, *points, won, lost, len(here)))
     said = [f"{word} in {', '.join(names)}" for word, names in (("worse", worse), ("better", better)) if names]
     page = Page(
         "Candidate and champion",
@@ -189,13 +151,7 @@ def render(
 
 
 def _changed(
-    page: Page,
-    heading: str,
-    sentence: str,
-    pairs: Sequence[tuple[Row, Row]],
-    shards: ImageShards | None,
-    *,
-    sign: int,
+    page: Page, heading: str, sentence: str, pairs: Sequence[tuple[Row, Row]], shards: ImageShards | None, *, sign: int
 ) -> None:
     changed = [ours for ours, theirs in pairs if sign * (ours["score"] - theirs["score"]) >= 0.5]
     if not changed:
@@ -212,17 +168,13 @@ def _changed(
             ],
         )
         return
-    marks = (("right", "good"), ("wrong", "bad")) if sign > 0 else (("wrong", "bad"), ("right", "good"))
-    page.gallery(
-        [
-            report.item(
-                ours,
-                shards,
-                [
-                    (f"candidate, {marks[0][0]}: {ours['prediction'] or '(no words)'}", marks[0][1]),
-                    (f"champion, {marks[1][0]}: {said[id(ours)] or '(no words)'}", marks[1][1]),
-                ],
-            )
-            for ours in shown
+    marks = (("right", "good"), ("wrong", "bad"))[::sign]
+
+    def told(ours: Row) -> list[tuple[str, str]]:
+        answers = (("candidate", ours["prediction"]), ("champion", said[id(ours)]))
+        return [
+            (f"{who}, {word}: {text or '(no words)'}", mark)
+            for (who, text), (word, mark) in zip(answers, marks, strict=True)
         ]
-    )
+
+    page.gallery([report.item(ours, shards, told(ours)) for ours in shown])

@@ -96,12 +96,8 @@ class Decision:
             f"| {rule.name} | {'passed' if rule.passed else '**failed**'} | {_cell(rule.reason)} |"
             for rule in self.rules
         ]
-        heading = (
-            "# Gate: passed\n\nThis version may be champion."
-            if self.passed
-            else "# Gate: failed\n\nThis version is no champion."
-        )
-        return "\n".join([heading, "", "| rule | result | reason |", "| --- | --- | --- |", *rows, ""])
+        verdict = f"# Gate: {self.word}\n\nThis version {'may be' if self.passed else 'is no'} champion."
+        return "\n".join([verdict, "", "| rule | result | reason |", "| --- | --- | --- |", *rows, ""])
 
 
 def check(registry: RegistryConfig) -> None:
@@ -136,15 +132,7 @@ def benchmark(metric: str) -> str:
 
 
 def decide(
-    metrics: Mapping[str, Any],
-    *,
-    contamination: str,
-    floors: Mapping[str, float] | None,
-    compared: Sequence[str],
-    champion: Champion | None,
-    margins: Mapping[str, float] | None = None,
-    required: Sequence[str] = (),
-    rule: str = "not-worse",
+    registry: RegistryConfig, metrics: Mapping[str, Any], *, contamination: str, champion: Champion | None
 ) -> Decision:
     """Decide whether a candidate may become champion.
 
@@ -153,30 +141,22 @@ def decide(
     stopped by the margins.
 
     Args:
+        registry: what is asked: floors, compared, margins, required and rule.
         metrics: the candidate's metrics by flat name; anything but a finite number fails.
         contamination: "clean" is the only status that passes: "contaminated" scores count for nothing, "allowed" was
             waived for a look and not for a promotion, and "unknown" has not been shown to be clean.
-        floors: smallest value by metric; None asks for none.
-        compared: metrics that must be there, and not be worse than the champion's.
         champion: None if there is none yet, which passes and says so.
-        margins: furthest that a metric may lie below the best champion so far.
-        required: metrics that must be there besides those of floors, compared and margins.
-        rule: "not-worse" is passed by an equal; "better" asks besides that one of `compared` is better beyond its
-            paired interval.
 
     Returns:
         The decision; its rules are in a fixed order.
     """
-    floors, margins = floors or {}, margins or {}
-    rules = [_finite(metrics), _present(metrics, [*floors, *compared, *margins, *required])]
+    floors, margins, compared = registry.floors or {}, registry.margins, registry.compared
+    rules = [_finite(metrics), _present(metrics, [*floors, *compared, *margins, *registry.required])]
     rules += [_floor(name, metrics.get(name), floor) for name, floor in sorted(floors.items())]
     rules += _against(champion, compared)
-    if rule == "better" and champion is not None and not champion.problem:
-        rules.append(_better(champion))
     if champion is not None and not champion.problem:
-        rules += [
-            _near_best(name, metrics.get(name), margins[name], champion.best.get(name)) for name in sorted(margins)
-        ]
+        rules += [_better(champion)] if registry.rule == "better" else []
+        rules += [_near_best(name, metrics.get(name), margins[name], champion) for name in sorted(margins)]
     rules.append(_contamination(contamination))
     return Decision(all(rule.passed for rule in rules), rules)
 
@@ -241,18 +221,14 @@ def _not_worse(name: str, champion: Champion) -> Rule:
 
 def _better(champion: Champion) -> Rule:
     ahead = sorted(name for name, found in champion.differences.items() if found.low > 0)
+    than = f"better beyond the paired interval than version {champion.version}"
     if ahead:
-        return Rule("better", True, f"better beyond the paired interval than version {champion.version}: {ahead[0]}")
-    return Rule(
-        "better",
-        False,
-        f"in no compared metric better beyond the paired interval than version {champion.version}, as "
-        "registry.rule=better asks",
-    )
+        return Rule("better", True, f"{than}: {ahead[0]}")
+    return Rule("better", False, f"in no compared metric {than}, as registry.rule=better asks")
 
 
-def _near_best(name: str, value: Any, margin: float, best: Best | None) -> Rule:
-    rule = f"best champion in {name}"
+def _near_best(name: str, value: Any, margin: float, champion: Champion) -> Rule:
+    rule, best = f"best champion in {name}", champion.best.get(name)
     if best is None:
         return Rule(rule, True, "no champion was scored by it on these benchmarks")
     if not _is_finite(value):
@@ -270,11 +246,8 @@ def _contamination(status: str) -> Rule:
         "allowed": "training images are in a benchmark; data.contamination=allow permits a look, not a champion",
         "unknown": "the training images are unknown, so nobody can say that none is in a benchmark",
     }
-    return Rule(
-        "contamination",
-        status == "clean",
-        reasons.get(status, f"the evaluation states {status!r}, which is no known status"),
-    )
+    reason = reasons.get(status, f"the evaluation states {status!r}, which is no known status")
+    return Rule("contamination", status == "clean", reason)
 
 
 def _cell(text: str) -> str:

@@ -9,7 +9,6 @@ import base64
 import importlib.metadata
 import io
 import logging
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multimodal_gemma import logs, manifest
+from multimodal_gemma.data.sources.base import place
 from multimodal_gemma.manifest import Manifest
 from multimodal_gemma.registry import versions
 
@@ -29,14 +29,9 @@ _MAX_NEW_TOKENS = 64
 
 
 def ensure_logged(client: MlflowClient, folder: Path, model: Manifest, run_id: str, identity: str) -> str:
-    """Return the id of the logged model with this identity in the run, logging it if it is not there.
+    """Return the id of the logged model with this identity in the run, logging the manifest's files if it is not there.
 
-    Args:
-        client: MLflow's; the process's MLflow must be the same.
-        folder: the model artifact.
-        model: its manifest; the files it names are what is logged.
-        run_id: the run that it belongs to.
-        identity: see `versions.identity`.
+    The process's MLflow must be the client's.
 
     Raises:
         InputError: a file of the model is missing or damaged.
@@ -48,23 +43,19 @@ def ensure_logged(client: MlflowClient, folder: Path, model: Manifest, run_id: s
     experiment = run.info.experiment_id
     found = client.search_logged_models([experiment], filter_string=f"tags.`{versions.IDENTITY}` = '{identity}'")
     own = sorted((entry for entry in found if entry.source_run_id == run_id), key=lambda one: one.creation_timestamp)
-    if ready := [entry for entry in own if str(entry.status) == "READY"]:
-        return str(ready[0].model_id)
+    oldest = {str(entry.status): entry for entry in reversed(own)}
+    if ready := oldest.get("READY"):
+        return str(ready.model_id)
     manifest.verify(folder, "model")
-    logs.get("registry").info("logging the model (%s)", _size(model))
+    logs.get("registry").info(f"logging the model ({sum(one['bytes'] for one in model.files.values()) / 1e6:,.0f} MB)")
     # One that an attempt before has left pending is filled. A new one is made here and not by `log`, which would put it
     # into whichever experiment the process has at the moment.
-    pending = [entry for entry in own if str(entry.status) == "PENDING"]
-    entry = (
-        pending[0]
-        if pending
-        else client.create_logged_model(
-            experiment,
-            name="model",
-            source_run_id=run_id,
-            tags={versions.IDENTITY: identity, versions.MODEL_DIGEST: model.digest},
-            params=dict(run.data.params),
-        )
+    entry = oldest.get("PENDING") or client.create_logged_model(
+        experiment,
+        name="model",
+        source_run_id=run_id,
+        tags={versions.IDENTITY: identity, versions.MODEL_DIGEST: model.digest},
+        params=dict(run.data.params),
     )
     with _staged(folder, model) as staged, _quiet():
         Model.log(
@@ -117,14 +108,9 @@ def _staged(folder: Path, model: Manifest) -> Iterator[Path]:
     MLflow follows no symbolic links out of a folder, so these are hard links, or copies on another file system.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        staged = Path(scratch) / "model"
         for name in [*model.files, manifest.NAME]:
-            (staged / name).parent.mkdir(parents=True, exist_ok=True)
-            try:
-                (staged / name).hardlink_to(folder / name)
-            except OSError:
-                shutil.copyfile(folder / name, staged / name)
-        yield staged
+            place(folder / name, Path(scratch) / "model" / name)
+        yield Path(scratch) / "model"
 
 
 @contextmanager
@@ -137,7 +123,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
-
-
-def _size(model: Manifest) -> str:
-    return f"{sum(entry['bytes'] for entry in model.files.values()) / 1e6:,.0f} MB"

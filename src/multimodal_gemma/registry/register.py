@@ -21,7 +21,7 @@ from multimodal_gemma import files, logs
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.evaluation import questions
 from multimodal_gemma.manifest import Manifest
-from multimodal_gemma.registry import comparison, gate, packaging, record, runs, server, versions
+from multimodal_gemma.registry import comparison, gate, packaging, runs, server, versions
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -63,8 +63,8 @@ class Candidate:
 
     @property
     def identity(self) -> str:
-        """What makes its version one of a kind."""
-        return versions.identity(self.model_manifest.digest, self.evaluation_manifest.digest)
+        """What makes its version one of a kind: this model, scored like this."""
+        return files.digest_of([self.model_manifest.digest, self.evaluation_manifest.digest])
 
     @property
     def benchmarks_digest(self) -> str:
@@ -127,16 +127,17 @@ def register(config: Config, candidate: Candidate, pipeline_run: str = "") -> Re
 def _find_or_make(client: MlflowClient, config: Config, candidate: Candidate, pipeline_run: str) -> Registration:
     registry = config.registry
     version = versions.find(client, registry.name, candidate.identity)
-    if version is not None and _is_settled(client, version, config):
-        # The training that led here again has begun a run of its own.
-        runs.end_in(client, registry, pipeline_run, "FINISHED")
-        return _found(client, version)
     if version is not None:
+        # The training that led here again has begun a run of its own; the version's is the one that goes on.
+        runs.end_in(client, registry, pipeline_run, "FINISHED")
+        if _is_settled(client, version, config):
+            made = _registration(client, version, decision_of(version.tags[versions.DECISION]), found=True)
+            known = f"{made.name} version {made.version} was registered before ({made.alias or 'no alias'})"
+            logs.get("register").info(f"{known}: gate {made.decision.word}")
+            return made
         run_id = version.run_id
     else:
         run_id = runs.run_in(client, registry, pipeline_run or f"register-{candidate.identity[:12]}")
-    if version is not None and pipeline_run:
-        runs.end_in(client, registry, pipeline_run, "FINISHED")  # the version's own run is the one that goes on
     status = "FAILED"
     try:
         made = _make(client, config, candidate, version, run_id)
@@ -156,7 +157,7 @@ def _make(
             client, candidate.model, candidate.model_manifest, run_id, candidate.identity
         )
         version = versions.create(client, name, model_id, run_id, _version_tags(client, candidate, run_id))
-    record.metrics(
+    runs.metrics(
         client, run_id, candidate.metrics["metrics"], model_id=version.tags[versions.LOGGED_MODEL], dataset=scored
     )
     number = str(version.version)
@@ -179,43 +180,28 @@ def _make(
     _describe(client, candidate, version, decision)
     # Last: whoever finds this tag need not do anything of the above again.
     client.set_model_version_tag(name, number, versions.SETTLED, _terms(config))
-    alias = versions.alias_of(versions.aliases(client, name), number)
-    logs.get("register").info("%s version %s is %s: gate %s (%s)", name, number, alias, decision.word, decision.reason)
-    experiment = client.get_run(run_id).info.experiment_id
-    return Registration(name, number, alias, decision, run_id, str(experiment), found=False, comparison=page)
+    made = _registration(client, version, decision, found=False, comparison=page)
+    logs.get("register").info(f"{name} version {number} is {made.alias}: gate {decision.word} ({decision.reason})")
+    return made
 
 
 def _record(client: MlflowClient, candidate: Candidate, run_id: str) -> tuple[str, str]:
     """Write down what the run is; return the evaluation dataset as MLflow names it."""
     settings = candidate.model / "run_config.json"
     if settings.is_file():
-        record.parameters(client, run_id, files.read_json(settings, "model"))
-    record.tags(client, run_id, record.lineage(candidate.model_manifest, candidate.dataset_digest))
-    data = candidate.dataset_manifest
-    if candidate.dataset_digest:
-        record.dataset(
-            client,
-            run_id,
-            "processed-dataset",
-            candidate.dataset_digest,
-            context="training",
-            source=data.facts if data else {},
-            profile=data.counts if data else {},
-        )
-    scored = record.dataset(
-        client,
-        run_id,
-        "benchmarks",
-        candidate.benchmarks_digest,
-        context="evaluation",
-        source={},
-        profile=candidate.evaluation_manifest.counts,
-    )
-    record.folder_files(client, run_id, candidate.evaluation, _EVALUATION_PAGES, "evaluation")
-    record.predictions(client, run_id, questions.read_rows(candidate.evaluation))
-    record.folder_files(client, run_id, candidate.model, _CURVES, "training")
+        runs.parameters(client, run_id, files.read_json(settings, "model"))
+    runs.tags(client, run_id, runs.lineage(candidate.model_manifest, candidate.dataset_digest))
+    if learnt_from := candidate.dataset_digest:
+        data = candidate.dataset_manifest
+        facts, counts = (data.facts, data.counts) if data else ({}, {})
+        runs.dataset(client, run_id, "processed-dataset", learnt_from, "training", counts, facts)
+    counts = candidate.evaluation_manifest.counts
+    scored = runs.dataset(client, run_id, "benchmarks", candidate.benchmarks_digest, "evaluation", counts)
+    runs.folder_files(client, run_id, candidate.evaluation, _EVALUATION_PAGES, "evaluation")
+    runs.predictions(client, run_id, questions.read_rows(candidate.evaluation))
+    runs.folder_files(client, run_id, candidate.model, _CURVES, "training")
     if candidate.dataset is not None:
-        record.folder_files(client, run_id, candidate.dataset, _DATASET_PAGES, "dataset")
+        runs.folder_files(client, run_id, candidate.dataset, _DATASET_PAGES, "dataset")
     return scored
 
 
@@ -223,37 +209,15 @@ def _decide(
     client: MlflowClient, config: Config, candidate: Candidate, number: str, former: str | None
 ) -> tuple[gate.Decision, str]:
     """Return the decision, and the comparison with the champion `former` for people ("" without one)."""
-    from multimodal_gemma.data.shards import ImageShards
-
     registry = config.registry
     if former == number:
         # A registration that was killed after it crowned this version: the decision that did it stands.
         held = client.get_model_version(registry.name, number).tags.get(versions.DECISION)
         if held:
             return decision_of(held), ""
-    champion = None
-    if former is not None:
-        rows = questions.read_rows(candidate.evaluation)
-        champion = comparison.against(
-            client,
-            registry.name,
-            former,
-            rows,
-            registry.compared,
-            config.evaluation.confidence,
-            candidate.benchmarks_digest,
-            ImageShards(candidate.benchmarks) if candidate.benchmarks is not None else None,
-        )
-    decision = gate.decide(
-        candidate.metrics["metrics"],
-        contamination=str(candidate.metrics.get("contamination", {}).get("status", "unknown")),
-        floors=registry.floors,
-        compared=registry.compared,
-        champion=champion,
-        margins=registry.margins,
-        required=registry.required,
-        rule=registry.rule,
-    )
+    champion = comparison.against(client, config, candidate, former) if former is not None else None
+    status = str(candidate.metrics.get("contamination", {}).get("status", "unknown"))
+    decision = gate.decide(registry, candidate.metrics["metrics"], contamination=status, champion=champion)
     return decision, champion.page if champion is not None else ""
 
 
@@ -265,8 +229,8 @@ def _write_down(client: MlflowClient, run_id: str, name: str, number: str, decis
     }
     for key, value in written.items():
         client.set_model_version_tag(name, number, key, value)
-    record.tags(client, run_id, {"gate": decision.word, "gate_reason": decision.reason[:5000]})
-    record.metrics(client, run_id, {"gate_passed": float(decision.passed)})
+    runs.tags(client, run_id, {"gate": decision.word, "gate_reason": decision.reason[:5000]})
+    runs.metrics(client, run_id, {"gate_passed": float(decision.passed)})
     with tempfile.TemporaryDirectory() as scratch:
         (Path(scratch) / "decision.md").write_text(decision.markdown(), encoding="utf-8")
         if page:
@@ -281,13 +245,13 @@ def _describe(client: MlflowClient, candidate: Candidate, version: ModelVersion,
     text = "\n\n".join(
         [
             f"**Gate {decision.word}**: {decision.reason}.",
-            record.scores_markdown(candidate.metrics),
+            runs.scores_markdown(candidate.metrics),
             f"Run {called} (`{run_id}`) holds `evaluation/report.html`, `training/curves.html`, `gate/decision.md` "
-            f"and, where there was a champion, `gate/{COMPARISON}`; `{record.TABLE}` compares runs by question.",
+            f"and, where there was a champion, `gate/{COMPARISON}`; `{runs.TABLE}` compares runs by question.",
         ]
     )
     client.update_model_version(name, number, description=text)
-    record.tags(client, run_id, {"mlflow.note.content": f"Version {number} of {name}.\n\n{text}"})
+    runs.tags(client, run_id, {"mlflow.note.content": f"Version {number} of {name}.\n\n{text}"})
     client.update_registered_model(
         name,
         description="Small vision-language models that answer questions about pictures. The alias `champion` is the "
@@ -328,15 +292,13 @@ def _is_settled(client: MlflowClient, version: ModelVersion, config: Config) -> 
     return held is not None and versions.aliases(client, version.name).get(versions.CHAMPION) == str(version.version)
 
 
-def _found(client: MlflowClient, version: ModelVersion) -> Registration:
-    number = str(version.version)
-    alias = versions.alias_of(versions.aliases(client, version.name), number)
-    decision = decision_of(version.tags[versions.DECISION])
-    logs.get("register").info(
-        "%s version %s was registered before (%s): gate %s", version.name, number, alias or "no alias", decision.word
-    )
-    experiment = client.get_run(version.run_id).info.experiment_id
-    return Registration(version.name, number, alias, decision, version.run_id, str(experiment), True)
+def _registration(
+    client: MlflowClient, version: ModelVersion, decision: gate.Decision, *, found: bool, comparison: str = ""
+) -> Registration:
+    name, number, run_id = version.name, str(version.version), version.run_id
+    alias = versions.alias_of(versions.aliases(client, name), number)
+    experiment = str(client.get_run(run_id).info.experiment_id)
+    return Registration(name, number, alias, decision, run_id, experiment, found, comparison)
 
 
 def decision_of(text: str) -> gate.Decision:

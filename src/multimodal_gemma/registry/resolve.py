@@ -8,12 +8,14 @@ One that holds an export has its SHA256SUMS too, and every file is compared with
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,7 +37,7 @@ _SUMS = "SHA256SUMS"
 _SMALL = 1_000_000  # bytes of a list of checksums
 _GIVE = "Give a model folder, models:/NAME@ALIAS, s3://BUCKET/PREFIX or ORG/NAME of a hub."
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
-_REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[^/@]+))")
+_REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+|latest))")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,15 +149,7 @@ def parse(location: str) -> Reference:
     match = _REGISTERED.fullmatch(location)
     if match is None:
         raise InputError(f"model: {location} names no registered model. Write models:/NAME@champion or models:/NAME/3.")
-    alias, version = match["alias"] or "", match["version"] or ""
-    if version and not version.isdigit() and version != "latest":
-        raise InputError(
-            f"model: {location} asks for version {version!r}, which is no number. Write models:/NAME@ALIAS for an "
-            "alias."
-        )
-    if alias:
-        versions.check_alias(alias)
-    return Reference(match["name"], alias, version)
+    return Reference(match["name"], match["alias"] or "", match["version"] or "")
 
 
 def cache_folder() -> Path:
@@ -179,7 +173,7 @@ def _registered(reference: Reference, config: Config) -> Path:
 def _version(client: MlflowClient, reference: Reference) -> tuple[str, str]:
     """Return the number of a version and the digest of its model."""
     number = _number(client, reference)
-    digest = _tags(client, reference.name, number).get(versions.MODEL_DIGEST, "")
+    digest = versions.require(client, reference.name, number).tags.get(versions.MODEL_DIGEST, "")
     if not digest:
         raise InputError(
             f"model: version {number} of {reference.name} was not registered by this project: it states no model "
@@ -193,7 +187,8 @@ def _number(client: MlflowClient, reference: Reference) -> str:
     if reference.alias:
         if reference.alias not in held:
             known = f"It has {', '.join(sorted(held))}" if held else "It has none, or there is no such model"
-            raise InputError(f"model: {reference.name} has no alias {reference.alias!r}. {known}.")
+            asked = f"model: {reference.name} has no alias {reference.alias!r}"
+            raise InputError(f"{asked}. {known}. Write models:/NAME/3 for a version.")
         return held[reference.alias]
     if reference.version != "latest":
         return reference.version
@@ -203,15 +198,18 @@ def _number(client: MlflowClient, reference: Reference) -> str:
     return str(max(int(version.version) for version in found))
 
 
-def _tags(client: MlflowClient, name: str, number: str) -> dict[str, str]:
-    from mlflow.exceptions import MlflowException
-
+@contextlib.contextmanager
+def _beside(destination: Path) -> Iterator[Path]:
+    """Yield a folder beside the destination to fetch into; it vanishes with the block."""
     try:
-        return dict(client.get_model_version(name, number).tags)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        raise InputError(f"model: {name} has no version {number}. Look at its versions in MLflow.") from None
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".fetch-", dir=destination.parent))
+    except OSError as error:
+        raise files.unwritable(destination.parent, error) from error
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _fetch(uri: str, destination: Path, digest: str) -> None:
@@ -220,26 +218,20 @@ def _fetch(uri: str, destination: Path, digest: str) -> None:
     from mlflow.exceptions import MlflowException
     from mlflow.models import Model
 
-    try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".fetch-", dir=destination.parent))
-    except OSError as error:
-        raise files.unwritable(destination.parent, error) from error
-    try:
-        package = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(scratch)))
-        inside = Model.load(str(package)).flavors["python_function"]["artifacts"]["model"]["path"]
-        if manifest.verify(package / inside, "model").digest != digest:
-            raise InputError(f"model: what {uri} holds is not what its tags say was registered. Register it again.")
-        if not destination.exists():
-            (package / inside).replace(destination)
-    except (OSError, MlflowException) as error:
-        if isinstance(error, MlflowException) and error.get_http_status_code() in (401, 403):
-            raise
-        raise InputError(
-            f"model: the files of {uri} cannot be had ({server.first_line(error)}). Register it again."
-        ) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with _beside(destination) as scratch:
+        try:
+            package = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(scratch)))
+            inside = Model.load(str(package)).flavors["python_function"]["artifacts"]["model"]["path"]
+            if manifest.verify(package / inside, "model").digest != digest:
+                raise InputError(f"model: what {uri} holds is not what its tags say was registered. Register it again.")
+            if not destination.exists():
+                (package / inside).replace(destination)
+        except (OSError, MlflowException) as error:
+            if isinstance(error, MlflowException) and error.get_http_status_code() in (401, 403):
+                raise
+            raise InputError(
+                f"model: the files of {uri} cannot be had ({server.first_line(error)}). Register it again."
+            ) from error
 
 
 def fetch_folder(location: str, data: DataConfig, cache: Path) -> Path:
@@ -291,12 +283,7 @@ def _copy(
 ) -> None:
     """Fetch beside the destination, check, and only then give the folder its name."""
     logs.get("registry").info("fetching %s files of %s into %s", len(wanted), source.uri, destination)
-    try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".fetch-", dir=destination.parent))
-    except OSError as error:
-        raise files.unwritable(destination.parent, error) from error
-    try:
+    with _beside(destination) as scratch:
         for name in wanted:
             path = scratch / name.removeprefix(inside)
             source.fetch(name, path, max_bytes)
@@ -304,9 +291,8 @@ def _copy(
                 raise InputError(
                     f"model: {name} of {source.uri} differs from its sha256 in {_SUMS}. Publish the model again."
                 )
-        if not destination.exists():
-            scratch.replace(destination)
-    except OSError as error:
-        raise files.unwritable(destination, error) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        try:
+            if not destination.exists():
+                scratch.replace(destination)
+        except OSError as error:
+            raise files.unwritable(destination, error) from error

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _VARIABLE, _REGISTRY_VARIABLE = "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"
+ABSENT, TAKEN = "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"  # error codes of MLflow
 _HEALTH_TIMEOUT = 5.0  # seconds
 _OLDEST = 3  # major version of a server: 2 knows no logged models
 # What an artifact store is spoken to with; MLflow passes their exceptions on as they are.
@@ -93,10 +94,7 @@ def connected(registry: RegistryConfig) -> Iterator[MlflowClient]:
         _prepare_sqlite(uri)
 
     import mlflow
-    import requests
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
 
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # a fresh database tells each migration
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -114,36 +112,10 @@ def connected(registry: RegistryConfig) -> Iterator[MlflowClient]:
             if path:
                 client.search_registered_models(max_results=1)
         yield client
-    except MlflowException as error:
-        raise InputError(refusal(uri, error)) from error
-    except requests.exceptions.RequestException as error:  # the artifact store, behind the server or beside it
-        raise InputError(
-            f"registry: the artifact store of MLflow at {shown(uri)} failed: {first_line(error)}. Check it, then run "
-            "again."
-        ) from error
-    except SQLAlchemyError as error:
-        raise InputError(
-            f"registry: the database {shown(uri)} failed: {first_line(error)}. Check it, then run again."
-        ) from error
-    except ModuleNotFoundError as error:
-        if error.name not in _STORES:
-            raise
-        raise InputError(
-            f"registry: the artifact store of MLflow at {shown(uri)} needs the package {error.name}, which is not "
-            "installed. Install it, or let the server pass artifacts on (mlflow server --serve-artifacts)."
-        ) from None
-    except OSError as error:
-        raise InputError(
-            f"registry: the artifact store of MLflow at {shown(uri)} does not take {error.filename or 'a file'} "
-            f"({error.strerror or first_line(error)}). Check its place, then run again; nothing is repeated."
-        ) from error
     except Exception as error:
-        if type(error).__module__.partition(".")[0] not in _STORES:
-            raise
-        raise InputError(
-            f"registry: the artifact store of MLflow at {shown(uri)} refuses: {first_line(error)}. Check its bucket "
-            "and the credentials, then run again; nothing is repeated."
-        ) from error
+        if sentence := _sentence(uri, error):
+            raise InputError(sentence) from error
+        raise
     finally:
         mlflow.set_tracking_uri(before)
         mlflow.set_registry_uri("" if followed else before_registry)
@@ -153,6 +125,49 @@ def connected(registry: RegistryConfig) -> Iterator[MlflowClient]:
                 os.environ.pop(variable, None)
             else:
                 os.environ[variable] = earlier
+
+
+def _sentence(uri: str, error: Exception) -> str:
+    """Return what is said of an error on the way to MLflow; "" if it has nothing to do with that."""
+    import requests
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    store = f"registry: the artifact store of MLflow at {shown(uri)}"
+    if isinstance(error, MlflowException):
+        return refusal(uri, error)
+    if isinstance(error, requests.exceptions.RequestException):  # the store, behind the server or beside it
+        return f"{store} failed: {first_line(error)}. Check it, then run again."
+    if isinstance(error, SQLAlchemyError):
+        return f"registry: the database {shown(uri)} failed: {first_line(error)}. Check it, then run again."
+    if isinstance(error, ModuleNotFoundError) and error.name in _STORES:
+        return (
+            f"{store} needs the package {error.name}, which is not installed. Install it, or let the server pass "
+            "artifacts on (mlflow server --serve-artifacts)."
+        )
+    if isinstance(error, OSError):
+        return (
+            f"{store} does not take {error.filename or 'a file'} ({error.strerror or first_line(error)}). Check its "
+            "place, then run again; nothing is repeated."
+        )
+    if type(error).__module__.partition(".")[0] in _STORES:
+        return (
+            f"{store} refuses: {first_line(error)}. Check its bucket and the credentials, then run again; nothing is "
+            "repeated."
+        )
+    return ""
+
+
+@contextlib.contextmanager
+def tolerating(code: str) -> Iterator[None]:
+    """End the block quietly where MLflow refuses with this error code, e.g. `ABSENT`."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != code:
+            raise
 
 
 @contextlib.contextmanager
@@ -208,8 +223,7 @@ def refusal(uri: str, error: MlflowException) -> str:
     if status == 403:
         return (
             f"{at} forbids this (403). Ask for permission on the experiment and the model; a server reached by a new "
-            "name "
-            "must list that name in --allowed-hosts."
+            "name must list that name in --allowed-hosts."
         )
     if match and status == 404:
         return f"{at} is no MLflow server, or an old one (404). Correct registry.tracking_uri (MLFLOW_TRACKING_URI)."

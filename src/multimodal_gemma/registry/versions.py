@@ -11,7 +11,6 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING
 
-from multimodal_gemma import files
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.registry import server
 from multimodal_gemma.registry.server import quoted
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from multimodal_gemma.config.schema import RegistryConfig
 
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous-champion", "challenger"
-IDENTITY = "mmgemma.identity"  # tag: what `identity` returns
+IDENTITY = "mmgemma.identity"  # tag: a digest of the model and its scores, see `register.Candidate`
 MODEL_DIGEST, EVALUATION_DIGEST = "mmgemma.model_digest", "mmgemma.evaluation_digest"  # tags: manifest digests
 LOGGED_MODEL = "mmgemma.logged_model"  # tag: id of the logged model that the version is of
 PREDICTIONS = "mmgemma.predictions_sha256"  # tag: sha256 of the run's evaluation/predictions.jsonl
@@ -38,62 +37,43 @@ ROLLED_BACK = "mmgemma.rolled_back"  # tag of a version that a rollback took the
 
 
 def check_name(name: str) -> None:
-    """Refuse names that MLflow refuses, or that `models:/NAME@alias` could not spell.
-
-    Raises:
-        InputError: with the rule that the name breaks.
-    """
+    """Refuse names that MLflow refuses, or that `models:/NAME@alias` could not spell, by an InputError."""
     if not name.strip():
         raise InputError("registry: registry.name is empty. Name the registered model.")
-    bad = [character for character in "/:@" if character in name]
-    if bad or name in (".", ".."):
+    if set("/:@") & set(name) or name in (".", ".."):
         raise InputError(
             f"registry: {name!r} cannot be a registered model's name: it must not be a path or hold '/', ':' or '@'. "
             "Change registry.name."
         )
 
 
-def check_alias(alias: str) -> None:
-    """Refuse aliases that MLflow refuses or reserves.
-
-    Raises:
-        InputError: with the rule that the alias breaks.
-    """
-    if alias.lower() == "latest" or (alias[:1] in "vV" and alias[1:].isdigit()):
-        raise InputError(f"registry: MLflow reserves the alias {alias!r}. Use another, e.g. {CHAMPION}.")
-    if not alias or not all(character.isalnum() or character in "_-" for character in alias):
-        raise InputError(f"registry: {alias!r} cannot be an alias: only letters, digits, '_' and '-' may be in it.")
-
-
-def identity(model_digest: str, evaluation_digest: str) -> str:
-    """Return what makes a version one of a kind: this model, scored like this."""
-    return files.digest_of([model_digest, evaluation_digest])
-
-
 def aliases(client: MlflowClient, name: str) -> dict[str, str]:
     """Return the version, as text, behind each alias; empty if there is no such model."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        found = client.get_registered_model(name).aliases
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return {}
-    # Over REST a version is text, on a database a number.
-    return {alias: str(version) for alias, version in found.items()}
+    with server.tolerating(server.ABSENT):
+        # Over REST a version is text, on a database a number.
+        return {alias: str(version) for alias, version in client.get_registered_model(name).aliases.items()}
+    return {}
 
 
 def tags(client: MlflowClient, name: str, version: str) -> dict[str, str]:
     """Return the tags of a version; none if it was deleted."""
-    from mlflow.exceptions import MlflowException
-
-    try:
+    with server.tolerating(server.ABSENT):
         return dict(client.get_model_version(name, version).tags)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return {}
+    return {}
+
+
+def require(client: MlflowClient, name: str, version: str) -> ModelVersion:
+    """Return a version.
+
+    Raises:
+        InputError: it is no number, or there is none of this number.
+    """
+    where = f"registry: {name} has no version {version}. "
+    if not version.isdigit():
+        raise InputError(f"{where}Give a number, or an alias that it holds.")
+    with server.tolerating(server.ABSENT):
+        return client.get_model_version(name, version)
+    raise InputError(f"{where}Look at its versions in MLflow.")
 
 
 def find(client: MlflowClient, name: str, wanted: str) -> ModelVersion | None:
@@ -103,22 +83,12 @@ def find(client: MlflowClient, name: str, wanted: str) -> ModelVersion | None:
 
 
 def create(client: MlflowClient, name: str, model_id: str, run_id: str, tags: dict[str, str]) -> ModelVersion:
-    """Make a version of a logged model; if another process was faster, return its version instead.
+    """Make a version of a logged model, with `tags` that hold `IDENTITY`; return that of a faster process instead.
 
-    Args:
-        client: MLflow's.
-        name: the registered model, made if it is not there.
-        model_id: the logged model.
-        run_id: the run that logged it.
-        tags: with `IDENTITY`; `LOGGED_MODEL` is added (read back from a database, a version's own model_id is empty).
+    `LOGGED_MODEL` is added, as a version's own model_id is empty when it is read back from a database.
     """
-    from mlflow.exceptions import MlflowException
-
-    try:
+    with server.tolerating(server.TAKEN):
         client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code not in ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS"):
-            raise
     made = client.create_model_version(
         name, f"models:/{model_id}", run_id=run_id, tags={**tags, LOGGED_MODEL: model_id}, model_id=model_id
     )
@@ -137,14 +107,8 @@ def create(client: MlflowClient, name: str, model_id: str, run_id: str, tags: di
 def crown(client: MlflowClient, name: str, version: str, *, over: str | None) -> bool:
     """Make `version` the champion and keep the former one for a rollback; doing it twice changes nothing.
 
-    Args:
-        client: MLflow's.
-        name: the registered model.
-        version: the new champion.
-        over: the champion that it was held against; None if there was none.
-
     Returns:
-        Whether it is champion now: not if the title has passed to another version in the meantime.
+        Whether it is champion now: not if the title is no longer with `over`, the champion that it was held against.
     """
     held = aliases(client, name)
     former = held.get(CHAMPION)
@@ -209,7 +173,7 @@ def promote(registry: RegistryConfig, version: str | int, *, dry_run: bool = Fal
     with server.connected(registry) as client:
         held = aliases(client, name)
         number = held.get(str(version), str(version))
-        gate = _get(client, name, number).tags.get("gate", "")
+        gate = require(client, name, number).tags.get("gate", "")
         change = Change(name, held.get(CHAMPION, ""), number, gate, dry_run)
         if not dry_run and change.before != change.after:
             if gate != "passed":
@@ -235,7 +199,7 @@ def rollback(registry: RegistryConfig, *, dry_run: bool = False) -> Change:
         before, after = held.get(CHAMPION, ""), held.get(PREVIOUS, "")
         if not after:
             raise InputError(f"rollback: {name} has no former champion. Choose a version with promote.")
-        former = _get(client, name, after)
+        former = require(client, name, after)
         change = Change(name, before, after, former.tags.get("gate", ""), dry_run)
         if not dry_run:
             # Both aliases on one version: a change of champion was cut short. Only its end is missing.
@@ -244,30 +208,8 @@ def rollback(registry: RegistryConfig, *, dry_run: bool = False) -> Change:
             client.set_registered_model_alias(name, CHAMPION, after)
             # One step further back for the next rollback, if that version is still there.
             earlier = former.tags.get(PREVIOUS_OF, "")
-            if earlier and earlier != before and _exists(client, name, earlier):
+            if earlier and earlier != before and tags(client, name, earlier):
                 client.set_registered_model_alias(name, PREVIOUS, earlier)
             else:
                 client.delete_registered_model_alias(name, PREVIOUS)
     return change
-
-
-def _get(client: MlflowClient, name: str, version: str) -> ModelVersion:
-    from mlflow.exceptions import MlflowException
-
-    where = f"registry: {name} has no version {version}. "
-    if not version.isdigit():
-        raise InputError(f"{where}Give a number, or an alias that it holds.")
-    try:
-        return client.get_model_version(name, version)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        raise InputError(f"{where}Look at its versions in MLflow.") from None
-
-
-def _exists(client: MlflowClient, name: str, version: str) -> bool:
-    try:
-        _get(client, name, version)
-    except InputError:
-        return False
-    return True

@@ -133,6 +133,21 @@ class Page:
         return _template(kind).render(**shown, **more) + "\n"
 
 
+def data_uri(image: Image, *, max_side: int = 224, quality: int = 80) -> str:
+    """Return `image` as a JPEG data URI.
+
+    Args:
+        image: any mode; converted to RGB.
+        max_side: longer side in pixels; a larger image is reduced, a smaller one stays.
+        quality: of the JPEG, 1 to 95.
+    """
+    small = image.convert("RGB")
+    small.thumbnail((max_side, max_side))
+    buffer = io.BytesIO()
+    small.save(buffer, format="JPEG", quality=quality)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
 @functools.cache
 def _template(kind: str) -> Template:
     from jinja2 import Environment, FunctionLoader
@@ -160,18 +175,3 @@ def _cell(cell: Cell) -> Link:
     if isinstance(cell, bool | str):
         return Link(str(cell))
     return Link(f"{cell:,}" if isinstance(cell, int) else f"{cell:.3f}")
-
-
-def data_uri(image: Image, *, max_side: int = 224, quality: int = 80) -> str:
-    """Return `image` as a JPEG data URI.
-
-    Args:
-        image: any mode; converted to RGB.
-        max_side: longer side in pixels; a larger image is reduced, a smaller one stays.
-        quality: of the JPEG, 1 to 95.
-    """
-    small = image.convert("RGB")
-    small.thumbnail((max_side, max_side))
-    buffer = io.BytesIO()
-    small.save(buffer, format="JPEG", quality=quality)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

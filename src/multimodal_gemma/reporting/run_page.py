@@ -13,6 +13,7 @@ from typing import Any
 from multimodal_gemma.reporting.page import Link, Page
 
 SETTINGS = ("random", "popular", "adversarial")  # of POPE, from the easiest to the hardest
+NAMES = {"pope": "POPE-format questions", "vqa": "VQA-format questions"}  # where an evaluation does not say
 # What an outcome is called in one word, and whether it is good news.
 _WORDS = {
     "passed": ("champion", "good"),
@@ -53,6 +54,7 @@ class Score:
         champion: score of the version that was champion before.
         count: questions.
         asked: what the questions are called in full.
+        f1: where the answers are yes and no.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Score:
     champion: float | None = None
     count: int | None = None
     asked: str = ""
+    f1: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +112,14 @@ def render(page: RunPage) -> str:
     return sections.html("run_page", page=page, word=word, mark=mark, duration=duration)
 
 
+def judged(name: str, version: str, alias: str, rules: Sequence[Mapping[str, Any]]) -> tuple[str, str, str]:
+    """Return outcome, verdict and reason of a run whose model was registered; without rules nothing was decided."""
+    called = f"version {version} of {name}"
+    if rules and all(rule["passed"] for rule in rules):
+        return "passed", f"The model passed the gate: {called} is {alias or 'registered'}.", ""
+    return "refused", f"The gate refused the model: {called} is no champion.", refusals(rules)
+
+
 def refusals(rules: Sequence[Mapping[str, Any]]) -> str:
     """Return why a gate refused, from the rules of its decision: a line each."""
     return "\n".join(f"{rule['name']}: {rule['reason']}." for rule in rules if not rule.get("passed"))
@@ -122,7 +133,7 @@ def scores(metrics: Mapping[str, Any], champion: Mapping[str, float]) -> list[Sc
         champion: flat metrics of the version that was champion before; {} for none.
     """
     pope, vqa = metrics.get("pope") or {}, metrics.get("vqa") or {}
-    names = {kind: f"{kind.upper()}-format questions" for kind in ("pope", "vqa")} | dict(metrics.get("names") or {})
+    names = NAMES | (metrics.get("names") or {})
     short = {kind: name.partition(" questions")[0] for kind, name in names.items()}  # of what is no published set
     rows = [
         (f"{short['pope']} {name}", pope[name], f"pope_{name}_accuracy", names["pope"])
@@ -144,6 +155,7 @@ def scores(metrics: Mapping[str, Any], champion: Mapping[str, float]) -> list[Sc
             champion.get(key),
             entry.get("count"),
             asked,
+            entry.get("f1"),
         )
         for name, entry, key, asked in rows
     ]

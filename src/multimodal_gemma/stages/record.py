@@ -36,7 +36,7 @@ def run(config: Config, name: str, model: Path, evaluation: Path, output: Path, 
     Raises:
         InputError: the evaluation is of another model, the registry has no version of it, or MLflow refuses.
     """
-    from multimodal_gemma.registry import record, runs, server, versions
+    from multimodal_gemma.registry import runs, server, versions
 
     digest = manifest.read(model, "model").digest
     scored = manifest.read(evaluation, "evaluation")
@@ -59,19 +59,12 @@ def run(config: Config, name: str, model: Path, evaluation: Path, output: Path, 
             "mmgemma.evaluation_digest": scored.digest,
             "mmgemma.purpose": "evaluation",
         }
-        record.tags(client, run, tags)
-        measured_on = record.dataset(
-            client,
-            run,
-            "benchmarks",
-            metrics.get("benchmarks_digest") or scored.digest,
-            context="evaluation",
-            source={},
-            profile=scored.counts,
-        )
+        runs.tags(client, run, tags)
+        answered = metrics.get("benchmarks_digest") or scored.digest
+        measured_on = runs.dataset(client, run, "benchmarks", answered, "evaluation", scored.counts)
         logged = found[0].tags[versions.LOGGED_MODEL]
-        record.metrics(client, run, metrics["metrics"], model_id=logged, dataset=measured_on)
-        record.folder_files(client, run, evaluation, _PAGES, "evaluation")
+        runs.metrics(client, run, metrics["metrics"], model_id=logged, dataset=measured_on)
+        runs.folder_files(client, run, evaluation, _PAGES, "evaluation")
         for version in found:
             client.set_model_version_tag(name, version.version, LAST_EVALUATION, run)
         if not runs.injected_run():  # the platform ends the run that it made

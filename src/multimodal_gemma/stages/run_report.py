@@ -57,11 +57,6 @@ class Registered:
     metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     champion: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
-    @property
-    def passed(self) -> bool:
-        """Whether the gate let the version through."""
-        return bool(self.rules) and all(rule["passed"] for rule in self.rules)
-
 
 def run(asked: Mapping[str, Any], status: Mapping[str, Any], output: Path) -> None:
     """Write the page of a run, end its MLflow run if it failed, and delete what it left; nothing here fails.
@@ -83,14 +78,7 @@ def run(asked: Mapping[str, Any], status: Mapping[str, Any], output: Path) -> No
 
 
 def renew(api: Api, followed: Followed, end: Snapshot, output: Path) -> None:
-    """Write the page of a run anew, as after KFP's own retry, which runs no exit handler twice.
-
-    Args:
-        api: the KFP server.
-        followed: the run.
-        end: how it ended, with reasons.
-        output: the page.
-    """
+    """Write the page of a run anew, as after KFP's own retry, which runs no exit handler twice."""
     given = api.call(api.runs.run_service_get_run, followed.identity).runtime_config
     declared = ((followed.spec.get("root") or {}).get("inputDefinitions") or {}).get("parameters") or {}
     asked = {name: spec.get("defaultValue") for name, spec in declared.items()} | dict(given.parameters or {})
@@ -111,16 +99,9 @@ def page_of(
     run_id: str = "",
     graph: str = "",
 ) -> RunPage:
-    """Return what the page of a run says.
+    """Return what the page of a run says by KFP's final status, the server (None: not asked) and MLflow.
 
-    Args:
-        name: of the run.
-        status: KFP's final status.
-        end: the run as the server tells it, with reasons; None where it could not be asked.
-        known: what MLflow knows.
-        config: of the run; None where it was no valid one.
-        run_id: of the run, for the commands.
-        graph: a drawing of the steps.
+    The run's id is for the commands, the graph a drawing of the steps.
     """
     outcome, verdict, reason = _judge(status, end, known)
     goes_on = outcome in ("failed", "stopped") and bool(run_id)
@@ -189,7 +170,6 @@ def _seen(metrics: Mapping[str, Any]) -> str:
 
 def _judge(status: Mapping[str, Any], end: Snapshot | None, known: Registered) -> tuple[str, str, str]:
     """Return outcome, verdict and reason."""
-    version = f"version {known.version} of {known.name}"
     failed = end.failed if end else None
     if end and end.stopped:
         row = next((row for row in end.rows if row.state == "stopped"), None)
@@ -199,10 +179,8 @@ def _judge(status: Mapping[str, Any], end: Snapshot | None, known: Registered) -
         tries = f" after {failed.tries} tries" if (failed.tries or 0) > 1 else ""
         what = f"{failed.name} failed{tries}." if failed.started else f"{failed.name} could not be started."
         return "failed", what, failed.reason or "It left no log that could be read."
-    if known.passed:
-        return "passed", f"The model passed the gate: {version} is {known.alias or 'registered'}.", ""
     if known.version:
-        return "refused", f"The gate refused the model: {version} is no champion.", run_page.refusals(known.rules)
+        return run_page.judged(known.name, known.version, known.alias, known.rules)
     gate = end.gate if end else ""
     if gate in ("passed", "refused"):
         word = "passed the gate" if gate == "passed" else "was refused by the gate"

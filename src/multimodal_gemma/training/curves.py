@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from multimodal_gemma.planning.arithmetic import Work
     from multimodal_gemma.reporting.page import Page
 
+LOSSES = "Both fall together while the model learns; validation that turns up again is memorising."
 _SMOOTHING = 0.05  # share of the newest step in the smoothed loss, of a 20th of the run at least
 
 
@@ -146,16 +147,15 @@ def page(
         end = "stopped early, as the validation loss no longer fell" if stopped_early else "ran to its end"
         told = f"{steps[-1]:,} steps; it {end}. The model holds the weights of step {best_step:,}."
     view = Page("Training", told)
-    losses: dict[str, tuple[list[float], list[float]]] = {
-        "training (smoothed)": (steps, smoothed([row["loss"] for row in rows]))
-    }
-    if validated:
-        losses["validation"] = ([step for step, _ in validated], [loss for _, loss in validated])
     best = dict(validated).get(best_step)
     seconds = sum(row["seconds"] for row in rows)
     view.cards(
         [
-            ("last training loss", f"{losses['training (smoothed)'][1][-1]:.3f}", "nats a supervised token, smoothed"),
+            (
+                "last training loss",
+                f"{smoothed([row['loss'] for row in rows])[-1]:.3f}",
+                "nats a supervised token, smoothed",
+            ),
             ("validation loss", "none" if best is None else f"{best:.3f}", f"step {best_step:,}"),
             (
                 "time in steps",
@@ -164,8 +164,8 @@ def page(
             ),
         ]
     )
-    view.section("Loss", "Both fall together while the model learns; validation that turns up again is memorising.")
-    view.figure(charts.lines(losses, "step", "loss (nats a token)"))
+    view.section("Loss", LOSSES)
+    view.figure(losses(rows))
     rates = {
         name.removesuffix("_lr"): (steps, [row[name] for row in rows])
         for name in sorted(rows[0])
@@ -178,6 +178,16 @@ def page(
     if samples and image is not None:
         _answers(view, samples, image)
     return view.html()
+
+
+def losses(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Draw the losses of curves.jsonl over the steps."""
+    from multimodal_gemma.reporting import charts
+
+    series = {"training (smoothed)": ([row["step"] for row in rows], smoothed([row["loss"] for row in rows]))}
+    if validated := [(row["step"], row["validation_loss"]) for row in rows if "validation_loss" in row]:
+        series["validation"] = ([step for step, _ in validated], [loss for _, loss in validated])
+    return charts.lines(series, "step", "loss (nats a token)")
 
 
 def _answers(view: Page, samples: Sequence[Mapping[str, Any]], image: Callable[[int], Any]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from multimodal_gemma.config import Config
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.local import containers
 from multimodal_gemma.local.results import Record
@@ -111,9 +112,13 @@ def test_a_folder_that_docker_cannot_name_is_a_sentence(tmp_path: Path) -> None:
 
 
 def test_only_files_of_this_machine_are_shown_to_tasks(tmp_path: Path) -> None:
-    (tmp_path / "two words").mkdir()
-    locations = [f"file://{tmp_path}/two%20words", f"file://{tmp_path}/absent", "sample://", "hf://x/y@z", ""]
-    assert containers.local_paths(locations) == [tmp_path / "two words"]
+    """Those in lists too, with what is drawn of them."""
+    for name in ("two words", "images"):
+        (tmp_path / name).mkdir()
+    asked = Config()
+    asked.data.conversations = [f"file://{tmp_path}/two%20words#*2", f"file://{tmp_path}/absent", "sample://"]
+    asked.data.images, asked.benchmarks.images = ["hf://x/y@z"], f"file://{tmp_path}/images"
+    assert containers.local_paths(asked) == [tmp_path / "images", tmp_path / "two words"]
 
 
 def test_the_images_of_a_pipeline_are_read_from_its_file(tmp_path: Path) -> None:

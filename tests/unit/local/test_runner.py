@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from multimodal_gemma import locks
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.local import results, runner
 from tests.unit.local.toy import compile_toy
@@ -141,7 +142,10 @@ def test_mistakes_in_the_configuration_are_told_before_anything_is_made(compiled
 
 
 def test_a_run_folder_in_use_is_refused(compiled, runs):
-    with results.occupied(runs / "mine"), pytest.raises(InputError, match="in use by another run"):
+    with (
+        locks.only_writer(runs / "mine", "test"),
+        pytest.raises(InputError, match="run: another process is writing to"),
+    ):
         runner.run("sample", [], runs, compiled=compiled, run_dir=runs / "mine")
 
 

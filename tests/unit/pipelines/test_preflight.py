@@ -9,6 +9,7 @@ import pytest
 from multimodal_gemma import config as configuration
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.stages import preflight
+from tests.unit.registry.artifacts import ensure_run
 
 CACHED = ("models", "dataset", "benchmarks", "preprocess")
 
@@ -195,7 +196,7 @@ def test_the_platforms_mlflow_wins_over_the_forms_guess_and_an_override_over_bot
 @pytest.mark.parametrize(("address", "name"), [("10.0.0.1", "sample-20261125-232731"), ("", "0b1c")])
 def test_mlflows_run_is_called_like_the_pipelines(monkeypatch, address, name):
     """On a cluster; kfp.local gives every run the same name, so there its id, which a folder has too, is the name."""
-    from multimodal_gemma.registry import runs, server
+    from multimodal_gemma.registry import server
 
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", address)
     monkeypatch.setattr(preflight, "_look_at_cluster", lambda *_, **__: None)
@@ -205,7 +206,7 @@ def test_mlflows_run_is_called_like_the_pipelines(monkeypatch, address, name):
     assert plan["run_id"] == "0b1c"
     registry = configuration.compose("sample").registry
     with server.connected(registry) as client:
-        assert client.get_run(runs.ensure_run(registry, "0b1c")).info.run_name == name
+        assert client.get_run(ensure_run(registry, "0b1c")).info.run_name == name
 
 
 def test_a_source_that_is_not_there_is_told_before_anything_is_downloaded(data):

@@ -9,13 +9,16 @@ import math
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors.numpy import save_file
 
 from multimodal_gemma import manifest
 from tests.unit.evaluation import tiny
+
+if TYPE_CHECKING:
+    from multimodal_gemma.config.schema import RegistryConfig
 
 IMAGES, QUESTIONS_AN_IMAGE = 20, 3
 SETTINGS = ("random", "popular", "adversarial")
@@ -25,13 +28,20 @@ SETTINGS = ("random", "popular", "adversarial")
 def database() -> str:
     """URI of a sqlite registry that all tests of a process share: making one takes seconds."""
     from multimodal_gemma.config.schema import RegistryConfig
-    from multimodal_gemma.registry import runs
 
     folder = tempfile.mkdtemp(prefix="a registry ")  # with a blank: nobody's paths are free of them
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     uri = f"sqlite:///{folder}/mlflow.db"
-    runs.ensure_run(RegistryConfig(tracking_uri=uri), "first")
+    ensure_run(RegistryConfig(tracking_uri=uri), "first")
     return uri
+
+
+def ensure_run(registry: RegistryConfig, pipeline_run: str) -> str:
+    """Id of a pipeline run's run in MLflow, found or made as training does it."""
+    from multimodal_gemma.registry import runs, server
+
+    with server.connected(registry) as client:
+        return runs.run_in(client, registry, pipeline_run)
 
 
 def model_folder(folder: Path, *, seed: int = 0, language: str = "sample://language", family: str = "gemma3") -> Path:

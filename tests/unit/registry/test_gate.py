@@ -21,8 +21,9 @@ def champion(**differences: tuple[float, float, float]) -> Champion:
 
 
 def decision(metrics: dict[str, Any] | None = None, **others: Any) -> Decision:
-    arguments = {"contamination": "clean", "floors": None, "compared": COMPARED, "champion": champion()}
-    return decide(GOOD if metrics is None else metrics, **(arguments | others))
+    facts = {name: others.pop(name, value) for name, value in (("contamination", "clean"), ("champion", champion()))}
+    asked = RegistryConfig(**({"floors": None, "compared": COMPARED, "margins": {}} | others))
+    return decide(asked, GOOD if metrics is None else metrics, **facts)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from multimodal_gemma.stages import register as stage
 from multimodal_gemma.stages.summary import Summary
 from tests.servers.kfp_api import KfpServer
 from tests.unit.registry import artifacts
+from tests.unit.registry.artifacts import ensure_run
 
 Scored = Callable[..., Path]
 
@@ -213,14 +214,14 @@ def test_a_better_champion_that_came_between_decision_and_crown_keeps_the_title(
 
 def test_a_training_that_leads_to_a_known_version_ends_its_own_run(config: Config, submit: Any, scored: Scored) -> None:
     submit(scored(0.8), "first")
-    second = runs.ensure_run(config.registry, "second")  # as its training does
+    second = ensure_run(config.registry, "second")  # as its training does
     again = submit(scored(0.8), "second")
     assert again.cached
     with server.connected(config.registry) as client:
         assert client.get_run(second).info.status == "FINISHED"
         assert client.get_run(again.facts["run_id"]).info.status == "FINISHED"
     config.registry.floors = {"pope_accuracy": 0.1}  # decided anew, in the version's own run
-    third = runs.ensure_run(config.registry, "third")
+    third = ensure_run(config.registry, "third")
     submit(scored(0.8), "third")
     with server.connected(config.registry) as client:
         assert client.get_run(third).info.status == "FINISHED"
@@ -340,12 +341,12 @@ def test_an_injected_run_is_left_to_its_owner(
     config: Config, submit: Any, scored: Scored, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """KFP's plugin makes a run for the pipeline and in it one for each task, of which each task is told its own."""
-    parent = runs.ensure_run(config.registry, "")
+    parent = ensure_run(config.registry, "")
     with server.connected(config.registry) as client:
         experiment = client.get_run(parent).info.experiment_id
         nested = [client.create_run(experiment, tags={"mlflow.parentRunId": parent}).info.run_id for _ in range(2)]
     monkeypatch.setenv("MLFLOW_RUN_ID", nested[0])
-    assert runs.ensure_run(config.registry, "kfp") == parent  # as training does
+    assert ensure_run(config.registry, "kfp") == parent  # as training does
     monkeypatch.setenv("MLFLOW_RUN_ID", nested[1])
     assert submit(scored(0.8), "kfp").facts["run_id"] == parent
     with server.connected(config.registry) as client:

@@ -14,7 +14,8 @@ import pytest
 from multimodal_gemma import environment
 from multimodal_gemma.config.schema import RegistryConfig
 from multimodal_gemma.errors import InputError
-from multimodal_gemma.registry import runs, server
+from multimodal_gemma.registry import server
+from tests.unit.registry.artifacts import ensure_run
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, str], 
 def test_a_refusal_is_one_sentence(answering: Callable[[int, str], str], status: int, body: str, words: str) -> None:
     uri = answering(status, body)
     with pytest.raises(InputError) as error:
-        runs.ensure_run(RegistryConfig(tracking_uri=uri), "run")
+        ensure_run(RegistryConfig(tracking_uri=uri), "run")
     assert words in str(error.value)
     assert uri in str(error.value)
     assert "\n" not in str(error.value)
@@ -69,7 +70,7 @@ def test_a_refusal_is_one_sentence(answering: Callable[[int, str], str], status:
 def test_a_dead_server_does_not_hold_a_stage_up() -> None:
     start = time.monotonic()
     with pytest.raises(InputError, match="cannot be reached"):
-        runs.ensure_run(RegistryConfig(tracking_uri="http://127.0.0.1:9"), "run")
+        ensure_run(RegistryConfig(tracking_uri="http://127.0.0.1:9"), "run")
     assert time.monotonic() - start < 10
 
 
@@ -87,7 +88,7 @@ def test_a_dead_server_does_not_hold_a_stage_up() -> None:
 def test_what_is_no_registry_is_refused(monkeypatch: pytest.MonkeyPatch, uri: str, words: str) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(InputError, match="registry: ") as error:
-        runs.ensure_run(RegistryConfig(tracking_uri=uri), "run")
+        ensure_run(RegistryConfig(tracking_uri=uri), "run")
     assert words in str(error.value)
 
 
@@ -95,7 +96,7 @@ def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) ->
     path = tmp_path / "notes.txt"
     path.write_text("not a database, " * 100)
     with pytest.raises(InputError, match="is no SQLite database"):
-        runs.ensure_run(RegistryConfig(tracking_uri=f"sqlite:///{path}"), "run")
+        ensure_run(RegistryConfig(tracking_uri=f"sqlite:///{path}"), "run")
     assert path.read_text() == "not a database, " * 100
 
 
@@ -126,8 +127,8 @@ def test_a_line_break_at_a_credentials_end_is_removed_and_one_inside_is_named(mo
 
 def test_configuration_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere")
-    assert runs.tracking_uri(RegistryConfig(tracking_uri="sqlite:///x.db")) == "sqlite:///x.db"
-    assert runs.tracking_uri(RegistryConfig()) == "http://elsewhere"
+    assert server.tracking_uri(RegistryConfig(tracking_uri="sqlite:///x.db")) == "sqlite:///x.db"
+    assert server.tracking_uri(RegistryConfig()) == "http://elsewhere"
 
 
 def test_the_process_keeps_its_own_mlflow(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

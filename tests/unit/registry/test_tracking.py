@@ -8,8 +8,9 @@ import time
 import pytest
 
 from multimodal_gemma.errors import InputError
-from multimodal_gemma.registry import runs, server, tracking
+from multimodal_gemma.registry import server, tracking
 from multimodal_gemma.stages import train
+from tests.unit.registry.artifacts import ensure_run
 from tests.unit.training import toys
 
 
@@ -24,7 +25,7 @@ def test_a_training_is_seen_in_the_pipelines_run(tmp_path, mlflow):
     models = toys.write_models(tmp_path / "models")
     dataset = toys.write_dataset(tmp_path / "data", models)
     config = toys.configuration("training.trackers=[mlflow]", mlflow)
-    expected = runs.ensure_run(config.registry, "pipeline-1")
+    expected = ensure_run(config.registry, "pipeline-1")
     train.run(config, dataset, models, tmp_path / "model", run_id="pipeline-1")
     with server.connected(config.registry) as client:
         run = client.get_run(expected)
@@ -66,7 +67,7 @@ def test_an_outage_is_named_once_and_the_scalars_follow(tmp_path, mlflow, monkey
 
     PartialState(cpu=True)
     registry = toys.configuration(mlflow).registry
-    run = runs.ensure_run(registry, "pipeline-2")
+    run = ensure_run(registry, "pipeline-2")
     tracker = tracking.MLflowBatches(registry, "pipeline-2", tmp_path / "waiting.jsonl")
     monkeypatch.setattr(tracking, "_FLUSH_EVERY", 0.0)
     warnings: list[str] = []

@@ -17,6 +17,7 @@ from multimodal_gemma.reporting import run_page
 from multimodal_gemma.stages import component, run_report
 from multimodal_gemma.stages.run_report import Registered
 from tests.unit.cluster.test_kfp_answers import pipeline
+from tests.unit.registry.artifacts import ensure_run
 
 RULES = ({"name": "floor of pope_accuracy", "passed": False, "reason": "0.5957 is below 0.85"},)
 SETTINGS = hardware.resolve(config.compose("sample"))
@@ -164,14 +165,14 @@ def asked(tmp_path) -> dict[str, Any]:
 
 
 def test_a_failed_run_is_failed_in_mlflow_too(asked, tmp_path, monkeypatch):
-    from multimodal_gemma.registry import runs, server
+    from multimodal_gemma.registry import server
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     monkeypatch.setattr(run_report, "_asked_server", lambda _: (None, ""))
     monkeypatch.setattr(run_report, "clean_up", lambda _: [])
     registry = config.compose("sample", [f"registry.tracking_uri={asked['registry_tracking_uri']}"]).registry
-    run = runs.ensure_run(registry, "run-1")
+    run = ensure_run(registry, "run-1")
     status = asked.pop("status")
     run_report.run(asked, status, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
