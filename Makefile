@@ -84,6 +84,17 @@ build/dvc/stamp: constraints.txt
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dvc
 	@touch $@
 
+# lmms-eval's pins fight this project's, so it has an environment of its own: it sees what is installed here, and adds what
+# the loader of tasks and the adapter of Llava models import. The many tasks that need more do not run in it.
+LMMS_NEEDS := datasets decord evaluate jsonlines loguru lxml pytablewriter sacrebleu tenacity tqdm-multiprocess
+build/lmms/stamp: constraints.txt $(VENV)/dev.stamp
+	$(PYTHON) -m venv --clear --without-pip $(@D)
+	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' \
+		> $$($(@D)/bin/python -c 'import site; print(site.getsitepackages()[0])')/project.pth
+	$(BIN)/python -m pip --python $(@D)/bin/python install --quiet --disable-pip-version-check -c constraints.txt $(LMMS_NEEDS)
+	$(BIN)/python -m pip --python $(@D)/bin/python install --quiet --disable-pip-version-check --no-deps lmms-eval==0.7.3
+	@touch $@
+
 clean: ## remove the virtual environment and caches; runs/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
 

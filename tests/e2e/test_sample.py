@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,9 @@ from typing import Any
 
 import pytest
 
+from multimodal_gemma import config, files
+from multimodal_gemma.data.shards import ImageShards
+from multimodal_gemma.evaluation import lmms, questions
 from tests.e2e.conftest import summary_of
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -126,6 +130,66 @@ def test_stock_transformers_answers_as_it_was_scored(version: str, summary: dict
     assert found["version"].startswith(version)
     assert len(found["told"]) > 50
     assert [pair for pair in found["told"] if pair[0] != pair[1]] == []
+
+
+LMMS = os.environ.get("MMGEMMA_LMMS") or shutil.which("lmms-eval")
+TASK = """
+dataset_path: json
+dataset_kwargs: {data_files: {test: FOLDER/questions.jsonl}}
+task: sample_pope
+test_split: test
+output_type: generate_until
+doc_to_visual: !function own.picture
+doc_to_text: !function own.pope_doc_to_text
+doc_to_target: answer
+generation_kwargs: {max_new_tokens: 128, temperature: 0, top_p: 1.0, num_beams: 1, do_sample: false}
+process_results: !function own.pope_process_results
+metric_list:
+  - {metric: pope_accuracy, aggregation: !function own.pope_aggregate_accuracy, higher_is_better: true}
+lmms_eval_specific_kwargs:
+  default: {pre_prompt: "", post_prompt: "\\nAnswer the question using a single word or phrase."}
+"""  # its own task `pope`, but for where the questions lie
+OWN = """
+from lmms_eval.tasks.pope.utils import *
+from PIL import Image
+
+def picture(doc):
+    return [Image.open(doc["picture"]).convert("RGB")]
+"""
+
+
+def test_lmms_eval_answers_pope_as_it_was_scored(
+    summary: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Else what is published of a model by that harness would be the scores of another prompt.
+    if LMMS is None:
+        pytest.skip("lmms-eval is not installed")
+    artifacts, tasks = Path(summary["export"]).parents[1], tmp_path / "tasks"
+    benchmarks, evaluation = artifacts / "download-benchmarks" / "benchmarks", artifacts / "evaluate-model"
+    scored = [row for row in questions.read_rows(evaluation / "evaluation") if row["benchmark"] != "vqa"][::4]
+    tasks.mkdir()
+    shards, asked = ImageShards(benchmarks), []
+    for number, row in enumerate(scored):
+        picture = tasks / row["image"]
+        picture.write_bytes(shards.read(row["image"]))
+        asked.append({"question_id": number, "question": row["question"], "answer": row["label"]})
+        asked[-1]["picture"] = str(picture)
+    files.write_jsonl(tasks / "questions.jsonl", asked)
+    (tasks / "sample_pope.yaml").write_text(TASK.replace("FOLDER", str(tasks)))
+    (tasks / "own.py").write_text(OWN)
+    chosen = ["evaluation.lmms=[sample_pope]", f"evaluation.lmms_command={LMMS}", f"evaluation.lmms_include={tasks}"]
+    settings = config.compose("sample", [*chosen, "evaluation.device=cpu"]).evaluation
+    for name, value in {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub"), "OMP_NUM_THREADS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    program, _ = lmms.require(settings)
+    found = lmms.run(program, settings, Path(summary["export"]) / "model", tmp_path, "")
+    told = files.read_jsonl(tmp_path / "lmms" / "sample_pope.answers.jsonl", "test")
+    assert [row["number"] for row in told] == list(range(len(scored)))
+    assert len(scored) > 300
+    pairs = [(row["question"], row["prediction"], own["answer"]) for row, own in zip(scored, told, strict=True)]
+    assert [pair for pair in pairs if pair[1] != pair[2]] == []
+    share = sum(row["strict_score"] for row in scored) / len(scored)
+    assert found["sample_pope"]["scores"]["pope_accuracy"] == pytest.approx(share)
 
 
 def test_no_shipped_file_names_a_folder_of_this_machine(summary: dict[str, Any], runs: Path) -> None:

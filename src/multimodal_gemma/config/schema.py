@@ -203,6 +203,9 @@ class EvaluationConfig:
     confidence: float = number(0.95, low=0.5, high=0.999)  # of the intervals, clustered by image
     device: str = choice("auto", "cpu", "cuda")
     precision: str = choice("auto", "fp32", "bf16")
+    lmms: list[str] = dataclasses.field(default_factory=list)  # tasks of lmms-eval, e.g. [gqa,mme]; [] does without it
+    lmms_command: str = "lmms-eval"  # its program on the machine that evaluates: a path, or a name on PATH
+    lmms_include: str = ""  # folder there with further tasks, as lmms-eval's --include_path
 
 
 @dataclasses.dataclass

@@ -67,7 +67,7 @@ def stop_tokens(model: Any, processor: Any) -> list[int]:
     """Return the ids that end an answer: those of the generation configuration, and the chat template's end of turn."""
     configured = model.generation_config.eos_token_id
     ids = {configured} if isinstance(configured, int) else set(configured or [])
-    return sorted((ids | {processor.tokenizer.eos_token_id, _end_of_turn(processor)}) - {None})
+    return sorted((ids | {processor.tokenizer.eos_token_id, end_of_turn(processor)}) - {None})
 
 
 def common_prefix(rows: Sequence[list[int]]) -> int:
@@ -109,7 +109,7 @@ class YesOrNo:
         return odds.sigmoid().tolist()
 
 
-def _end_of_turn(processor: Any) -> int | None:
+def end_of_turn(processor: Any) -> int | None:
     """Return the special token that the template writes right after an assistant's words, if it writes one."""
     question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _PROBE}]}
     answer = {"role": "assistant", "content": [{"type": "text", "text": _PROBE}]}

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from multimodal_gemma import files
+from multimodal_gemma.evaluation import lmms
 from multimodal_gemma.evaluation.questions import Row, seen
 from multimodal_gemma.reporting import charts
 from multimodal_gemma.reporting.page import GalleryItem, Page
@@ -62,6 +63,8 @@ def render(
         _vqa(page, metrics["vqa"], metrics["names"]["vqa"])
     if captions:
         _chair(page, captions, metrics["chair"], shards)
+    if metrics["lmms"]:
+        _lmms(page, metrics["lmms"])
     _examples(page, rows, shards)
     return page.html()
 
@@ -263,6 +266,18 @@ def _chair(page: Page, captions: Sequence[Row], found: dict[str, Any], shards: I
     faulty = [row for row in captions if not all(there for *_, there in row["mentions"])]
     for chosen in (faulty, [row for row in captions if row not in faulty]):
         page.gallery([_described(row, shards) for row in draw(chosen, _PER_GALLERY // 2)])
+
+
+def _lmms(page: Page, found: dict[str, Any]) -> None:
+    page.section(
+        "Other benchmarks, by lmms-eval",
+        f"Asked and scored by lmms-eval {found['version']} by its adapter llava_hf, each in its own scorer's unit and "
+        "without an interval of ours. Pictures of these benchmarks were not compared with the training images.",
+    )
+    page.table(
+        ("task", "measure", "value", "questions"),
+        [(task, metric, f"{value:.4g}", f"{count:,}") for task, metric, value, count in lmms.rows(found["tasks"])],
+    )
 
 
 def _described(row: Row, shards: ImageShards) -> GalleryItem:

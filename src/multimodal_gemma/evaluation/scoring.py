@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from multimodal_gemma.evaluation import chair
+from multimodal_gemma.evaluation import chair, lmms
 from multimodal_gemma.evaluation.pope import pope_metrics
 from multimodal_gemma.evaluation.questions import Row
 from multimodal_gemma.evaluation.statistics import calibration, clustered_mean
@@ -26,6 +26,7 @@ def score(
     *,
     confidence: float = 0.95,
     validation: Metrics | None = None,
+    others: Metrics | None = None,
 ) -> Metrics:
     """Return the sections of metrics.json and the flat metrics (see docs/evaluation.md).
 
@@ -34,6 +35,7 @@ def score(
         captions: what `chair.rows` made.
         confidence: probability that the intervals cover.
         validation: what `validation.section` made; None or {} if nothing is known.
+        others: `version` of lmms-eval, and `tasks` as `lmms.run` found them; None or {} if it was not asked.
     """
     asked, vqa = [row for row in rows if row["benchmark"] != "vqa"], [row for row in rows if row["benchmark"] == "vqa"]
     scored: Metrics = {
@@ -46,6 +48,7 @@ def score(
         "vqa": _vqa_by_type(vqa, confidence) if vqa else {},
         "chair": chair.score(captions, confidence) if captions else {},
         "validation": validation or {},
+        "lmms": others or {},
     }
     if asked:
         scored["pope_mean"] = {
@@ -172,6 +175,8 @@ def _flat(scored: Metrics) -> dict[str, float]:
         metrics["chair_mentions"] = told["mentions_per_caption"]
     if found := scored["validation"]:
         metrics |= {"validation_loss": found["loss"], "validation_perplexity": found["perplexity"]}
+    if asked := scored["lmms"]:
+        metrics |= lmms.flat(asked["tasks"])
     return {name: float(value) for name, value in metrics.items()}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multimodal_gemma import files, locks, logs, manifest
-from multimodal_gemma.config.schema import Config
+from multimodal_gemma.config.schema import Config, EvaluationConfig
 from multimodal_gemma.stages.summary import Summary
 
 if TYPE_CHECKING:
@@ -41,17 +41,17 @@ def run(config: Config, model: Path, benchmarks: Path, output: Path, *, dataset:
         Summary whose numbers are the flat metrics.
 
     Raises:
-        InputError: the model cannot be asked, files are faulty, images are missing or were trained on, or another
-            evaluation is at work in the folder.
+        InputError: the model cannot be asked, files are faulty, images are missing or were trained on, another
+            evaluation is at work in the folder, or lmms-eval is not there or failed.
     """
     from multimodal_gemma.data.benchmarks import OBJECTS, load_objects
     from multimodal_gemma.data.shards import ImageShards
-    from multimodal_gemma.evaluation import asking, chair, loading, questions, report, scoring
+    from multimodal_gemma.evaluation import asking, chair, lmms, loading, questions, report, scoring
 
     asked_of = manifest.read(benchmarks, "benchmarks")
     settings = config.evaluation
     shaping = {
-        "evaluation": dataclasses.asdict(settings),
+        "evaluation": _without(settings, "lmms_command"),
         "contamination": config.data.contamination,
         "format": FORMAT,
     }
@@ -66,19 +66,21 @@ def run(config: Config, model: Path, benchmarks: Path, output: Path, *, dataset:
     categories, described = load_objects(benchmarks / OBJECTS)
     images = {question.image_id for question in asked}
     contamination = questions.contamination(model, dataset, images, config.data.contamination)
+    program = lmms.require(settings) if settings.lmms else None
     with locks.only_writer(output, "evaluate"):
         shards = ImageShards(benchmarks)
         answers, validation = _answers(config, model, shards, output, asked, [*described], inputs, dataset)
         rows = questions.rows(asked, answers)
         said = {image: answers[image][""].text for image in described}
         captions = chair.rows(described, categories, said, settings.description)
+        others = _others(settings, model, output, inputs, *program) if program else {}
         metrics = {
             "schema_version": scoring.SCHEMA_VERSION,
             "model_digest": inputs["model"],
             "benchmarks_digest": asked_of.digest,
             "names": questions.names(benchmarks),
             "contamination": contamination,
-            **scoring.score(rows, captions, confidence=settings.confidence, validation=validation),
+            **scoring.score(rows, captions, confidence=settings.confidence, validation=validation, others=others),
         }
         files.write_jsonl(output / questions.PREDICTIONS, rows)
         if captions:
@@ -126,7 +128,7 @@ def _answers(
         passes.append(({image: [""] for image in described}, settings.description, settings.description_tokens))
     distinct = sum(map(len, by_image.values()))
     _log.info(f"{len(asked):,} questions, {distinct:,} of them distinct, about {len(by_image):,} images")
-    identity = {**inputs, "settings": dataclasses.asdict(settings)}
+    identity = {**inputs, "settings": _without(settings, "lmms", "lmms_command", "lmms_include")}
     with asking.AnswerStore(output, identity) as store, loading.threads_for(loaded):
         if store.answers:
             _log.info(f"continuing: {len(store.answers):,} of {len(by_image):,} images are answered")
@@ -151,6 +153,21 @@ def _validation(config: Config, model: Path, loaded: Any, processor: Any, datase
         else:
             _log.info(f"no validation loss: {model} does not state that it learnt from {dataset}")
     return validation.section(found, trained.facts.get("validation_loss") if trained else None)
+
+
+def _others(
+    settings: EvaluationConfig, model: Path, output: Path, inputs: dict[str, str], program: str, version: str
+) -> dict[str, Any]:
+    """Return what lmms-eval finds of the model in the tasks that are asked for."""
+    from multimodal_gemma.evaluation import lmms
+
+    identity = files.digest_of([inputs["model"], version, settings.precision, settings.lmms_include])
+    return {"version": version, "tasks": lmms.run(program, settings, model, output, identity)}
+
+
+def _without(settings: EvaluationConfig, *names: str) -> dict[str, Any]:
+    """Return the settings as a table, without some that what is made of them does not depend on."""
+    return {name: value for name, value in dataclasses.asdict(settings).items() if name not in names}
 
 
 def _called(model: Path) -> str:

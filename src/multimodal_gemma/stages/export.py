@@ -154,7 +154,8 @@ def _write_int8(config: Config, output: Path, benchmarks: Path | None, evaluatio
     from multimodal_gemma.stages import evaluate
 
     with tempfile.TemporaryDirectory() as scratch:
-        evaluate.run(config, output / weights.INT8, benchmarks, Path(scratch))
+        own = dataclasses.replace(config.evaluation, lmms=[])  # lmms-eval has scored the weights that are shipped
+        evaluate.run(dataclasses.replace(config, evaluation=own), output / weights.INT8, benchmarks, Path(scratch))
         rows = questions.read_rows(Path(scratch)), questions.read_rows(evaluation)
     return {**found, "scores": questions.compare(*rows, confidence=config.evaluation.confidence)}
 

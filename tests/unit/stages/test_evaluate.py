@@ -20,8 +20,9 @@ from multimodal_gemma.evaluation.generator import SuffixGenerator
 from multimodal_gemma.evaluation.pope import pope_metrics
 from multimodal_gemma.evaluation.prompts import Prompter
 from multimodal_gemma.evaluation.statistics import Threshold
+from multimodal_gemma.registry import gate
 from multimodal_gemma.stages import evaluate
-from tests.unit.evaluation import benchmark_folder, tiny
+from tests.unit.evaluation import benchmark_folder, lmms_program, tiny
 
 QUESTIONS = benchmark_folder.IMAGES * (4 + 2 + 4 + 2)
 DISTINCT = benchmark_folder.IMAGES * (4 + 2)
@@ -448,3 +449,30 @@ def test_separators_of_lines_in_questions_and_answers_do_not_cut_a_row(tmp_path:
     assert asking.AnswerStore(tmp_path, {"model": "x"}).answers == {"a.jpg": {odd: asking.Answer("yes\u2028no", None)}}
     files.write_jsonl(tmp_path / questions.PREDICTIONS, [{"question": odd}])
     assert questions.read_rows(tmp_path) == [{"question": odd}]
+
+
+def test_what_lmms_eval_scored_is_shown_and_can_be_a_floor(
+    model: Path, benchmarks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, output = ["evaluation.max_new_tokens=4", "evaluation.device=cpu"], tmp_path / "out"
+    for name in ("broken", "whole"):
+        (tmp_path / name).mkdir()
+    broken = lmms_program.write(tmp_path / "broken", act="raise ValueError('no network')")
+    with pytest.raises(InputError, match="failed in task local_group .ValueError: no network"):
+        evaluate.run(config.compose("sample", [*base, *broken]), model, benchmarks, output)
+    monkeypatch.setattr(SuffixGenerator, "_see", None)  # what our own questions were answered is kept
+    whole = lmms_program.write(tmp_path / "whole")
+    summary = evaluate.run(config.compose("sample", [*base, *whole]), model, benchmarks, output)
+    assert summary.numbers["lmms_local_pope_pope_accuracy"] == 0.9
+    metrics = files.read_json(output / "metrics.json", "metrics")
+    assert metrics["lmms"]["version"] == "0.7.3"
+    assert metrics["metrics"]["lmms_again_pope_accuracy"] == 0.9
+    page = (output / "report.html").read_text()
+    assert "lmms-eval 0.7.3" in page
+    assert "local_pope" in page
+    assert {"lmms/local_group.json", "lmms/local_pope.answers.jsonl"} <= manifest.read(output).files.keys()
+    asked = {"contamination": "clean", "compared": [], "champion": None}
+    for floor, passed in ((0.85, True), (0.95, False)):
+        floors = {"lmms_local_pope_pope_accuracy": floor}
+        assert gate.decide(metrics["metrics"], floors=floors, **asked).passed is passed
+    assert gate.decide(metrics["metrics"], floors=None, **asked).passed
