@@ -122,6 +122,10 @@ def test_a_photograph_is_asked_about_and_an_answer_is_stopped(browser: Any, shar
     stopped = said(browser)[0]
     time.sleep(1)
     assert said(browser)[0] == stopped
+    # Gradio's own button Share would send the picture to huggingface.co.
+    script = "return [...document.querySelectorAll('button')].filter(b => b.offsetParent).map(b => b.ariaLabel)"
+    assert "Download" in (labels := browser.execute_script(script))
+    assert "Share" not in labels
     look(browser, "3-stopped")
     # The model is free again: the next question is answered, about the same picture.
     send(browser, "And what color is it?")

@@ -26,8 +26,9 @@ _REFUSED = "Not answered"  # title of a reply that is no answer of the model
 _QUESTION = "Describe the image concisely."
 _SURE = "P(yes) "  # is added to an answer, and is no part of what the model is told later
 _YES_OR_NO = re.compile(r"(yes|no)\b", re.IGNORECASE)
+# Gradio's button Share, which no setting takes from a picture in a chat, sends it to huggingface.co.
 _LOOKS = """
-footer{display:none!important}
+footer,button[aria-label="Share"]{display:none!important}
 @media (max-width:600px){.gradio-container{padding:.4rem!important}.gradio-container h1{font-size:1.25rem!important}}
 """
 
