@@ -150,7 +150,11 @@ class TrainingConfig:
     )  # other crops and light in every epoch, never mirrored; costs the feature cache
     gradient_checkpointing: bool = False  # slower, and a longer sample fits
     validations_per_epoch: int = number(4, low=1)
-    patience: int = number(3, low=1)  # validations without a better loss before training stops
+    best_by: str = choice(
+        "auto", "loss", "yes-no"
+    )  # which validated checkpoint becomes the model; yes-no: by the validation answers that begin with a yes or a no,
+    # right ones of each kind weighing alike; auto: so where there are 20 of each kind, else by the loss
+    patience: int = number(3, low=1)  # validations without a better loss or better answers before training stops
     keep_best: int = number(2, low=1)  # best checkpoints kept beside the last
     checkpoint_minutes: float = number(10.0, low=0)  # between checkpoints, beside those of validations
     checkpoint_uri: str = ""  # s3://BUCKET/PREFIX that gets a copy of each checkpoint: spot nodes lose their disks

@@ -18,8 +18,9 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from multimodal_gemma import logs
 from multimodal_gemma.evaluation.asking import Answer
-from multimodal_gemma.evaluation.prompts import Prompter, YesOrNo, common_prefix, stop_tokens
+from multimodal_gemma.evaluation.prompts import Prompter, common_prefix, stop_tokens
 from multimodal_gemma.model.attention import KINDS
+from multimodal_gemma.model.forward import YesOrNo
 
 if TYPE_CHECKING:
     from PIL.Image import Image

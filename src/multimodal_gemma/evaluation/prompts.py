@@ -1,18 +1,13 @@
-"""From a question to the tokens a model is asked with, by its own chat template, and from tokens to a yes or a no."""
+"""From a question to the tokens a model is asked with, by its own chat template."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from multimodal_gemma.errors import InputError
 
-if TYPE_CHECKING:
-    import torch
-
 _PROBE = "What is this?"
-_YES = ("Yes", "yes", "YES", " Yes", " yes", " YES")
-_NO = ("No", "no", "NO", " No", " no", " NO")
 
 
 class Prompter:
@@ -79,34 +74,6 @@ def common_prefix(rows: Sequence[list[int]]) -> int:
             break
         shared += 1
     return shared
-
-
-class YesOrNo:
-    """Reads P(yes) off the logits of the first answer token.
-
-    The mass of every spelling of yes stands against the mass of every spelling of no. Spellings of a single token
-    decide; only a vocabulary without them is read by the first tokens of its spellings, as far as they tell yes from
-    no.
-    """
-
-    def __init__(self, tokenizer: Any) -> None:
-        spelled = [[tokenizer.encode(word, add_special_tokens=False) for word in words] for words in (_YES, _NO)]
-        single = [{ids[0] for ids in spellings if len(ids) == 1} for spellings in spelled]
-        first = [{ids[0] for ids in spellings if ids} for spellings in spelled]
-        yes, no = single if all(single) else first
-        self._yes, self._no = sorted(yes - no), sorted(no - yes)
-
-    def label(self, token: int) -> bool | None:
-        """Return True if a token begins a yes, False if it begins a no, None if neither."""
-        return True if token in self._yes else False if token in self._no else None
-
-    def probability(self, logits: torch.Tensor) -> list[float | None]:
-        """Return P(yes) of each row of logits (rows, vocabulary)."""
-        if not self._yes or not self._no:
-            return [None] * len(logits)
-        wide = logits.float()
-        odds = wide[:, self._yes].logsumexp(-1) - wide[:, self._no].logsumexp(-1)
-        return odds.sigmoid().tolist()
 
 
 def end_of_turn(processor: Any) -> int | None:

@@ -14,11 +14,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from multimodal_gemma.evaluation.prompts import YesOrNo
 from multimodal_gemma.evaluation.statistics import Threshold, best_threshold, perplexity
 from multimodal_gemma.model import attention
 from multimodal_gemma.model.assembly import cap_logits
-from multimodal_gemma.model.forward import SupervisedLoss, encoder_of
+from multimodal_gemma.model.forward import FEWEST, SupervisedLoss, YesOrNo, encoder_of
 from multimodal_gemma.model.stream import Composer
 from multimodal_gemma.progress import Progress
 
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from multimodal_gemma.data.processed import ProcessedDataset
 
 _ROWS = 1024  # rows of logits at once: over 262,144 words they take 1 GB
-FEWEST = 20  # answers of each kind; fewer say nothing about where yes ends and no begins
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +76,7 @@ def validate(model: Any, processor: Any, dataset: ProcessedDataset, *, batch_tok
     states = SupervisedLoss(model, encoder_of(model, processor)).states
     kernel = attention.choose_kernel("auto", language, model.device, model.dtype)
     total, tokens = 0.0, 0
-    sure: list[float] = []
+    sure: list[float | None] = []
     truth: list[bool] = []
     with Progress("validation", len(split), "conversation") as progress:
         for stream in composer.streams(order, budget):
@@ -93,27 +91,19 @@ def validate(model: Any, processor: Any, dataset: ProcessedDataset, *, batch_tok
                 targets = stream.targets[start : start + _ROWS].to(logits.device)
                 total += float(functional.cross_entropy(logits, targets, reduction="sum"))
             tokens += len(hidden)
-            first = _first_words(stream.rows)
-            labels = [yes_or_no.label(token) for token in stream.targets[first].tolist()]
-            asked = [place for place, label in zip(first.tolist(), labels, strict=True) if label is not None]
-            if asked:
-                known = yes_or_no.probability(_logits(model, hidden[asked]))
-                sure += [probability for probability in known if probability is not None]
-                truth += [label for label in labels if label is not None]
+            yes, no = yes_or_no.answers(stream)
+            asked = (yes | no).nonzero().squeeze(-1)
+            if len(asked):
+                sure += yes_or_no.probability(_logits(model, hidden[asked]))
+                truth += yes[asked].tolist()
             progress.advance(len(stream.sample_indices))
-    yes = sum(truth)
-    enough = min(yes, len(truth) - yes) >= FEWEST
+    positive = sum(truth)
+    negative = len(truth) - positive
+    enough = min(positive, negative) >= FEWEST
     threshold = best_threshold(np.array(sure), np.array(truth)) if enough else None
-    return Validation(total / max(tokens, 1), tokens, len(split), yes, len(truth) - yes, threshold)
+    return Validation(total / max(tokens, 1), tokens, len(split), positive, negative, threshold)
 
 
 def _logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
     """Return float32 (rows, vocabulary)."""
     return cap_logits(model.lm_head(hidden).float(), model.config.text_config)
-
-
-def _first_words(rows: torch.Tensor) -> torch.Tensor:
-    """Return which supervised tokens begin an answer: those whose predecessor is not supervised."""
-    follows = torch.zeros_like(rows, dtype=torch.bool)
-    follows[1:] = rows[1:] == rows[:-1] + 1
-    return (~follows).nonzero().squeeze(-1)

@@ -2,18 +2,29 @@
 
 Features of a frozen encoder come from a cache, conversations stand in one stream without padding or mask, and the loss
 is computed only where a token is supervised, without ever holding the logits of all words.
+
+Where a supervised answer begins with a yes or a no, the same states tell what the model would have said: the mass of
+every spelling of yes stands against the mass of every spelling of no, and nothing has to be generated.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from multimodal_gemma.model.stream import Stream
+from multimodal_gemma.model.assembly import cap_logits
+from multimodal_gemma.model.stream import SampleLike, Stream
 from multimodal_gemma.model.vocabulary_loss import vocabulary_loss
+
+FEWEST = 20  # answers of each kind in held-out conversations; fewer tell nothing
+_YES = ("Yes", "yes", "YES", " Yes", " yes", " YES")
+_NO = ("No", "no", "NO", " No", " no", " NO")
 
 
 class Encoder(nn.Module):
@@ -144,3 +155,71 @@ class SupervisedLoss(nn.Module):
 
 def _learns(part: nn.Module) -> bool:
     return any(weight.requires_grad for weight in part.parameters())
+
+
+class YesOrNo:
+    """Tells yes from no.
+
+    Spellings of a single token decide; only a vocabulary without them is read by the first tokens of its spellings, as
+    far as they tell yes from no.
+
+    Args:
+        tokenizer: of the model.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        spelled = [[tokenizer.encode(word, add_special_tokens=False) for word in words] for words in (_YES, _NO)]
+        single = [{ids[0] for ids in spellings if len(ids) == 1} for spellings in spelled]
+        first = [{ids[0] for ids in spellings if ids} for spellings in spelled]
+        yes, no = single if all(single) else first
+        told = bool(yes - no and no - yes)
+        self._yes, self._no = (sorted(yes - no), sorted(no - yes)) if told else ([], [])
+
+    def count(self, conversations: Iterable[SampleLike]) -> tuple[int, int]:
+        """Return how many answers of conversations begin with a yes, and how many with a no."""
+        yes = no = 0
+        for sample in conversations:
+            begins = sample.supervised & ~np.concatenate([[False], sample.supervised[:-1]])
+            words = sample.input_ids[begins]
+            yes, no = yes + int(np.isin(words, self._yes).sum()), no + int(np.isin(words, self._no).sum())
+        return yes, no
+
+    def answers(self, stream: Stream) -> tuple[Tensor, Tensor]:
+        """Return which supervised tokens of a stream begin an answer with a yes, and which with a no; bool (S,)."""
+        rows, targets = stream.rows, stream.targets
+        begins = torch.ones_like(rows, dtype=torch.bool)
+        begins[1:] = rows[1:] != rows[:-1] + 1  # the token before it is not supervised
+        yes, no = (begins & torch.isin(targets, targets.new_tensor(words)) for words in (self._yes, self._no))
+        return yes, no
+
+    def tally(self, hidden: Tensor, stream: Stream, llava: LlavaForConditionalGeneration) -> Tensor:
+        """Return how many answers are yes, how many of them P(yes) tells, and the same of no; float64 (4,).
+
+        Args:
+            hidden: what predicts the supervised tokens of `stream`, (S, D).
+            stream: on the same device.
+            llava: has the head; of its words only the spellings of yes and no are computed.
+        """
+        yes, no = self.answers(stream)
+        logits = functional.linear(hidden, llava.lm_head.weight[[*self._yes, *self._no]])  # (S, spellings)
+        capped = cap_logits(logits.float(), llava.config.text_config)
+        said = _odds(*capped.split([len(self._yes), len(self._no)], dim=1)) >= 0
+        return torch.stack([kind.sum() for kind in (yes, yes & said, no, no & ~said)]).double()
+
+    def probability(self, logits: Tensor) -> list[float | None]:
+        """Return P(yes) of each row of logits (rows, vocabulary); None if the vocabulary has no such tokens."""
+        if not self._yes:
+            return [None] * len(logits)
+        wide = logits.float()
+        likely: list[float | None] = _odds(wide[:, self._yes], wide[:, self._no]).sigmoid().tolist()
+        return likely
+
+
+def balanced_accuracy(yes: float, yes_right: float, no: float, no_right: float) -> float:
+    """Return the mean of the shares of yes and of no that are told, in [0, 1]; a constant answer scores one half."""
+    return (yes_right / yes + no_right / no) / 2
+
+
+def _odds(yes: Tensor, no: Tensor) -> Tensor:
+    """Return the logarithm of P(yes) / P(no), (rows,), of the logits of their spellings."""
+    return yes.logsumexp(-1) - no.logsumexp(-1)

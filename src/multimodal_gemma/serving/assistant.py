@@ -16,7 +16,8 @@ from transformers import StoppingCriteriaList, TextIteratorStreamer
 
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.evaluation import loading
-from multimodal_gemma.evaluation.prompts import Prompter, YesOrNo, stop_tokens
+from multimodal_gemma.evaluation.prompts import Prompter, stop_tokens
+from multimodal_gemma.model.forward import YesOrNo
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -124,7 +125,7 @@ class Assistant:
 
     @torch.inference_mode()
     def p_yes(self, image: Image, question: str) -> float | None:
-        """Return how sure the model is that the answer is yes, see `prompts.YesOrNo`; history is not looked at."""
+        """Return how sure the model is that the answer is yes, see `model.forward`; history is not looked at."""
         with self._one_at_a_time, loading.threads_for(self._model):
             logits = self._model(**self._inputs(image, question, (), 1)).logits[:, -1]
         return YesOrNo(self._processor.tokenizer).probability(logits)[0]

@@ -47,12 +47,12 @@ def run(config: Config, dataset: Path, models: Path, output: Path, *, run_id: st
         run_id: the pipeline run, under which MLflow shows this training; empty: a run of its own.
 
     Returns:
-        Numbers: steps, best_step, loss, validation_loss where there was a validation, samples_per_second of a fresh
-        training. In a process that does not lead: nothing.
+        Numbers: steps, best_step, loss, validation_loss where there was a validation, validation_yes_no_accuracy
+        where answers decided, samples_per_second of a fresh training. In a process that does not lead: nothing.
 
     Raises:
-        InputError: an input is missing or does not fit, another training is at work in the folder, or the loss is no
-            number any more.
+        InputError: an input is missing or does not fit, too few answers say which checkpoint is best, another training
+            is at work in the folder, or the loss is no number any more.
         SystemExit: SIGTERM came; a checkpoint is saved, and the code is 75.
     """
     from multimodal_gemma.data.processed import ProcessedDataset
@@ -67,6 +67,9 @@ def run(config: Config, dataset: Path, models: Path, output: Path, *, run_id: st
         log.info(f"{output} holds this very model: nothing to do")
         return Summary("train", output, done.digest, _numbers(done), cached=True)
 
+    from multimodal_gemma.training import session
+
+    session.choose_best(config.training.best_by, data)
     settings = _settings(config, shaping, inputs, len(data.split("train")))
     if config.delegates and "RANK" not in os.environ:  # which a launcher sets for each of its processes
         _on_nodes(config, dataset, models, output, settings, run_id)
@@ -77,7 +80,7 @@ def run(config: Config, dataset: Path, models: Path, output: Path, *, run_id: st
 
     from accelerate import PartialState
 
-    from multimodal_gemma.training import checkpoint, device, failures, session
+    from multimodal_gemma.training import checkpoint, device, failures
 
     checkpoint.refuse_other(output / "checkpoints", settings.identity)
     # Of several processes one holds the folder, for all.
@@ -97,7 +100,8 @@ def run(config: Config, dataset: Path, models: Path, output: Path, *, run_id: st
         return Summary("train", output, "")
     made = manifest.read(output, KIND)
     numbers = _numbers(made) | {"samples_per_second": outcome.samples_per_second}
-    log.info(f"the model of step {outcome.best_step:,} is in {output}")
+    right = "" if outcome.yes_no_accuracy is None else f", which told yes from no {outcome.yes_no_accuracy:.1%} right,"
+    log.info(f"the model of step {outcome.best_step:,}{right} is in {output}")
     return Summary("train", output, made.digest, numbers)
 
 
@@ -210,6 +214,7 @@ def _describe(
         "best_step": outcome.best_step,
         "loss": outcome.rows[-1]["loss"],
         "validation_loss": outcome.validation_loss,
+        "validation_yes_no_accuracy": outcome.yes_no_accuracy,
         "stopped_early": outcome.stopped_early,
     }
     manifest.write(
@@ -224,5 +229,5 @@ def _describe(
 
 
 def _numbers(made: manifest.Manifest) -> dict[str, float]:
-    names = ("steps", "best_step", "loss", "validation_loss")
+    names = ("steps", "best_step", "loss", "validation_loss", "validation_yes_no_accuracy")
     return {name: float(made.facts[name]) for name in names if made.facts[name] is not None}

@@ -14,8 +14,9 @@ import contextlib
 import dataclasses
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import safetensors.torch
 import torch
@@ -41,7 +42,7 @@ class Settings:
         free: what saves time or memory; it may change.
         steps: optimiser steps in all, which epochs and max_steps make; they may grow.
         warmup_fraction: of `steps`.
-        patience: validations without a better loss before training stops; it may grow.
+        patience: validations without a better one before training stops; it may grow.
         code: digest of what trains.
     """
 
@@ -62,22 +63,46 @@ class Settings:
         return files.digest_of([self.identity, self.steps, self.patience, self.code])[:16]
 
 
+class Validated(NamedTuple):
+    """A step that was validated.
+
+    Attributes:
+        loss: nats a supervised token.
+        step: the step.
+        accuracy: of the yes-or-no answers, balanced; None where the loss decides.
+    """
+
+    loss: float
+    step: int
+    accuracy: float | None = None
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Self:
+        """Return what a line of curves.jsonl says."""
+        return cls(row["validation_loss"], row["step"], row.get("validation_yes_no_accuracy"))
+
+    @property
+    def rank(self) -> tuple[float, float, int]:
+        """The best one's is the least: whole points of accuracy count, as less is chance, and then the loss."""
+        return -round(self.accuracy or 0.0, 2), self.loss, self.step
+
+
 @dataclasses.dataclass
 class State:
     """Where a run stands after a step.
 
     Attributes:
         step: optimiser steps done; with the seed it says which samples come next.
-        best: (validation loss, step) of the checkpoints kept as best, best first.
+        best: the checkpoints kept as best, best first.
         best_loss: lowest validation loss so far; None before the first validation.
-        stale: validations since the lowest.
+        stale: validations since the last better one.
         finished: nothing is left to train.
         pending: line of curves.jsonl of a step whose validation was cut off by SIGTERM; it comes first when the run
             continues. None: nothing is owed.
     """
 
     step: int = 0
-    best: list[tuple[float, int]] = dataclasses.field(default_factory=list)
+    best: list[Validated] = dataclasses.field(default_factory=list)
     best_loss: float | None = None
     stale: int = 0
     finished: bool = False
@@ -144,7 +169,7 @@ def load(folder: Path, step: int) -> Loaded:
     path = folder / f"step-{step:08d}"
     facts = manifest.verify(path, KIND).facts
     told = {field.name: facts[field.name] for field in dataclasses.fields(State)}
-    state = State(**{**told, "best": [(loss, at) for loss, at in facts["best"]]})
+    state = State(**{**told, "best": [Validated(*kept) for kept in facts["best"]]})
     optimiser = torch.load(path / "optimiser.pt", map_location="cpu", weights_only=True)
     random_states = torch.load(path / "random.pt", map_location="cpu", weights_only=True)
     return state, load_file(path / "weights.safetensors"), optimiser, random_states
@@ -166,7 +191,7 @@ def load_newest(folder: Path) -> Loaded | None:
             logs.get("train").warning(f"the checkpoint of step {step:,} is damaged and left out. {error}")
             continue
         state = loaded[0]
-        state.best = [(loss, at) for loss, at in state.best if at == step or _whole(folder, at)]
+        state.best = [kept for kept in state.best if kept.step == step or _whole(folder, kept.step)]
         return loaded
     if found:
         raise InputError(
@@ -331,7 +356,7 @@ class Keeper:
         self.accelerator.wait_for_everyone()
 
     def _prune(self, state: State) -> None:
-        keep = {state.step, *(step for _, step in state.best)}
+        keep = {state.step, *(kept.step for kept in state.best)}
         prune(self.folder, keep)
         if self.copies is not None:
             self.copies.mirror(self.folder, keep)

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 
 from multimodal_gemma import files
 from multimodal_gemma.planning.arithmetic import find_device
+from multimodal_gemma.training.checkpoint import Validated
 
 if TYPE_CHECKING:
     from multimodal_gemma.planning.arithmetic import Work
@@ -110,9 +111,9 @@ def smoothed(values: list[float]) -> list[float]:
 
 
 def best_so_far(rows: Sequence[Mapping[str, Any]]) -> int:
-    """Return the step with the lowest validation loss so far, the last one where nothing was validated."""
-    validated = [(row["validation_loss"], row["step"]) for row in rows if "validation_loss" in row]
-    return int(min(validated)[1] if validated else rows[-1]["step"])
+    """Return the step whose validation was the best so far, the last one where nothing was validated."""
+    validated = [Validated.of(row) for row in rows if "validation_loss" in row]
+    return min(validated, key=lambda one: one.rank).step if validated else int(rows[-1]["step"])
 
 
 def page(
@@ -129,7 +130,7 @@ def page(
     Args:
         rows: the lines of curves.jsonl.
         best_step: whose weights became the model.
-        stopped_early: the loss had stopped falling.
+        stopped_early: validations no longer got better.
         running_to: the step at which a training that still runs will end; 0: it has ended.
         samples: the lines of samples.jsonl.
         image: the pixels of an image index, uint8 (H, W, 3).
@@ -138,16 +139,19 @@ def page(
     from multimodal_gemma.reporting.page import Page
 
     steps = [row["step"] for row in rows]
-    validated = [(row["step"], row["validation_loss"]) for row in rows if "validation_loss" in row]
+    validated = [Validated.of(row) for row in rows if "validation_loss" in row]
+    answered = [(one.step, one.accuracy) for one in validated if one.accuracy is not None]
     if running_to:
         now = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
         told = f"Step {steps[-1]:,} of {running_to:,} at {now}; written anew every minute while the training runs. "
         told += f"The best so far is step {best_step:,}."
     else:
-        end = "stopped early, as the validation loss no longer fell" if stopped_early else "ran to its end"
-        told = f"{steps[-1]:,} steps; it {end}. The model holds the weights of step {best_step:,}."
+        end = "stopped early, as validations no longer got better" if stopped_early else "ran to its end"
+        told = f"{steps[-1]:,} steps; it {end}. The model holds the weights of step {best_step:,}, "
+        reason = "which told yes from no best" if answered else "of the lowest validation loss"
+        told += f"{reason if validated else 'the last'}."
     view = Page("Training", told)
-    best = dict(validated).get(best_step)
+    best = next((one for one in validated if one.step == best_step), None)
     seconds = sum(row["seconds"] for row in rows)
     view.cards(
         [
@@ -156,7 +160,7 @@ def page(
                 f"{smoothed([row['loss'] for row in rows])[-1]:.3f}",
                 "nats a supervised token, smoothed",
             ),
-            ("validation loss", "none" if best is None else f"{best:.3f}", f"step {best_step:,}"),
+            ("validation loss", "none" if best is None else f"{best.loss:.3f}", f"step {best_step:,}"),
             (
                 "time in steps",
                 f"{seconds:,.0f} s",
@@ -166,6 +170,14 @@ def page(
     )
     view.section("Loss", LOSSES)
     view.figure(losses(rows))
+    if answered:
+        view.section(
+            "Yes or no",
+            "Held-out answers that begin with a yes or a no and are told right, both kinds weighing alike; a constant "
+            "answer scores 0.5. The best step becomes the model, of equal whole points the lower loss.",
+        )
+        accuracies = {"validation": ([step for step, _ in answered], [value for _, value in answered])}
+        view.figure(charts.lines(accuracies, "step", "balanced accuracy"))
     rates = {
         name.removesuffix("_lr"): (steps, [row[name] for row in rows])
         for name in sorted(rows[0])

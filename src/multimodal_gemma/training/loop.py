@@ -24,11 +24,12 @@ from torch import Tensor
 
 from multimodal_gemma import logs
 from multimodal_gemma.model import adapters
-from multimodal_gemma.model.forward import SupervisedLoss
+from multimodal_gemma.model.forward import SupervisedLoss, YesOrNo, balanced_accuracy
 from multimodal_gemma.model.stream import Composer
 from multimodal_gemma.progress import Progress
 from multimodal_gemma.training import checkpoint, failures, schedule
 from multimodal_gemma.training.ahead import Sender, Step, ahead, optimiser_steps
+from multimodal_gemma.training.checkpoint import Validated
 from multimodal_gemma.training.curves import Curves, Meter
 from multimodal_gemma.training.failures import EXIT_CODE, Watch
 
@@ -66,6 +67,7 @@ class Job:
         samples: asks for answers to look at, at every validation; None: nobody does.
         reporter: shows the training while it runs; None: nobody does.
         copies: where checkpoints outlive this machine; None: nowhere.
+        yes_or_no: reads the answers that the best checkpoint is found by; None: it is found by the validation loss.
     """
 
     training: TrainingConfig
@@ -83,6 +85,7 @@ class Job:
     samples: Samples | None = None
     reporter: Reporter | None = None
     copies: checkpoint.Copies | None = None
+    yes_or_no: YesOrNo | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,10 +94,11 @@ class Outcome:
 
     Attributes:
         steps: optimiser steps done.
-        best_step: whose checkpoint has the lowest validation loss; the last one where nothing was validated.
+        best_step: whose checkpoint is the best, see `checkpoint.Validated`; the last one where nothing was validated.
         validation_loss: of that step; None where nothing was validated.
-        stopped_early: the validation loss no longer fell.
+        stopped_early: validations no longer got better.
         rows: the lines of curves.jsonl.
+        yes_no_accuracy: of `best_step`; None where the loss decides.
     """
 
     steps: int
@@ -102,6 +106,7 @@ class Outcome:
     validation_loss: float | None
     stopped_early: bool
     rows: list[dict[str, Any]]
+    yes_no_accuracy: float | None = None
 
     @property
     def samples_per_second(self) -> float:
@@ -199,13 +204,14 @@ class Trainer:
                     self._save(curves)
         if curves is not None:
             curves.close()
-        best = self.state.best
+        best = self.state.best[0] if self.state.best else None
         return Outcome(
             steps=self.state.step,
-            best_step=best[0][1] if best else self.state.step,
-            validation_loss=best[0][0] if best else None,
+            best_step=best.step if best else self.state.step,
+            validation_loss=best.loss if best else None,
             stopped_early=self.state.step < self.steps,
             rows=curves.rows if curves is not None else [],
+            yes_no_accuracy=best.accuracy if best else None,
         )
 
     def _take(self, step: Step) -> None:
@@ -307,7 +313,7 @@ class Trainer:
 
     @torch.no_grad()
     def _validate(self, row: dict[str, Any], curves: Curves | None, before: list[dict[str, Any]]) -> None:
-        """Add the validation loss to a step's line, and say whether training should stop.
+        """Add what validation finds to a step's line, and say whether training should stop.
 
         Args:
             row: of the step just taken.
@@ -322,7 +328,9 @@ class Trainer:
         order = np.lexsort((-val.lengths, val.image_indices))  # an image's conversations are neighbours
         composer = Composer(val, self.job.image_tokens, self.job.image_token_id)
         streams = itertools.islice(composer.streams(order, self.job.budget), self.rank, None, self.ranks)
+        loss, reader = self.job.loss, self.job.yes_or_no
         total, tokens = torch.zeros((), dtype=torch.float64, device=self.device), 0
+        told = torch.zeros(4, dtype=torch.float64, device=self.device)  # see `YesOrNo.tally`
         for ready in ahead((self.sender.send(stream, None) for stream in streams), self.device):
             # A spot node leaves half a minute: this validation is for the next one.
             if self.watch.asked:
@@ -330,24 +338,31 @@ class Trainer:
             stream, fetched = ready.arrived()
             pictures = None if fetched is None else self.job.pictures.finish(fetched)
             # Not through the distributed wrapper: processes may have different numbers of streams here.
-            total += self.job.loss(stream, pictures).double()
+            with self.accelerator.autocast():
+                hidden = loss.states(stream, pictures)
+                total += loss.head_loss(hidden, stream.targets).double()
+                if reader is not None:
+                    told += reader.tally(hidden, stream, loss.llava)
             tokens += len(stream.targets)
         counted = torch.tensor([float(tokens), float(self.watch.asked)], dtype=torch.float64, device=self.device)
-        sums = self.accelerator.reduce(torch.cat([total[None], counted]), "sum").tolist()
+        sums = self.accelerator.reduce(torch.cat([total[None], counted, told]), "sum").tolist()
         self.stop = bool(sums[2])
         if self.stop:
             self._tell(curves, before)
             state.pending = row
             self._end_if_asked(curves)
         state.finished, state.pending = state.step >= self.steps, None
-        loss = row["validation_loss"] = sums[0] / max(sums[1], 1)
-        if state.best_loss is None or loss < state.best_loss:
-            state.best_loss, state.stale = loss, 0
-        else:
-            state.stale += 1
-        state.best = sorted([*state.best, (loss, state.step)])[: self.training.keep_best]
+        row["validation_loss"] = sums[0] / max(sums[1], 1)
+        if reader is not None:
+            row["validation_yes_no_accuracy"] = balanced_accuracy(*sums[3:])
+        found = Validated.of(row)
+        state.best = sorted([*state.best, found], key=lambda one: one.rank)[: self.training.keep_best]
+        falls = state.best_loss is None or found.loss < state.best_loss
+        if falls:
+            state.best_loss = found.loss
+        state.stale = 0 if falls or state.best[0] == found else state.stale + 1
         if state.stale >= self.training.patience and not state.finished:
-            self.log.info(f"stopped early at step {state.step:,}: {state.stale} validations without a better loss")
+            self.log.info(f"stopped early at step {state.step:,}: {state.stale} validations without a better one")
             state.finished = True
         self.read_at = time.monotonic()  # the time of a validation is no step's
 

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from multimodal_gemma import logs
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.model import adapters, assembly, attention
-from multimodal_gemma.model.forward import Encoder, SupervisedLoss, encoder_of
+from multimodal_gemma.model.forward import FEWEST, Encoder, SupervisedLoss, YesOrNo, encoder_of
 from multimodal_gemma.model.vocabulary_loss import has_c_compiler
 from multimodal_gemma.planning.arithmetic import Shapes, Work
 from multimodal_gemma.training import features, samples, trackers
@@ -67,6 +67,8 @@ def train(
     train_split = dataset.split("train")
     if not len(train_split):
         raise InputError(f"train: {dataset.folder} has no conversation in its training split. Prepare more data.")
+    yes_or_no, told = choose_best(training.best_by, dataset)
+    logs.get("train").info(told)
     watching = trackers.wanted(training, mlflow) if leads() else []  # one process is watched
     accelerator = make_accelerator(training, watching, folder / "trackers")
     precision = _precision(accelerator)
@@ -100,6 +102,7 @@ def train(
         samples=samples.Samples(dataset, processor, loss, pictures, accelerator, shown, training.sample_images),
         reporter=reporter,
         copies=copies,
+        yes_or_no=yes_or_no,
     )
     trainer = Trainer(job, accelerator, watch)
     trackers.start(accelerator, watching, config)
@@ -110,6 +113,40 @@ def train(
         raise
     reporter.close(outcome)
     return outcome
+
+
+def choose_best(best_by: str, dataset: ProcessedDataset) -> tuple[YesOrNo | None, str]:
+    """Return what the best checkpoint is found by: a reader of yes-or-no answers, or None for the loss; and a sentence.
+
+    Most of what a loss is averaged over is wording. Held-out answers that begin with a yes or a no ask what POPE asks:
+    P(yes) at their first token, after the true conversation up to there, is right or wrong. Yes and no weigh alike, as
+    instruction data say yes far more often. The validation split holds no image of a benchmark (see
+    `data.contamination`), so no benchmark chooses.
+
+    Args:
+        best_by: training.best_by.
+        dataset: whose validation split is meant.
+
+    Raises:
+        InputError: answers were asked for, and there are too few.
+    """
+    if best_by == "loss":
+        return None, "the best checkpoint is the one of the lowest validation loss"
+    reader = YesOrNo(dataset.processor().tokenizer)
+    split = dataset.split("val")
+    yes, no = reader.count(split[row] for row in range(len(split)))
+    told = f"of the validation split's answers {yes:,} begin with yes and {no:,} with no"
+    if min(yes, no) >= FEWEST:
+        return reader, f"the best checkpoint is the one that tells yes from no best: {told}"
+    if best_by == "yes-no":
+        raise InputError(
+            f"config: training.best_by=yes-no needs {FEWEST} answers of each kind, and {told}. Set "
+            "training.best_by=auto or loss, or hold out more with data.validation_fraction."
+        )
+    return (
+        None,
+        f"the best checkpoint is the one of the lowest validation loss: {told}, fewer than {FEWEST} each",
+    )
 
 
 def speed_up(config: Config, llava: LlavaForConditionalGeneration, accelerator: Accelerator) -> str:

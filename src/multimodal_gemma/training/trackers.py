@@ -205,8 +205,8 @@ class Reporter:
         done, taken = self._rows[-1]["step"], len(self._rows) - self._before
         left = (time.monotonic() - self._begun) / taken * (self._steps - done) if taken else None
         metrics = {name: value for row in self._rows[-1:] for name, value in row.items() if name != "seconds"}
-        validated = [row["validation_loss"] for row in self._rows if "validation_loss" in row]
-        known = {"validation_loss": validated[-1]} if validated else {}
+        validated: dict[str, Any] = next((row for row in reversed(self._rows) if "validation_loss" in row), {})
+        known = {name: value for name, value in validated.items() if name.startswith("validation_")}
         self._status.tell(done / max(self._steps, 1), left, {**metrics, **known})
 
     def _tell_end(self) -> None:

@@ -18,7 +18,7 @@ from multimodal_gemma import locks, manifest
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.model.forward import SupervisedLoss
 from multimodal_gemma.stages import train
-from multimodal_gemma.training import checkpoint, curves, loop
+from multimodal_gemma.training import checkpoint, curves, loop, session
 from tests.unit.training import toys
 
 
@@ -182,6 +182,46 @@ def test_a_killed_run_continues_to_the_same_bytes(undisturbed, models, dataset, 
     assert [line["loss"] for line in rows(tmp_path)] == [line["loss"] for line in rows(undisturbed.folder)]
 
 
+def test_a_killed_run_finds_the_same_best_step_by_its_answers(models, tmp_path, monkeypatch):
+    """Killed after the answers were best and before the end: what was best is known to the run that continues."""
+    monkeypatch.setattr(session, "FEWEST", 5)
+    data = toys.write_dataset(tmp_path / "data", models, validation=30)
+    config = toys.configuration(
+        "training.best_by=yes-no",
+        "training.epochs=4",
+        "training.validations_per_epoch=3",
+        "training.patience=12",
+        "training.lora_lr=5e-3",  # the toy then tells best at step 4, and the loss falls until step 12
+    )
+    whole = train.run(config, data, models, tmp_path / "whole")
+    accuracy = {row["step"]: row["validation_yes_no_accuracy"] for row in rows(whole.folder)}
+    assert whole.numbers["validation_yes_no_accuracy"] == max(accuracy.values())
+    at_best = [row for row in rows(whole.folder) if accuracy[row["step"]] == max(accuracy.values())]
+    assert whole.numbers["best_step"] == min(at_best, key=lambda row: row["validation_loss"])["step"]
+
+    class Killed(BaseException):
+        pass
+
+    add = curves.Curves.add
+
+    def dies(self, row):
+        add(self, row)
+        if row["step"] == 7:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(curves.Curves, "add", dies)
+        train.run(config, data, models, tmp_path / "killed")
+    with pytest.raises(InputError, match=r"training.best_by \(yes-no there, loss now\)"):
+        train.run(toys.configuration("training.best_by=loss"), data, models, tmp_path / "killed")
+    resumed = train.run(config, data, models, tmp_path / "killed")
+    assert resumed.digest == whole.digest
+    assert weights(resumed.folder) == weights(whole.folder)
+    assert checkpoint.steps(resumed.folder / "checkpoints") == checkpoint.steps(whole.folder / "checkpoints")
+    kept = [row["validation_yes_no_accuracy"] for row in rows(resumed.folder)]
+    assert kept == list(accuracy.values())
+
+
 def test_checkpoints_of_another_configuration_are_refused_by_key(undisturbed, models, dataset):
     before = weights(undisturbed.folder)
     with pytest.raises(InputError, match=r"training.lora_lr \(0.0002 there, 0.0003 now\)"):
@@ -238,10 +278,10 @@ def test_the_best_checkpoints_weights_become_the_model(models, dataset, tmp_path
     validate = loop.Trainer._validate
 
     def dictate(self, row, *others):
-        loss, forward = next(dictated), self.job.loss.forward
-        self.job.loss.forward = lambda stream, _: torch.tensor(loss * len(stream.targets))
+        loss, head_loss = next(dictated), self.job.loss.head_loss
+        self.job.loss.head_loss = lambda _, targets: torch.tensor(loss * len(targets))
         validate(self, row, *others)
-        self.job.loss.forward = forward
+        self.job.loss.head_loss = head_loss
 
     monkeypatch.setattr(loop.Trainer, "_validate", dictate)
     config = toys.configuration("training.epochs=3", "training.validations_per_epoch=3", "training.patience=3")
@@ -327,6 +367,10 @@ def test_an_edited_checkpoint_costs_time_and_no_exactness(undisturbed, models, d
         ("training.precision=bf16", "training.precision=bf16 needs a GPU"),
         ("training.device=cuda", "training.device=cuda, but this machine has no usable NVIDIA GPU"),
         ("training.trackers=[mlfow]", "training.trackers names 'mlfow'"),
+        (
+            "training.best_by=yes-no",
+            "needs 20 answers of each kind, and of the validation split's answers 1 ",
+        ),
         ("training.trackers=[aim]", "'aim', whose package is not installed"),
     ],
 )

@@ -11,6 +11,7 @@ import torch
 
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.training import checkpoint
+from multimodal_gemma.training.checkpoint import Validated
 
 IDENTITY = {"training.lora_lr": 0.1, "dataset": "abc"}
 
@@ -27,7 +28,7 @@ def save(folder, step=3, **state):
 
 
 def test_everything_comes_back(tmp_path):
-    best = [(0.1 + 0.2, 3), (1.5, 1)]
+    best = [Validated(0.1 + 0.2, 3, 2 / 3), Validated(1.5, 1, 0.5)]
     weights, optimiser = save(tmp_path, best=best, best_loss=0.1 + 0.2, stale=2)
     state, loaded, loaded_optimiser, random_states = checkpoint.load(tmp_path, 3)
     assert state == checkpoint.State(step=3, best=best, best_loss=0.1 + 0.2, stale=2)
@@ -114,10 +115,10 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog, monk
 def test_a_damaged_best_checkpoint_is_not_taken_for_the_model(tmp_path):
     save(tmp_path, 1)
     save(tmp_path, 2)
-    save(tmp_path, 3, best=[(0.1, 1), (0.2, 2), (0.3, 3)])
+    save(tmp_path, 3, best=[Validated(loss, step) for loss, step in ((0.1, 1), (0.2, 2), (0.3, 3))])
     flip(tmp_path / "step-00000001" / "weights.safetensors")
     state, *_ = checkpoint.load_newest(tmp_path)
-    assert state.best == [(0.2, 2), (0.3, 3)]
+    assert state.best == [Validated(0.2, 2), Validated(0.3, 3)]
 
 
 def test_without_any_whole_checkpoint_nothing_is_guessed(tmp_path):

@@ -45,5 +45,18 @@ def test_the_page_names_the_step_whose_weights_are_kept():
     assert "step 2" in page
     assert "0.750" in page
     assert "stopped early" in page
+    assert "of the lowest validation loss" in page
     assert page.count("<svg") == 3
     assert "<script" not in page
+
+
+def test_the_page_shows_the_answers_that_chose_the_model():
+    """Step 2 and 3 tie: the lower loss decides, although step 1 has the lowest."""
+    rows = [
+        row(step, validation_loss=loss, validation_yes_no_accuracy=accuracy)
+        for step, loss, accuracy in ((1, 0.5, 0.75), (2, 0.7, 0.875), (3, 0.6, 0.875))
+    ]
+    assert curves.best_so_far(rows) == 3
+    page = curves.page(rows, best_step=3, stopped_early=False)
+    assert "step 3, which told yes from no best" in page
+    assert page.count("<svg") == 4

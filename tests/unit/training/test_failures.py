@@ -56,17 +56,17 @@ def test_a_validation_is_left_at_once_and_made_up_for(tmp_path, monkeypatch):
     dataset = toys.write_dataset(tmp_path / "data", models)
     config = toys.configuration("model.lora.dropout=0.2", "training.batch_tokens=100", "training.max_steps=4")
     alone = train.run(config, dataset, models, tmp_path / "alone")
-    forward, seen = SupervisedLoss.forward, []
+    states, seen = SupervisedLoss.states, []
 
     def wanted_back(self, batch, pictures):
         if not self.training:
             seen.append(len(batch.targets))
             if len(seen) == 2:
                 os.kill(os.getpid(), signal.SIGTERM)
-        return forward(self, batch, pictures)
+        return states(self, batch, pictures)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SupervisedLoss, "forward", wanted_back)
+        patch.setattr(SupervisedLoss, "states", wanted_back)
         with pytest.raises(SystemExit) as ended:
             train.run(config, dataset, models, tmp_path / "model")
     assert ended.value.code == 75

@@ -224,7 +224,7 @@ def _conversation(processor, number: int, color: str, with_image: bool, an_image
     if number % 3 == 0:
         messages += [
             {"role": "user", "content": "Sure?" * (1 + number % 4)},
-            {"role": "assistant", "content": "yes, " + color},
+            {"role": "assistant", "content": ("yes, " if number % 2 else "no, ") + color},
         ]
     encoded = processor.tokenizer.apply_chat_template(
         messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
