@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from multimodal_gemma.config.schema import TrainingConfig
     from multimodal_gemma.data.processed import ProcessedDataset
 
-# Bytes of a stream's widest activation on a processor: the C library gives larger blocks back after each use, and
-# having them again took up to a tenth of a step at the widths of Gemma-3-270M.
-ON_CPU = 1 << 24
+# Bytes of a stream's widest activation on a processor, and its positions: the C library gives back what is larger, a
+# block or all that a pass has freed, and having it again took up to a tenth of a step at the widths of Gemma-3-270M and
+# 20,000 page faults a step at the sample's.
+ON_CPU, POSITIONS_ON_CPU = 1 << 24, 4096
 LARGEST = 262_144  # beyond it nothing gets faster on any GPU of today
 LIMIT = "MMGEMMA_SCRATCH_LIMIT"  # environment variable: bytes that this process's scratch files may take, e.g. 40Gi
 _SHARE = 0.5  # of the memory that is free which features may take
@@ -132,7 +133,8 @@ def choose_budget(
     if asked != "auto":
         raise InputError(f"config: training.batch_tokens={asked!r} is not allowed. Give a number of positions or auto.")
     if accelerator.device.type != "cuda":
-        return max(ON_CPU // (4 * loss.llava.config.text_config.intermediate_size), longest)
+        room = ON_CPU // (4 * loss.llava.config.text_config.intermediate_size)
+        return max(min(room, POSITIONS_ON_CPU), longest)
     start, passes = time.monotonic(), 0
     count = max(1, min(training.batch_size, LARGEST // longest))
     while (passes := passes + 1) and not _fits(loss, count, longest, kernel, accelerator):

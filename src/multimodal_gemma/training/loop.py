@@ -185,6 +185,7 @@ class Trainer:
             contextlib.closing(ahead(coming, self.device)) as prepared,
         ):
             self.read_at = self.saved_at = time.monotonic()
+            self.model.train()
             while not self.state.finished:
                 self._end_if_asked(curves)
                 rows = [] if self.state.pending is None else [self.state.pending]
@@ -198,6 +199,7 @@ class Trainer:
                     self._validate(rows[-1], curves, rows[:-1])
                     if self.leads and self.job.samples is not None:
                         self.job.samples.ask(self.state.step)
+                    self.model.train()
                 self._tell(curves, rows)
                 progress.advance(size, **(_shown(rows[-1]) if rows else {}))
                 if validated or self.due:
@@ -218,7 +220,6 @@ class Trainer:
         """Take one optimiser step."""
         factor = schedule.rate_factor(step.number, self.steps, self.training.warmup_fraction)
         rates = schedule.set_rates(self.optimiser, self.training, factor)
-        self.model.train()
         # Gradients are averaged over processes, the loss is divided by the tokens of all of them: hence the factor.
         scale = self.ranks / max(step.supervised, 1)
         total = torch.zeros((), device=self.device)

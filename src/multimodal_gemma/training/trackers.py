@@ -148,8 +148,9 @@ class Reporter:
         if self._thread is not None:
             self._lines.put(None)
             self._thread.join()
-            self._try("page", self._draw)
-            if outcome is not None:
+            if outcome is None:
+                self._try("page", self._draw)
+            else:
                 self._draw(outcome)
                 self._try("status", self._tell_end)
             self._try("page", self._keep)
