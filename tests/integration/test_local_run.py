@@ -82,7 +82,7 @@ def test_the_summary_says_what_machines_ask_for(first):
 
 def test_the_report_shows_graph_scores_curves_examples_data_and_decision(first):
     page = Path(first["report"]).read_text()
-    for heading in ("Scores", "Steps", "Training", "Examples", "Dataset", "Registry decision", "Configuration"):
+    for heading in ("Scores", "Steps", "Training", "Examples", "Dataset", "The gate&#39;s decision", "Configuration"):
         assert f"<h2>{heading}</h2>" in page
     assert page.count("<svg") == 5  # the graph, a matrix for each POPE setting, the losses
     links = re.findall(r'<a href="(artifacts/[^"]+)">', page)
