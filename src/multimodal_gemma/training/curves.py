@@ -100,6 +100,12 @@ class Meter:
         return int(psutil.Process().memory_info().rss)
 
 
+def shown(row: dict[str, Any]) -> dict[str, str]:
+    """Return what a progress bar shows of a step."""
+    rates = "/".join(f"{value:.1e}" for name, value in row.items() if name.endswith("_lr"))
+    return {"loss": f"{row['loss']:.3f}", "lr": rates, "samples/s": f"{row['samples_per_second']:.0f}"}
+
+
 def smoothed(values: list[float]) -> list[float]:
     """Return the exponential moving average of `values`, corrected for its start (Kingma and Ba, 2015)."""
     weight = max(_SMOOTHING, min(1.0, 20 / max(len(values), 1)))

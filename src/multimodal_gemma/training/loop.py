@@ -30,7 +30,7 @@ from multimodal_gemma.progress import Progress
 from multimodal_gemma.training import checkpoint, failures, schedule
 from multimodal_gemma.training.ahead import Sender, Step, ahead, optimiser_steps
 from multimodal_gemma.training.checkpoint import Validated
-from multimodal_gemma.training.curves import Curves, Meter
+from multimodal_gemma.training.curves import Curves, Meter, shown
 from multimodal_gemma.training.failures import EXIT_CODE, Watch
 
 if TYPE_CHECKING:
@@ -140,9 +140,6 @@ class Trainer:
         job: what to train.
         accelerator: the process's device, rank and precision.
         watch: hears SIGTERM.
-
-    Raises:
-        InputError: a sample is longer than the token budget.
     """
 
     def __init__(self, job: Job, accelerator: Accelerator, watch: Watch) -> None:
@@ -159,6 +156,7 @@ class Trainer:
         self.model, self.optimiser = accelerator.prepare(job.loss, bare)
         self.trainable = [parameter for parameter in job.loss.llava.parameters() if parameter.requires_grad]
         self.state, self.saved_step = checkpoint.State(), 0
+        self.curves: Curves | None = None  # of the process that leads, once it runs
         self.taken: list[_Taken] = []
         self.stop = self.due = False  # SIGTERM came; a checkpoint is due by the clock
         self.read_at = self.saved_at = time.monotonic()
@@ -173,9 +171,10 @@ class Trainer:
         self._resume()
         if self.leads and self.job.samples is not None:
             self.job.samples.begin(self.state.step)
-        curves = Curves(self.job.folder / "curves.jsonl", resume_at=self.state.step) if self.leads else None
-        if curves is not None and self.job.reporter is not None:
-            self.job.reporter.begin(curves.rows, self.steps)
+        if self.leads:
+            self.curves = Curves(self.job.folder / "curves.jsonl", resume_at=self.state.step)
+            if self.job.reporter is not None:
+                self.job.reporter.begin(self.curves.rows, self.steps)
         size = self.training.batch_size
         coming = optimiser_steps(self.job, self.sender, self.state.step + 1, self.rank, self.ranks)
         total = Progress("train", self.steps * size, "sample", done=self.state.step * size)
@@ -187,7 +186,7 @@ class Trainer:
             self.read_at = self.saved_at = time.monotonic()
             self.model.train()
             while not self.state.finished:
-                self._end_if_asked(curves)
+                self._end_if_asked()
                 rows = [] if self.state.pending is None else [self.state.pending]
                 if not rows:
                     self._take(next(prepared))
@@ -196,23 +195,23 @@ class Trainer:
                 if not rows and (validated or self._reads()):
                     rows = self._read()
                 if validated:
-                    self._validate(rows[-1], curves, rows[:-1])
+                    self._validate(rows[-1], rows[:-1])
                     if self.leads and self.job.samples is not None:
                         self.job.samples.ask(self.state.step)
                     self.model.train()
-                self._tell(curves, rows)
-                progress.advance(size, **(_shown(rows[-1]) if rows else {}))
+                self._tell(rows)
+                progress.advance(size, **(shown(rows[-1]) if rows else {}))
                 if validated or self.due:
-                    self._save(curves)
-        if curves is not None:
-            curves.close()
+                    self._save()
+        if self.curves is not None:
+            self.curves.close()
         best = self.state.best[0] if self.state.best else None
         return Outcome(
             steps=self.state.step,
             best_step=best.step if best else self.state.step,
             validation_loss=best.loss if best else None,
             stopped_early=self.state.step < self.steps,
-            rows=curves.rows if curves is not None else [],
+            rows=self.curves.rows if self.curves is not None else [],
             yes_no_accuracy=best.accuracy if best else None,
         )
 
@@ -303,23 +302,20 @@ class Trainer:
         self.taken = []
         return rows
 
-    def _tell(self, curves: Curves | None, rows: list[dict[str, Any]]) -> None:
+    def _tell(self, rows: list[dict[str, Any]]) -> None:
         """Write lines down, and have them sent to the trackers."""
-        if curves is None:
+        if self.curves is None:
             return
         for row in rows:
-            curves.add(row)
+            self.curves.add(row)
             if self.job.reporter is not None:
                 self.job.reporter.send(row)
 
     @torch.no_grad()
-    def _validate(self, row: dict[str, Any], curves: Curves | None, before: list[dict[str, Any]]) -> None:
-        """Add what validation finds to a step's line, and say whether training should stop.
+    def _validate(self, row: dict[str, Any], before: list[dict[str, Any]]) -> None:
+        """Add what validation finds to the line of the step just taken, and say whether training should stop.
 
-        Args:
-            row: of the step just taken.
-            curves: gets `before` where SIGTERM ends the validation.
-            before: lines of the steps before it that are not written down yet.
+        SIGTERM ends it; then the lines `before` that one, not written down yet, are.
         """
         val, state = self.job.val, self.state
         if not len(val):
@@ -349,9 +345,9 @@ class Trainer:
         sums = self.accelerator.reduce(torch.cat([total[None], counted, told]), "sum").tolist()
         self.stop = bool(sums[2])
         if self.stop:
-            self._tell(curves, before)
+            self._tell(before)
             state.pending = row
-            self._end_if_asked(curves)
+            self._end_if_asked()
         state.finished, state.pending = state.step >= self.steps, None
         row["validation_loss"] = sums[0] / max(sums[1], 1)
         if reader is not None:
@@ -367,22 +363,21 @@ class Trainer:
             state.finished = True
         self.read_at = time.monotonic()  # the time of a validation is no step's
 
-    def _end_if_asked(self, curves: Curves | None) -> None:
+    def _end_if_asked(self) -> None:
         """Save and end the process if any process of this training heard SIGTERM."""
-        asked = self.watch.asked if self.ranks == 1 else self.stop
-        if not asked:
+        if not (self.watch.asked if self.ranks == 1 else self.stop):
             return
         if self.state.step != self.saved_step:
-            self._save(curves)
+            self._save()
         self.log.warning(
             f"stopped by SIGTERM; step {self.state.step:,} of {self.steps:,} is saved. Run the same command again to "
             "continue."
         )
         raise SystemExit(EXIT_CODE)
 
-    def _save(self, curves: Curves | None) -> None:
+    def _save(self) -> None:
         """Save where training stands; what it has computed until here is looked at first."""
-        self._tell(curves, self._read())
+        self._tell(self._read())
         self.saved_step = self.state.step
         weights = adapters.trained_weights(self.job.loss.llava)
         self.keeper.save(self.state, weights, self.optimiser.state_dict())
@@ -402,9 +397,3 @@ class Trainer:
         if self.rank < len(random_states):
             checkpoint.set_random_state(random_states[self.rank])
         self.log.info(f"continuing from the checkpoint of step {self.state.step:,} of {self.steps:,}")
-
-
-def _shown(row: dict[str, Any]) -> dict[str, str]:
-    """Return what a progress bar shows of a step."""
-    rates = "/".join(f"{value:.1e}" for name, value in row.items() if name.endswith("_lr"))
-    return {"loss": f"{row['loss']:.3f}", "lr": rates, "samples/s": f"{row['samples_per_second']:.0f}"}
