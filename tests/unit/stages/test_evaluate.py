@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from multimodal_gemma import cli, config, files, locks, manifest
+from multimodal_gemma.config.schema import RegistryConfig
 from multimodal_gemma.errors import InputError
 from multimodal_gemma.evaluation import asking, questions, validation
 from multimodal_gemma.evaluation.generator import SuffixGenerator
@@ -471,8 +472,7 @@ def test_what_lmms_eval_scored_is_shown_and_can_be_a_floor(
     assert "lmms-eval 0.7.3" in page
     assert "local_pope" in page
     assert {"lmms/local_group.json", "lmms/local_pope.answers.jsonl"} <= manifest.read(output).files.keys()
-    asked = {"contamination": "clean", "compared": [], "champion": None}
-    for floor, passed in ((0.85, True), (0.95, False)):
-        floors = {"lmms_local_pope_pope_accuracy": floor}
-        assert gate.decide(metrics["metrics"], floors=floors, **asked).passed is passed
-    assert gate.decide(metrics["metrics"], floors=None, **asked).passed
+    name = "lmms_local_pope_pope_accuracy"
+    for floors, passed in (({name: 0.85}, True), ({name: 0.95}, False), (None, True)):
+        asked = RegistryConfig(floors=floors, compared=[], required=[], margins={})
+        assert gate.decide(asked, metrics["metrics"], contamination="clean", champion=None).passed is passed
