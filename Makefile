@@ -66,7 +66,7 @@ test-cluster: $(VENV)/dev.stamp ## the scenarios of tests/cluster on the cluster
 manifests: ## render every overlay
 	@for overlay in base overlays/kind overlays/gke-a100; do kubectl kustomize manifests/$$overlay > /dev/null || exit 1; done
 
-bench: $(VENV)/run.stamp ## what measures speed, at true shapes (benchmarks/*.py; long, and up to 9 GB of memory)
+bench: $(VENV)/run.stamp ## what measures speed, at true shapes (benchmarks/*.py; long, and up to 19 GB of memory)
 	@for script in benchmarks/*.py; do \
 		if [ $$script = benchmarks/gpu.py ] && ! nvidia-smi > /dev/null 2>&1; then echo "== $$script: no GPU here"; continue; fi; \
 		echo "== $$script"; $(BIN)/python $$script || exit 1; done
